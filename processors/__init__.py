@@ -1,0 +1,29 @@
+"""Controls, one method a file.
+
+A class is found here by its name, whichever file it lives in: a new method is a new file
+and nothing else. For static types, import from the file itself
+(``from t2ictl.processors.attention_segregation import AttentionSegregation``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_"):
+        from t2ictl.controls import broken_controls, list_controls
+
+        for control in list_controls().values():
+            if control.__name__ == name:
+                return control
+        broken = "; ".join(f"{module}: {error}" for module, error in broken_controls().items())
+        if broken:
+            raise AttributeError(f"module 't2ictl.processors' has no control {name!r} (failed to import: {broken})")
+    raise AttributeError(f"module 't2ictl.processors' has no control {name!r}")
+
+
+def __dir__() -> list[str]:
+    from t2ictl.controls import list_controls
+
+    return sorted(control.__name__ for control in list_controls().values())

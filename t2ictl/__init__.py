@@ -1,0 +1,62 @@
+"""Control of text-to-image diffusion at inference time, on your own diffusers pipeline.
+
+The public verbs, and nothing else. They are imported when they are first used, so that
+``import t2ictl`` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t2ictl.adapters import parse
+    from t2ictl.controls import Control, list_controls
+    from t2ictl.generation import Generation, generate
+    from t2ictl.loading import load
+    from t2ictl.probes import AttentionRecord, Recording
+    from t2ictl.sessions import Session, controlled
+    from t2ictl.spans import Prompt
+    from t2ictl.windows import Window
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AttentionRecord": "probes",
+    "Control": "controls",
+    "Generation": "generation",
+    "Prompt": "spans",
+    "Recording": "probes",
+    "Session": "sessions",
+    "Window": "windows",
+    "controlled": "sessions",
+    "generate": "generation",
+    "list_controls": "controls",
+    "load": "loading",
+    "parse": "adapters",
+}
+
+__all__ = [
+    "AttentionRecord",
+    "Control",
+    "Generation",
+    "Prompt",
+    "Recording",
+    "Session",
+    "Window",
+    "controlled",
+    "generate",
+    "list_controls",
+    "load",
+    "parse",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"t2ictl.{_HOME[name]}"), name)
+    raise AttributeError(f"module 't2ictl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

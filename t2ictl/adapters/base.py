@@ -1,0 +1,196 @@
+"""Adapters: everything that is true of one pipeline family, so that nothing else has to ask."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from t2ictl.errors import UnsupportedPipeline
+from t2ictl.lanes import Lanes
+from t2ictl.sites import Site
+from t2ictl.spans import Prompt
+
+__all__ = ["Adapter", "Encoded", "unet_sites"]
+
+_BLOCK = re.compile(
+    r"(?P<place>down|mid|up)_block[s]?\.(?:(?P<block>\d+)\.)?attentions\.(?P<attention>\d+)"
+    r"\.transformer_blocks\.(?P<layer>\d+)\.(?P<name>attn[12])\.processor"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What one call of ``encode_prompt`` was asked for.
+
+    Args:
+        texts: for each prompt the text of each encoder; None if the caller gave embeddings only.
+        embeddings: the embeddings that the caller gave, or None.
+        lanes: the rows of the batch that the denoiser will see.
+    """
+
+    texts: tuple[tuple[str, ...], ...] | None
+    embeddings: Tensor | None
+    lanes: Lanes
+
+
+class Adapter(ABC):
+    """One pipeline family.
+
+    Args:
+        pipe: the user's pipeline. The adapter reads from it and changes nothing.
+
+    Raises:
+        UnsupportedPipeline: if something about this pipeline keeps a session from working.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        denoiser = pipe.unet
+        if isinstance(denoiser, torch._dynamo.OptimizedModule) or denoiser._compiled_call_impl is not None:
+            raise UnsupportedPipeline(
+                "The denoiser is compiled (torch.compile), and a compiled forward pass cannot be controlled.",
+                "Open the session on the pipeline before compiling it.",
+            )
+        self.denoiser: UNet2DConditionModel = denoiser
+
+    @staticmethod
+    @abstractmethod
+    def matches(pipe: Any) -> bool:
+        """Tell whether a pipeline is of this family."""
+
+    @property
+    @abstractmethod
+    def tokenizers(self) -> tuple[Any, ...]:
+        """The tokenizers whose rows the cross-attention reads, in order."""
+
+    @abstractmethod
+    def encoded(self, arguments: Mapping[str, Any]) -> Encoded:
+        """Read the bound arguments of a call of the pipeline's ``encode_prompt``."""
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The attention layers, in the order in which the denoiser runs them."""
+        return unet_sites(self.denoiser)
+
+    @cached_property
+    def semantic_factor(self) -> int:
+        """Latent cells per cell of the maps in which words have shape.
+
+        Published methods read 16 x 16 maps of SD 1.x and 32 x 32 of SDXL: a quarter of the
+        latent's side. A model of smaller latents (the embedded one) keeps at least 16 cells a
+        side. It depends on the model alone, so that another picture size reads the same layers.
+        """
+        sample = self.denoiser.config.sample_size or 64
+        side = min(sample) if isinstance(sample, Sequence) else sample
+        factors = sorted({site.factor for site in self.sites if site.kind == "cross"})
+        fitting = [factor for factor in factors if factor <= 4 and side / factor >= 16]
+        return max(fitting, default=factors[0])
+
+    @property
+    def pads_with_end(self) -> bool:
+        """Whether empty positions repeat the end token, as in SD 1.x, or hold another one, as in SD 2.x."""
+        tokenizer = self.tokenizers[0]
+        return bool(tokenizer.pad_token_id == tokenizer.eos_token_id)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent; a denoiser for inpainting gets more, of which these come first."""
+        return int(self.denoiser.config.out_channels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser computes; under offloading its weights may wait elsewhere."""
+        device = getattr(self.pipe, "_execution_device", self.denoiser.device)
+        return torch.device(device)
+
+    def parse(self, texts: Sequence[str], parser: str = "grammar") -> Prompt:
+        """Parse one prompt.
+
+        Args:
+            texts: the text of each encoder; one text stands for all.
+            parser: the grouping of objects and attributes.
+
+        Returns:
+            The prompt with its tokens in each encoder. Multi-vector placeholders of textual
+            inversion are expanded first, as the pipeline itself does.
+        """
+        own = [texts[min(number, len(texts) - 1)] for number in range(len(self.tokenizers))]
+        convert = getattr(self.pipe, "maybe_convert_prompt", None)
+        if convert is not None:
+            own = [convert(text, tokenizer) for text, tokenizer in zip(own, self.tokenizers, strict=True)]
+        return Prompt.parse(own[0], self.tokenizers, texts=own, parser=parser)
+
+    def check_gradients(self) -> None:
+        """See that a gradient can be taken through the denoiser.
+
+        Raises:
+            UnsupportedPipeline: with the reason why not.
+        """
+        if any(parameter.is_meta for parameter in self.denoiser.parameters()):
+            raise UnsupportedPipeline(
+                "The denoiser's weights are not in memory (sequential CPU offload), so no gradient can pass through.",
+                "Use pipe.enable_model_cpu_offload(), which keeps one whole model at a time.",
+            )
+
+
+def listed(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Give a prompt argument as a tuple: one string, a list of strings, or nothing."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def batch_lanes(arguments: Mapping[str, Any], prompts: int) -> Lanes:
+    """Lay out the rows of a call from the arguments of its ``encode_prompt``."""
+    return Lanes.of_batch(
+        prompts=prompts,
+        images_per_prompt=int(arguments["num_images_per_prompt"]),
+        guided=bool(arguments["do_classifier_free_guidance"]),
+    )
+
+
+def unet_sites(denoiser: nn.Module) -> tuple[Site, ...]:
+    """List the attention layers of a U-Net in the order in which it runs them.
+
+    Args:
+        denoiser: a ``UNet2DConditionModel``.
+
+    Returns:
+        The sites. Layers that are not part of a transformer block have no address and are left alone.
+    """
+    levels = len(denoiser.config.down_block_types)  # type: ignore[union-attr, arg-type]
+    order = {"down": 0, "mid": 1, "up": 2}
+    found = []
+    for name in denoiser.attn_processors:  # type: ignore[union-attr]
+        match = _BLOCK.fullmatch(name)
+        if match is None:
+            continue
+        block = int(match["block"] or 0)
+        level = {"down": block, "mid": levels - 1, "up": levels - 1 - block}[match["place"]]
+        key = (order[match["place"]], block, int(match["attention"]), int(match["layer"]), match["name"])
+        found.append((key, match["place"], 2**level, name.removesuffix(".processor")))
+    sites = []
+    for position, (key, place, factor, module) in enumerate(sorted(found)):
+        kind = "self" if key[4] == "attn1" else "cross"
+        sites.append(
+            Site(
+                address=f"{place}.{key[1]}.{key[2]}.{key[3]}.{kind}",
+                module=module,
+                kind=kind,  # type: ignore[arg-type]
+                place=place,
+                factor=factor,
+                order=position,
+                heads=denoiser.get_submodule(module).heads,  # type: ignore[arg-type]
+            )
+        )
+    return tuple(sites)

@@ -1,0 +1,293 @@
+"""One pipeline call under control, from ``encode_prompt`` to the last scheduler step.
+
+The pipeline's own loop drives everything. Before each denoiser evaluation the latents may
+move; at the scheduler step that follows, the moved latents replace those that the pipeline
+holds. Nothing of the loop is repeated here.
+
+Legend: ``B`` batch row, ``C`` channels, ``Y`` ``X`` rows and columns, ``T`` prompt token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2ictl.adapters import Adapter
+from t2ictl.attention import DenoiserPass, Edit, Step, StopForward, Switch, Tap
+from t2ictl.controls import Plan
+from t2ictl.cost import Cost
+from t2ictl.errors import ForeignCall, MoveLost, NonFiniteLoss
+from t2ictl.hooks import DenoiserHook
+from t2ictl.lanes import Lanes
+from t2ictl.objectives import Objective
+from t2ictl.optimize import Move, MoveTrace, optimize
+from t2ictl.probes import MapTap, Recorder, Recording
+from t2ictl.schedulers import discards_sample, input_scale
+from t2ictl.sites import Site
+from t2ictl.spans import Prompt
+
+__all__ = ["PipelineCall"]
+
+
+def take_rows(value: Any, rows: slice, total: int) -> Any:
+    """Keep some batch rows of every tensor in a nest of arguments; leave everything else as it is."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim and value.shape[0] == total else value
+    if isinstance(value, dict):
+        return {key: take_rows(each, rows, total) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(take_rows(each, rows, total) for each in value)
+    return value
+
+
+@dataclass(kw_only=True)
+class PipelineCall:
+    """State of one pipeline call. A session makes one each time the pipeline encodes a prompt.
+
+    Args:
+        adapter: the pipeline's family.
+        lanes: the rows of its batch.
+        prompts: the prompt of each picture; None if no control needs words and none are known.
+        plans: what the controls do.
+        switch: tells the attention processors which pass is in progress.
+        hook: runs the denoiser for our own passes.
+        cost: counter of the session.
+        recording: what to record, or None.
+        record_sites: the layers to record.
+        truncate: end our own passes after the last layer that is needed.
+        raise_nonfinite: raise at a loss that is not finite, where it would otherwise be skipped.
+    """
+
+    adapter: Adapter
+    lanes: Lanes
+    prompts: tuple[Prompt, ...] | None
+    plans: Sequence[Plan]
+    switch: Switch
+    hook: DenoiserHook
+    cost: Cost
+    recording: Recording | None = None
+    record_sites: Sequence[Site] = ()
+    truncate: bool = True
+    raise_nonfinite: bool = False
+    embeddings: Tensor | None = None
+    trace: list[MoveTrace] = field(default_factory=list)
+    recorder: Recorder | None = None
+    evaluations: int = 0
+    last_timestep: float = float("inf")
+    pending: Tensor | None = None
+    watchers: list[tuple[Objective, MapTap]] = field(default_factory=list)
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objectives of all plans."""
+        return [objective for plan in self.plans for objective in plan.objectives]
+
+    @property
+    def edits(self) -> dict[str, list[Edit]]:
+        """The edits of all plans by site, in the order of the controls."""
+        by_site: dict[str, list[Edit]] = {}
+        for plan in self.plans:
+            for sites, edit in plan.edits:
+                for site in sites:
+                    by_site.setdefault(site.address, []).append(edit)
+        return by_site
+
+    @property
+    def cond(self) -> slice:
+        """The conditional rows, which lie together."""
+        rows = self.lanes.rows("cond")
+        return slice(rows[0], rows[-1] + 1)
+
+    # -- before a denoiser evaluation -------------------------------------------------------
+
+    def before(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Handle one evaluation that the pipeline asks for: check it, move the latents, set the taps.
+
+        Args:
+            *args: positional arguments of the denoiser (sample, timestep, text states).
+            **kwargs: its keyword arguments.
+
+        Returns:
+            The arguments to use.
+
+        Raises:
+            ForeignCall: if the evaluation is not the next one of this call.
+            MoveLost: if the last move was never taken up by a scheduler step.
+        """
+        names = ("sample", "timestep", "encoder_hidden_states")
+        inputs = {**dict(zip(names, args)), **kwargs}
+        rest = args[len(names) :]
+        step = self._next_step(inputs)
+        sample = inputs["sample"]
+        acting = [each for each in self.objectives if each.acts(step)]
+        if discards_sample(self.adapter.pipe.scheduler):
+            acting = [each for each in acting if each.keep_discarded]
+        if acting:
+            inputs["sample"] = sample = self._move(acting, step, inputs, rest)
+        self.cost.forwards += len(sample)
+        self._listen(acting, step, sample)
+        return (inputs.pop("sample"), inputs.pop("timestep"), inputs.pop("encoder_hidden_states"), *rest), inputs
+
+    def _next_step(self, inputs: dict[str, Any]) -> Step:
+        """Check that this is the evaluation expected next, and number it."""
+        if self.pending is not None:
+            raise MoveLost(
+                f"The latents moved at evaluation {self.evaluations - 1} were not taken up by a scheduler step.",
+                "The scheduler was replaced in the middle of the call, or this pipeline does not step after each evaluation.",
+            )
+        sample, timestep = inputs["sample"], float(torch.as_tensor(inputs["timestep"]).flatten()[0])
+        pipe = self.adapter.pipe
+        total = getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)
+        if self.evaluations >= total or timestep > self.last_timestep:
+            raise ForeignCall(
+                f"The denoiser was called at timestep {timestep:g} after evaluation {self.evaluations} of {total}, "
+                "without this pipeline encoding a prompt first.",
+                "Another pipeline shares this denoiser: call it outside the session, or give it its own.",
+            )
+        if self.evaluations == 0:
+            self.lanes.check_rows(len(sample))
+            self._check_embeddings(inputs["encoder_hidden_states"])
+            self._start_record(sample, total)
+        step = Step(index=self.evaluations, total=total, timestep=timestep)
+        self.evaluations += 1
+        self.last_timestep = timestep
+        return step
+
+    def _check_embeddings(self, states: Tensor) -> None:
+        """The text states must be those that this pipeline's own ``encode_prompt`` returned."""
+        if self.embeddings is None:
+            return
+        mine = self.embeddings.to(device=states.device, dtype=states.dtype)
+        theirs = states[self.cond]
+        if mine.shape != theirs.shape or not torch.equal(mine, theirs):
+            raise ForeignCall(
+                "The denoiser was called with text states that this pipeline's encode_prompt did not return.",
+                "Another pipeline shares this denoiser: call it outside the session, or give it its own.",
+            )
+
+    def _start_record(self, sample: Tensor, total: int) -> None:
+        if self.recording is None or self.prompts is None:
+            return
+        self.recorder = Recorder(
+            self.record_sites,
+            self.cond,
+            self.prompts,
+            self.recording,
+            total=total,
+            latent_size=(sample.shape[-2], sample.shape[-1]),
+        )
+
+    # -- the move ---------------------------------------------------------------------------
+
+    def _move(self, acting: list[Objective], step: Step, inputs: dict[str, Any], rest: tuple[Any, ...]) -> Tensor:
+        """Move the latents of all pictures and remember the move for the scheduler step."""
+        sample, channels = inputs["sample"], self.adapter.latent_channels
+        move = optimize(sample[self.cond, :channels], acting, self.maps_of(acting, step, inputs, rest), step)
+        self.trace.extend(move.trace)
+        self._check_finite(move, step)
+        # The scheduler steps from its own, unscaled sample: dz = dx / c.
+        self.pending = move.delta / input_scale(self.adapter.pipe.scheduler, inputs["timestep"])
+        copies = len(sample) // self.lanes.images
+        return torch.cat([move.latents.repeat(copies, 1, 1, 1), sample[:, channels:]], dim=1)
+
+    def _check_finite(self, move: Move, step: Step) -> None:
+        if not self.raise_nonfinite:
+            return
+        bad = [row for row, skipped in enumerate(torch.stack([t.skipped for t in move.trace]).any(dim=0)) if skipped]
+        if bad:
+            raise NonFiniteLoss(
+                f"The loss or its gradient is not finite at evaluation {step.index} for pictures {bad}.",
+                "Use bfloat16 or float32, a smaller step, or on_nonfinite='skip'.",
+            )
+
+    def maps_of(
+        self, acting: Sequence[Objective], step: Step, inputs: dict[str, Any], rest: tuple[Any, ...] = ()
+    ) -> Callable[[Tensor], list[Tensor]]:
+        """Make the function from latents to attention maps: our own pass through the denoiser.
+
+        Only conditional rows are computed, and the pass ends after the last layer whose maps
+        are needed; the gradient is the same, since nothing after that layer reaches the maps.
+
+        Args:
+            acting: the objectives to serve.
+            step: the evaluation it stands for.
+            inputs: the denoiser's arguments in this evaluation, all rows.
+            rest: further positional arguments.
+
+        Returns:
+            A function from ``x_BCYX`` to one ``maps_BYXT`` for each objective.
+        """
+        total, channels = len(inputs["sample"]), self.adapter.latent_channels
+        own = take_rows({key: value for key, value in inputs.items() if key != "sample"}, self.cond, total)
+        own_rest = take_rows(rest, self.cond, total)
+        extra = inputs["sample"][self.cond, channels:]
+        last = max((site for each in acting for site in each.sites), key=lambda site: site.order)
+
+        def maps(x_BCYX: Tensor) -> list[Tensor]:
+            groups = {each.sites: MapTap(each.sites, slice(None)) for each in acting}
+            self.switch.current = DenoiserPass(
+                lanes=self.lanes.only("cond"),
+                latent_size=(x_BCYX.shape[-2], x_BCYX.shape[-1]),
+                step=step,
+                edits=self.edits,
+                taps=list(groups.values()),
+                stop_after=last.address if self.truncate else None,
+            )
+            self.cost.extra_forwards += len(x_BCYX)
+            self.cost.backwards += len(x_BCYX)
+            keywords = dict(own)
+            leading = (keywords.pop("timestep"), keywords.pop("encoder_hidden_states"), *own_rest)
+            try:
+                self.hook.forward(torch.cat([x_BCYX, extra], dim=1), *leading, **keywords)
+            except StopForward:
+                pass
+            finally:
+                self.switch.current = None
+            return [groups[each.sites].mean() for each in acting]
+
+        return maps
+
+    # -- the pass that makes the picture ----------------------------------------------------
+
+    def _listen(self, acting: Sequence[Objective], step: Step, sample: Tensor) -> None:
+        """Set edits and taps for the pass that the pipeline is about to make."""
+        self.watchers = [(each, MapTap(each.sites, self.cond)) for each in acting if each.observe is not None]
+        taps: list[Tap] = [tap for _, tap in self.watchers]
+        if self.recorder is not None:
+            taps.append(self.recorder)
+        self._step = step
+        self.switch.current = DenoiserPass(
+            lanes=self.lanes,
+            latent_size=(sample.shape[-2], sample.shape[-1]),
+            step=step,
+            edits=self.edits,
+            taps=taps,
+        )
+
+    def after(self) -> None:
+        """End the pass that made the picture: hand its maps to those who asked for them."""
+        self.switch.current = None
+        for objective, tap in self.watchers:
+            assert objective.observe is not None
+            objective.observe(tap.mean(), self._step)
+        self.watchers = []
+        if self.recorder is not None:
+            self.recorder.end_step()
+
+    def replace(self, sample: Tensor) -> Tensor:
+        """Give the scheduler the moved latents.
+
+        Args:
+            sample: the latents that the pipeline holds, unscaled.
+
+        Returns:
+            The same, moved if a move is waiting.
+        """
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return sample
+        return (sample.to(pending.dtype) + pending.to(sample.device)).to(sample.dtype)

@@ -1,0 +1,190 @@
+"""Concepts: words chosen from each prompt, and their maps, for batches of unlike prompts.
+
+Prompts with different numbers of concepts stand in one tensor batch as padded index tables.
+
+Legend: ``B`` batch row, ``N`` concept, ``K`` token of a concept, ``T`` prompt token, ``Y`` ``X`` map
+rows and columns.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from t2ictl.analysis import concept_maps, gaussian_kernel, smooth, token_softmax
+from t2ictl.controls import PlanContext
+from t2ictl.errors import BadSetting
+from t2ictl.sites import Site, select
+from t2ictl.spans import Prompt, Span
+
+__all__ = ["ConceptMaps", "ConceptTable", "Concepts", "Smoothing", "chosen_concepts", "concept_table"]
+
+Concepts = tuple[str, ...] | tuple[tuple[str, ...], ...]
+Smoothing = Literal["attend_and_excite", "gaussian", "none"]
+
+
+def chosen_concepts(concepts: Concepts, context: PlanContext, *, control: str) -> tuple[tuple[Span, ...], ...]:
+    """Find the concepts of each picture: those named by the user, or all objects of its prompt.
+
+    Args:
+        concepts: words for every prompt; or one list of words for each prompt; or nothing.
+        context: the pipeline call.
+        control: name of the control, for messages.
+
+    Returns:
+        For each picture, the spans of its concepts. A prompt without objects has none, with a warning.
+
+    Raises:
+        SpanNotFound: if a named word is not in its prompt.
+        BadSetting: if there is one list a prompt, and their numbers differ.
+    """
+    nested = [words for words in concepts if not isinstance(words, str)]
+    if nested and len(nested) != len(context.prompts):
+        raise BadSetting(
+            f"{control}.concepts has {len(nested)} lists for {len(context.prompts)} prompts.",
+            "Give one list of words for each prompt, or one flat list for all.",
+        )
+    words = nested or [tuple(str(word) for word in concepts)] * len(context.prompts)
+    found = [_concepts_of(prompt, own, control) for prompt, own in zip(context.prompts, words, strict=True)]
+    return tuple(found[lane.prompt] for lane in context.lanes.only("cond").lanes)
+
+
+def _concepts_of(prompt: Prompt, words: Sequence[str], control: str) -> tuple[Span, ...]:
+    if words:
+        return prompt.find_all(words)
+    objects = tuple(phrase.noun for phrase in prompt.objects())
+    if not objects:
+        warnings.warn(
+            f"{control} found no objects in {prompt.text!r} and leaves its picture alone; name them in concepts=.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return objects
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptTable:
+    """Token positions of the concepts of each batch row, padded to one shape.
+
+    Args:
+        index_BNK: token positions; 0 where padded.
+        index_mask_BNK: True at real tokens.
+        mask_BN: True at real concepts.
+        names: the concepts of each row, as written in its prompt.
+    """
+
+    index_BNK: Tensor
+    index_mask_BNK: Tensor
+    mask_BN: Tensor
+    names: tuple[tuple[str, ...], ...]
+
+
+def concept_table(rows: Sequence[Sequence[Span]], device: torch.device | str = "cpu") -> ConceptTable:
+    """Lay out the concepts of each row as padded index tensors.
+
+    Args:
+        rows: for each batch row, the spans of its concepts; any number, also none.
+        device: where the tensors are needed.
+
+    Returns:
+        The table.
+
+    Example:
+        >>> from t2ictl.spans import Span
+        >>> cat = Span(text="cat", start=2, end=5, by_encoder=((2,),))
+        >>> hat = Span(text="top hat", start=13, end=20, by_encoder=((5, 6),))
+        >>> concept_table([[cat, hat], [cat]]).index_BNK.tolist()
+        [[[2, 0], [5, 6]], [[2, 0], [0, 0]]]
+    """
+    concepts = max((len(spans) for spans in rows), default=0)
+    tokens = max((len(span.tokens) for spans in rows for span in spans), default=1)
+    index_BNK = torch.zeros(len(rows), max(concepts, 1), tokens, dtype=torch.long)
+    index_mask_BNK = torch.zeros_like(index_BNK, dtype=torch.bool)
+    for row, spans in enumerate(rows):
+        for number, span in enumerate(spans):
+            index_BNK[row, number, : len(span.tokens)] = torch.tensor(span.tokens)
+            index_mask_BNK[row, number, : len(span.tokens)] = True
+    return ConceptTable(
+        index_BNK=index_BNK.to(device),
+        index_mask_BNK=index_mask_BNK.to(device),
+        mask_BN=index_mask_BNK.any(dim=-1).to(device),
+        names=tuple(tuple(span.text for span in spans) for spans in rows),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptMaps:
+    """Turns mean token maps into concept maps: competition of the words, mean over tokens, smoothing.
+
+    Args:
+        sites: the layers whose mean map is meant.
+        rows: the concepts of each picture.
+        first: first token that competes; 1 leaves out the start token.
+        ends: for each picture, one past its last competing token.
+        smoothing: kernel on the maps.
+        table: the concepts as index tables, on the device of the maps.
+    """
+
+    sites: tuple[Site, ...]
+    rows: tuple[tuple[Span, ...], ...]
+    first: int
+    ends: tuple[int, ...]
+    smoothing: Smoothing
+    table: ConceptTable
+
+    @classmethod
+    def of(
+        cls,
+        context: PlanContext,
+        rows: tuple[tuple[Span, ...], ...],
+        sites: Sequence[str],
+        smoothing: Smoothing,
+    ) -> ConceptMaps:
+        """Prepare the maps of one pipeline call.
+
+        Args:
+            context: the pipeline call.
+            rows: the concepts of each picture.
+            sites: layer filter; empty for cross-attention at the model's semantic size.
+            smoothing: kernel on the maps.
+
+        Returns:
+            The preparation. Where empty positions repeat the end token (SD 1.x, SDXL) all but the
+            start token and the last position compete, as published for these models; where they
+            do not (SD 2.x), the tokens before the end token.
+
+        Raises:
+            NoSiteMatched: if the filter matches no layer.
+        """
+        adapter = context.adapter
+        encodings = [prompt.encodings[0] for prompt in context.row_prompts]
+        ends = tuple(len(each.ids) - 1 if adapter.pads_with_end else max(each.end, 2) for each in encodings)
+        return cls(
+            sites=select(adapter.sites, tuple(sites) or f"cross@{adapter.semantic_factor}"),
+            rows=rows,
+            first=1,
+            ends=ends,
+            smoothing=smoothing,
+            table=concept_table(rows, adapter.device),
+        )
+
+    def __call__(self, maps_BYXT: Tensor) -> Tensor:
+        """Give the concept maps.
+
+        Args:
+            maps_BYXT: mean attention maps of all tokens.
+
+        Returns:
+            ``maps_BNYX`` in [0, 1], float32 or better; 0 where a concept is padding.
+        """
+        ends = torch.tensor(self.ends, device=maps_BYXT.device)
+        shares_BYXT = token_softmax(maps_BYXT, self.first, ends)
+        maps_BNYX = concept_maps(shares_BYXT, self.table.index_BNK, self.table.index_mask_BNK)
+        if self.smoothing == "none":
+            return maps_BNYX
+        return smooth(maps_BNYX, gaussian_kernel(self.smoothing, device=maps_BNYX.device))

@@ -1,0 +1,246 @@
+"""Controls: frozen settings of a method, the plan they make, and the registry that finds them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from t2ictl.errors import BadSetting, ControlConflict, NeedsSession
+
+if TYPE_CHECKING:
+    from t2ictl.adapters.base import Adapter
+    from t2ictl.attention import Edit
+    from t2ictl.lanes import Lanes
+    from t2ictl.objectives import Objective
+    from t2ictl.sites import Site
+    from t2ictl.spans import Prompt
+
+__all__ = [
+    "Control",
+    "Plan",
+    "PlanContext",
+    "broken_controls",
+    "control_from_dict",
+    "control_to_dict",
+    "get_control",
+    "list_controls",
+    "register_control",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanContext:
+    """What a control may know when it makes its plan, before the pipeline has computed anything.
+
+    Args:
+        adapter: the pipeline's family: its layers, its sizes, its text encoders.
+        prompts: the parsed prompts of this call, one for each prompt that the user gave.
+        lanes: the rows of the batch.
+    """
+
+    adapter: Adapter
+    prompts: tuple[Prompt, ...]
+    lanes: Lanes
+
+    @property
+    def row_prompts(self) -> tuple[Prompt, ...]:
+        """The prompt of each picture."""
+        return tuple(self.prompts[lane.prompt] for lane in self.lanes.only("cond").lanes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a control does in one pipeline call. All state of the call lives behind it.
+
+    Args:
+        objectives: what moves the latents.
+        edits: pairs of the sites of an edit and the edit.
+        owns: things that only one control can set (``"cross.values"``, ...); two owners conflict.
+    """
+
+    objectives: tuple[Objective, ...] = ()
+    edits: tuple[tuple[tuple[Site, ...], Edit], ...] = ()
+    owns: tuple[str, ...] = ()
+
+
+class Control:
+    """Base of all controls: frozen settings, and ``plan``, which turns them into a plan.
+
+    A subclass is a settings class registered with :func:`register_control`. With strength 0 a
+    control must give an empty plan: then the picture is bit-equal to the plain one.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    families: ClassVar[tuple[str, ...]]
+    needs_words: ClassVar[bool] = True
+
+    def plan(self, context: PlanContext) -> Plan:
+        """Make the plan for one pipeline call.
+
+        Args:
+            context: adapter, prompts and batch layout of the call.
+
+        Returns:
+            The plan; an empty one leaves the picture alone.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
+        """Give plain attention processors that work without a session, where the method allows it.
+
+        Args:
+            pipe: a diffusers pipeline.
+            prompts: the prompts that it will be called with.
+            **settings: the control's fields.
+
+        Returns:
+            A dict for ``unet.set_attn_processor``.
+
+        Raises:
+            NeedsSession: if the method moves latents, which no attention processor can do.
+        """
+        raise NeedsSession(
+            f"{cls.__name__} acts on the latents between steps, which an attention processor cannot reach.",
+            f"Use it in a session: with t2ictl.controlled(pipe, [{cls.__name__}()]): ...",
+        )
+
+
+C = TypeVar("C", bound=type[Control])
+_REGISTRY: dict[str, type[Control]] = {}
+_BROKEN: dict[str, str] = {}
+
+
+def register_control(name: str, *, paper: str, families: tuple[str, ...] = ("sd", "sdxl")) -> Callable[[C], C]:
+    """Register a control under a name, for the command line, the editor and the benchmarks.
+
+    Args:
+        name: lower case, words joined by underscores.
+        paper: authors, title, year, arXiv id.
+        families: pipeline families it acts on.
+
+    Returns:
+        The class decorator.
+
+    Raises:
+        ControlConflict: if another control already has the name.
+    """
+
+    def register(cls: C) -> C:
+        if not name.isidentifier() or name != name.lower():
+            raise BadSetting(f"{name!r} cannot be a control's name.", "Use lower case and underscores.")
+        known = _REGISTRY.get(name)
+        # The same class found under a second module name (a stray double import) is one entry.
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise ControlConflict(
+                f"Both {known.__module__}.{known.__qualname__} and {cls.__module__}.{cls.__qualname__} "
+                f"want the name {name!r}.",
+                "Rename one.",
+            )
+        cls.name, cls.paper, cls.families = name, paper, families
+        _REGISTRY.setdefault(name, cls)
+        return cls
+
+    return register
+
+
+def _discover() -> None:
+    """Import every module of t2ictl.processors and every installed entry point, once each."""
+    import t2ictl.processors as home
+
+    names = [f"{home.__name__}.{module.name}" for module in pkgutil.iter_modules(home.__path__)]
+    loaders: list[tuple[str, Callable[[], Any]]] = [(n, lambda n=n: importlib.import_module(n)) for n in names]  # type: ignore[misc]
+    loaders += [(point.value, point.load) for point in entry_points(group="t2ictl.controls")]
+    for name, load in loaders:
+        try:
+            load()
+            _BROKEN.pop(name, None)
+        except Exception as error:  # one broken file must not take the others down, nor be hidden
+            _BROKEN[name] = f"{type(error).__name__}: {error}"
+
+
+def list_controls() -> dict[str, type[Control]]:
+    """List all controls: those of this library and those of installed packages.
+
+    Returns:
+        Class by name, in alphabetical order.
+
+    Example:
+        >>> "attention_segregation" in list_controls()
+        True
+    """
+    _discover()
+    return dict(sorted(_REGISTRY.items()))
+
+
+def broken_controls() -> dict[str, str]:
+    """List control modules that could not be imported, each with its error.
+
+    Returns:
+        Error by module name; empty if all is well.
+    """
+    _discover()
+    return dict(_BROKEN)
+
+
+def get_control(name: str) -> type[Control]:
+    """Find a control by name.
+
+    Args:
+        name: as in :func:`list_controls`.
+
+    Returns:
+        The class.
+
+    Raises:
+        BadSetting: if there is no such control; the message lists what there is, and what could not be imported.
+    """
+    known = list_controls()
+    if name not in known:
+        broken = "".join(f" ({module} failed to import: {error})" for module, error in _BROKEN.items())
+        raise BadSetting(f"There is no control {name!r}.{broken}", f"Known: {', '.join(known)}.")
+    return known[name]
+
+
+def control_to_dict(control: Control) -> dict[str, Any]:
+    """Write a control as plain JSON data.
+
+    Args:
+        control: a registered control.
+
+    Returns:
+        ``{"control": name, field: value, ...}``.
+
+    Example:
+        >>> from t2ictl.processors import AttentionSegregation
+        >>> control_from_dict(control_to_dict(AttentionSegregation(strength=0.5))).strength
+        0.5
+    """
+    from pydantic import TypeAdapter
+
+    return {"control": control.name, **TypeAdapter(type(control)).dump_python(control, mode="json")}
+
+
+def control_from_dict(data: Mapping[str, Any]) -> Control:
+    """Read a control back from plain JSON data.
+
+    Args:
+        data: as :func:`control_to_dict` writes it.
+
+    Returns:
+        The control.
+
+    Raises:
+        BadSetting: if the control or one of its fields is unknown, or a value is out of range.
+    """
+    values = dict(data)
+    cls = get_control(str(values.pop("control", "")))
+    unknown = sorted(set(values) - {each.name for each in fields(cls)})  # type: ignore[arg-type]
+    if unknown:
+        raise BadSetting(f"{cls.__name__} has no field {unknown}.", "Was this written by a newer version?")
+    return cls(**values)

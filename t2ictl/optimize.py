@@ -1,0 +1,159 @@
+"""The inner loop: move the latents of one denoising step down the gradient of the objectives.
+
+Every row is on its own: it refines until it is good enough or out of tries, moves once
+more as every row does, and then stays where it is while others go on. ``K`` refinements
+cost ``K + 1`` passes, since the pass that finds a row good enough also gives its last step.
+
+Legend: ``B`` batch row (pictures; conditional rows only), ``C`` channels, ``Y`` ``X`` rows and
+columns, ``T`` prompt token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t2ictl.attention import Step
+from t2ictl.objectives import Losses, Objective
+
+__all__ = ["Move", "MoveTrace", "optimize"]
+
+Maps = Callable[[Tensor], Sequence[Tensor]]
+
+# Half-precision gradients of losses near 1 reach below 6e-8, where float16 has no numbers.
+FP16_LOSS_SCALE = 2.0**8
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveTrace:
+    """What one pass of the inner loop found and did.
+
+    Args:
+        step: the denoiser evaluation it belongs to.
+        iteration: 0 for the first pass at this step.
+        terms: weighted loss terms before the move, ``"control.term"`` to ``loss_B``.
+        total: their weighted sum, ``loss_B``.
+        length: length of each row's move in scaled space, ``length_B``; 0 for a row that is done.
+        refined: ``bool_B``, rows for which this move was an extra one.
+        skipped: ``bool_B``, rows that did not move because loss or gradient was not finite.
+    """
+
+    step: Step
+    iteration: int
+    terms: dict[str, Tensor]
+    total: Tensor
+    length: Tensor
+    refined: Tensor
+    skipped: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """The outcome of the inner loop at one step.
+
+    Args:
+        latents: ``x_BCYX``, the moved latents in scaled space.
+        delta: ``dx_BCYX`` in float32 or better, moved minus original.
+        trace: one entry a pass.
+    """
+
+    latents: Tensor
+    delta: Tensor
+    trace: tuple[MoveTrace, ...]
+
+
+def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: Step) -> Move:
+    """Move the latents of one step.
+
+    Args:
+        x_BCYX: latents as the denoiser sees them, one row a picture.
+        objectives: those that act at this step, all with one step rule.
+        maps: runs the denoiser on latents and gives each objective's ``maps_BYXT``.
+        step: which evaluation this is.
+
+    Returns:
+        The moved latents and the trace. Nothing that was passed in is changed.
+    """
+    exact = torch.promote_types(x_BCYX.dtype, torch.float32)
+    start_BCYX = x_BCYX.detach()
+    now_BCYX = start_BCYX.to(exact)
+    done_B = torch.zeros(len(x_BCYX), dtype=torch.bool, device=x_BCYX.device)
+    before: list[Losses] | None = None
+    trace: list[MoveTrace] = []
+    while True:
+        losses, gradient_BCYX = _gradient(now_BCYX.to(x_BCYX.dtype), objectives, maps, step)
+        again_B = _wants_more(objectives, losses, before or losses, step, tries=len(trace)) & ~done_B
+        total_B = _total(objectives, losses)
+        finite_B = torch.isfinite(total_B) & torch.isfinite(gradient_BCYX).flatten(1).all(dim=1)
+        moves_B = finite_B & ~done_B
+        delta_BCYX = _step(objectives, now_BCYX, gradient_BCYX.to(exact), step)
+        delta_BCYX = torch.where(moves_B[:, None, None, None], delta_BCYX, torch.zeros_like(delta_BCYX))
+        now_BCYX = now_BCYX + delta_BCYX
+        trace.append(
+            MoveTrace(
+                step=step,
+                iteration=len(trace),
+                terms={f"{o.name}.{k}": v.detach() for o, each in zip(objectives, losses) for k, v in each.terms.items()},
+                total=total_B,
+                length=delta_BCYX.flatten(1).norm(dim=1),
+                refined=again_B & finite_B,
+                skipped=~finite_B & ~done_B,
+            )
+        )
+        done_B = done_B | ~again_B | ~finite_B
+        before = losses
+        # Without a target no row goes on, and the device need not be asked. With one, a look at
+        # the device costs far less than the pass that it may save.
+        if all(o.target(step) is None for o in objectives) or bool(done_B.all()):
+            return Move(
+                latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX.to(exact), trace=tuple(trace)
+            )
+
+
+def _gradient(
+    x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: Step
+) -> tuple[list[Losses], Tensor]:
+    """One pass: the losses of each objective and the gradient of their weighted sum."""
+    scale = FP16_LOSS_SCALE if x_BCYX.dtype == torch.float16 else 1.0
+    with torch.enable_grad():
+        leaf_BCYX = x_BCYX.detach().requires_grad_(True)
+        found = [o.evaluate(each, step) for o, each in zip(objectives, maps(leaf_BCYX))]
+        # A sum over rows has each row's own gradient in its own row.
+        (gradient_BCYX,) = torch.autograd.grad((_total(objectives, found) * scale).sum(), leaf_BCYX)
+    detached = [
+        Losses(
+            terms={name: value.detach() for name, value in each.terms.items()},
+            presence=None if each.presence is None else each.presence.detach(),
+        )
+        for each in found
+    ]
+    exact = torch.promote_types(gradient_BCYX.dtype, torch.float32)
+    return detached, gradient_BCYX.detach().to(exact) / scale
+
+
+def _total(objectives: Sequence[Objective], losses: Sequence[Losses]) -> Tensor:
+    return torch.stack([o.strength * each.total for o, each in zip(objectives, losses)]).sum(dim=0)
+
+
+def _step(objectives: Sequence[Objective], x_BCYX: Tensor, gradient_BCYX: Tensor, step: Step) -> Tensor:
+    """The shared rule; in normalized mode the strongest control sets the length."""
+    strength = max(o.strength for o in objectives)
+    return objectives[0].rule.move(x_BCYX, gradient_BCYX, step.index, step.total, strength)
+
+
+def _wants_more(
+    objectives: Sequence[Objective], losses: Sequence[Losses], before: Sequence[Losses], step: Step, tries: int
+) -> Tensor:
+    """Rows in which some objective is still short of its target and has tries left."""
+    more_B = torch.zeros_like(_total(objectives, losses), dtype=torch.bool)
+    for objective, now, earlier in zip(objectives, losses, before):
+        target, refinement = objective.target(step), objective.refinement
+        if target is None or refinement is None or tries >= refinement.most or now.presence is None:
+            continue
+        judged = earlier if refinement.stale else now
+        assert judged.presence is not None
+        more_B = more_B | (judged.presence < target)
+    return more_B

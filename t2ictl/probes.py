@@ -1,0 +1,237 @@
+"""Probes: read-only taps on cross-attention, and the record that a session leaves behind.
+
+A probe computes its maps beside the fused kernel, from the same queries and keys, so that a
+picture made with a probe is bit-equal to the one made without.
+
+Legend: ``B`` batch row, ``Q`` image position, ``K`` context position, ``T`` prompt token,
+``Y`` ``X`` map rows and columns, ``S`` step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from t2ictl.attention import AttentionCall
+from t2ictl.errors import BudgetExceeded, NotRecorded
+from t2ictl.fields import setting, settings_class
+from t2ictl.sites import Site
+from t2ictl.spans import Prompt
+
+__all__ = ["AttentionRecord", "MapTap", "Recorder", "Recording"]
+
+
+def resize_maps(maps_BTYX: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring maps to one size; nothing is computed when they have it."""
+    if tuple(maps_BTYX.shape[-2:]) == size:
+        return maps_BTYX
+    return F.interpolate(maps_BTYX, size=size, mode="bilinear", align_corners=False)
+
+
+class MapTap:
+    """Averages attention maps over heads and layers during one pass, with gradients if the pass has them.
+
+    Every head of every layer has the same weight. Layers of different size are brought to
+    the largest.
+
+    Args:
+        sites: the layers to listen to.
+        rows: the batch rows to listen to.
+    """
+
+    def __init__(self, sites: Sequence[Site], rows: slice) -> None:
+        self.sites = frozenset(site.address for site in sites)
+        self.rows = rows
+        self._heads = 0
+        self._sums: dict[tuple[int, int], Tensor] = {}
+
+    def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
+        """Add one layer."""
+        self._heads += call.site.heads
+        held = self._sums.get(call.size)
+        self._sums[call.size] = mass_BQK if held is None else held + mass_BQK
+
+    def mean(self) -> Tensor:
+        """Give the mean map of each token.
+
+        Returns:
+            ``maps_BYXT``, the share of attention that each image position gives to each token.
+        """
+        size = max(self._sums)
+        if len(self._sums) == 1:
+            return (self._sums[size] / self._heads).unflatten(1, size)
+        maps_BTYX = [
+            resize_maps(mass_BQK.transpose(1, 2).unflatten(2, own), size) for own, mass_BQK in self._sums.items()
+        ]
+        return (torch.stack(maps_BTYX).sum(dim=0) / self._heads).permute(0, 2, 3, 1)
+
+
+@settings_class
+class Recording:
+    """What a session records of its attention maps, and how much memory that may take.
+
+    Args:
+        words: words or phrases to record; empty for every word of the prompt.
+        sites: filter of the layers; empty for the cross-attention layers at the model's semantic size.
+        per_step: keep the map of every step, not only the mean over steps.
+        budget_mb: most memory that the record may take (MiB).
+    """
+
+    words: tuple[str, ...] = setting((), help="words to record; empty: every word of the prompt")
+    sites: tuple[str, ...] = setting((), help="layer filter; empty: cross-attention at the model's semantic size")
+    per_step: bool = setting(True, help="keep the maps of every step, not only their mean")
+    budget_mb: float = setting(512.0, help="most memory the record may take (MiB)", low=0.0)
+
+
+@dataclass(kw_only=True)
+class AttentionRecord:
+    """Word maps of one pipeline call, asked for by word.
+
+    Args:
+        prompts: the prompt of each picture.
+        columns: the token positions that were recorded.
+        heads: number of heads behind each place.
+        maps: for each place, ``maps_SBTYX``; one entry along ``S`` if only the mean was kept.
+        steps: number of evaluations recorded.
+    """
+
+    prompts: tuple[Prompt, ...]
+    columns: tuple[int, ...]
+    heads: dict[str, int]
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+
+    def map(self, word: str, *, image: int = 0, place: str | None = None, step: int | None = None) -> Tensor:
+        """Give the attention map of a word: the share of attention that each place in the picture pays to it.
+
+        A word of several tokens has the mean of their maps. Values are probabilities, the same
+        scale for every word; nothing is stretched.
+
+        Args:
+            word: a word or phrase of the prompt; ``"cat#2"`` is the second one.
+            image: which picture of the call.
+            place: ``"down"``, ``"mid"`` or ``"up"``; None for the mean over all heads.
+            step: one evaluation (negative from the end); None for the mean over all.
+
+        Returns:
+            ``map_YX``, float32 on the CPU, values in [0, 1].
+
+        Raises:
+            SpanNotFound: if the word is not in that picture's prompt.
+            NotRecorded: if that word, place, step or picture was not recorded.
+        """
+        if not 0 <= image < len(self.prompts):
+            raise NotRecorded(f"There is no picture {image}.", f"This call made {len(self.prompts)}, counted from 0.")
+        tokens = self.prompts[image].find(word).tokens
+        missing = [token for token in tokens if token not in self.columns]
+        if missing:
+            raise NotRecorded(f"The word {word!r} was not recorded.", "Name it in Recording(words=...).")
+        picked = [self.columns.index(token) for token in tokens]
+        maps_SYX = self._places(place)[:, image, picked].mean(dim=1)
+        return (maps_SYX.mean(dim=0) if step is None else self._step(maps_SYX, step)).float().cpu()
+
+    def _places(self, place: str | None) -> Tensor:
+        if place is not None:
+            if place not in self.maps:
+                raise NotRecorded(f"Nothing was recorded at {place!r}.", f"Recorded places: {sorted(self.maps)}.")
+            return self.maps[place]
+        total = sum(self.heads.values())
+        return torch.stack([self.maps[name] * (self.heads[name] / total) for name in self.maps]).sum(dim=0)
+
+    def _step(self, maps_SYX: Tensor, step: int) -> Tensor:
+        if len(maps_SYX) != self.steps:
+            raise NotRecorded("Single steps were not recorded.", "Use Recording(per_step=True).")
+        if not -self.steps <= step < self.steps:
+            raise NotRecorded(f"There is no step {step}.", f"{self.steps} evaluations were recorded.")
+        return maps_SYX[step]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the maps."""
+        return sum(maps.numel() * maps.element_size() for maps in self.maps.values())
+
+
+class Recorder:
+    """The tap that fills an :class:`AttentionRecord`.
+
+    Args:
+        sites: the layers to listen to.
+        rows: the conditional rows of the batch.
+        prompts: the prompt of each picture.
+        settings: what to keep.
+        total: number of denoiser evaluations to come.
+        latent_size: height and width of the latent (cells).
+
+    Raises:
+        BudgetExceeded: if the record would be larger than its budget.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        rows: slice,
+        prompts: Sequence[Prompt],
+        settings: Recording,
+        *,
+        total: int,
+        latent_size: tuple[int, int],
+    ) -> None:
+        self.sites = frozenset(site.address for site in sites)
+        self.rows = rows
+        heads = {place: sum(s.heads for s in sites if s.place == place) for place in ("down", "mid", "up")}
+        self.record = AttentionRecord(
+            prompts=tuple(prompts),
+            columns=_columns(prompts, settings.words),
+            heads={place: count for place, count in heads.items() if count},
+        )
+        self._per_step = settings.per_step
+        self._size = max(site.size(latent_size) for site in sites)
+        self._sums: dict[str, Tensor] = {}
+        self._check_budget(settings.budget_mb, total)
+
+    def _check_budget(self, budget_mb: float, total: int) -> None:
+        kept = total if self._per_step else 1
+        maps = len(self.record.heads) * len(self.record.prompts) * len(self.record.columns) * kept
+        need_mb = maps * self._size[0] * self._size[1] * 4 / 2**20
+        if need_mb > budget_mb:
+            raise BudgetExceeded(
+                f"Recording {maps} maps of {self._size[0]} x {self._size[1]} needs {need_mb:.0f} MiB, "
+                f"more than the budget of {budget_mb:.0f} MiB.",
+                "Name fewer words, set per_step=False, or raise budget_mb.",
+            )
+
+    def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
+        """Add one layer of the current pass."""
+        columns = torch.tensor(self.record.columns, device=mass_BQK.device)
+        maps_BTYX = mass_BQK.detach()[..., columns].transpose(1, 2).unflatten(2, call.size).float()
+        maps_BTYX = resize_maps(maps_BTYX, self._size)
+        held = self._sums.get(call.site.place)
+        self._sums[call.site.place] = maps_BTYX if held is None else held + maps_BTYX
+
+    def end_step(self) -> None:
+        """File the maps of the pass that has just ended."""
+        record = self.record
+        for place, sum_BTYX in self._sums.items():
+            mean_SBTYX = (sum_BTYX / record.heads[place])[None]
+            held = record.maps.get(place)
+            if held is None:
+                record.maps[place] = mean_SBTYX
+            elif self._per_step:
+                record.maps[place] = torch.cat([held, mean_SBTYX])
+            else:
+                record.maps[place] = held + (mean_SBTYX - held) / (record.steps + 1)
+        record.steps += 1
+        self._sums = {}
+
+
+def _columns(prompts: Sequence[Prompt], words: Sequence[str]) -> tuple[int, ...]:
+    """Token positions to keep: those of the words asked for, or of all words of all prompts."""
+    found: set[int] = set()
+    for prompt in prompts:
+        spans = [prompt.find(word) for word in words] if words else prompt.words()
+        found.update(token for span in spans for token in span.tokens)
+    return tuple(sorted(found))

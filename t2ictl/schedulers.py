@@ -1,0 +1,108 @@
+"""What is true of schedulers: the scale of their samples, which samples they ignore, and a wrap of ``step``.
+
+A latent is moved in the *scaled* space, the one that the denoiser sees (Euler-type samples
+have a standard deviation of up to 14, the denoiser's input always about 1). One step length
+then means the same for every scheduler: ``x = c(sigma) z``, ``dx = -alpha dL/dx``,
+``dz = dx / c``, which for ``c = 1 / sqrt(1 + sigma^2)`` is ``dz = -alpha sqrt(1 + sigma^2) dL/dx``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["StepWrap", "discards_sample", "input_scale"]
+
+
+def input_scale(scheduler: Any, timestep: Any) -> float:
+    """Measure the factor ``c`` with which a scheduler scales samples for the denoiser.
+
+    The pipeline has just asked the same question for the same timestep, so asking again
+    changes nothing in the scheduler.
+
+    Args:
+        scheduler: a diffusers scheduler in the middle of a call.
+        timestep: the timestep being evaluated.
+
+    Returns:
+        ``c`` in ``x = c z``; 1 for variance-preserving schedulers.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> input_scale(DDIMScheduler(), 10)
+        1.0
+    """
+    if not hasattr(scheduler, "scale_model_input"):
+        return 1.0
+    return float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep))
+
+
+def discards_sample(scheduler: Any) -> bool:
+    """Tell whether the scheduler's next ``step`` ignores the sample that it is given.
+
+    Two-stage schedulers keep the sample of their first evaluation and go on from that one at
+    the second: every second evaluation of Heun and KDPM2, the second evaluation of PNDM's
+    linear multistep start, and three of four in PNDM's Runge-Kutta start. A latent moved
+    there is lost, so no move is made, nor paid for.
+
+    Args:
+        scheduler: a diffusers scheduler before a ``step``.
+
+    Returns:
+        True if a moved sample would be thrown away.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> discards_sample(DDIMScheduler())
+        False
+    """
+    if not getattr(scheduler, "state_in_first_order", True):
+        return True
+    if type(scheduler).__name__ == "PNDMScheduler":
+        runge_kutta = scheduler.counter < len(scheduler.prk_timesteps) and not scheduler.config.skip_prk_steps
+        if runge_kutta:
+            return bool(scheduler.counter % 4)
+        return bool(scheduler.counter == 1 and scheduler.cur_sample is not None)
+    return False
+
+
+class StepWrap:
+    """An instance-level wrap of ``scheduler.step`` that may hand it another sample.
+
+    The wrap shows the signature of the method that it replaces: stock pipelines inspect it to
+    decide whether to pass ``generator`` and ``eta``, and an ancestral scheduler that is not
+    given the user's generator draws from the global one.
+
+    Args:
+        scheduler: the scheduler to wrap.
+        replace: gets the sample of each step and returns the one to use.
+    """
+
+    def __init__(self, scheduler: Any, replace: Callable[[Tensor], Tensor]) -> None:
+        self.scheduler = scheduler
+        self._had = scheduler.__dict__.get("step")
+        original = scheduler.step
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.arguments["sample"] = replace(bound.arguments["sample"])
+            return original(*bound.args, **bound.kwargs)
+
+        self._step = step
+        scheduler.step = step
+
+    def remove(self) -> None:
+        """Put back what was there, unless someone else has replaced the wrap since."""
+        if self.scheduler.__dict__.get("step") is not self._step:
+            return
+        if self._had is None:
+            del self.scheduler.__dict__["step"]
+        else:
+            self.scheduler.step = self._had

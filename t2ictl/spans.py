@@ -1,0 +1,400 @@
+"""Words of a prompt and the tokens they became: ask by word or phrase, get positions.
+
+A control names its concepts by word; attention maps and embedding rows have positions. The
+bridge is character offsets: the tokenizer says which characters each token came from, the
+parser says which characters a word or an object has, and what overlaps belongs together.
+Positions are indices into the full padded row of a text encoder, with the start token at 0.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound, UnsupportedPipeline
+from t2ictl.phrases import Piece, group, known_parser, pieces
+
+_LONGEST_ROW = 1_000_000  # tokenizers without a limit report an astronomically large one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """What one text encoder reads: its row of token ids, and where each token came from.
+
+    Args:
+        text: the prompt of this encoder, as its tokenizer got it.
+        ids: token ids of the full padded row.
+        offsets: for each position the half-open character range in ``text``, None where no text stands behind it.
+        roles: for each position ``"start"``, ``"item"``, ``"end"`` or ``"pad"``. Only the first
+            end token is ``"end"``: Stable Diffusion 1.x pads with the same id.
+        truncated_at: character from which on the token limit cut the text, None where all of it fits.
+        added: names of placeholder tokens (textual inversion) that stand in ``text``.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int] | None, ...]
+    roles: tuple[str, ...]
+    truncated_at: int | None = None
+    added: tuple[str, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """Position of the first end token."""
+        return self.roles.index("end")
+
+    def tokens_at(self, start: int, end: int) -> tuple[int, ...]:
+        """Positions of the tokens that overlap a half-open character range of ``text``."""
+        known = ((position, offset) for position, offset in enumerate(self.offsets) if offset is not None)
+        return tuple(position for position, offset in known if offset[0] < end and start < offset[1])
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """Words and marks of ``text``; a placeholder with all its vectors is one word."""
+        return pieces(self.text, names=self.added)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A piece of the prompt: its characters, and its tokens in each text encoder.
+
+    Args:
+        text: the characters as they stand in the prompt.
+        start: first character in ``Prompt.text``; -1 where the words stand only in another encoder's own prompt.
+        end: one past the last character; -1 as for ``start``.
+        by_encoder: for each encoder the positions in its full row; empty where the words are not in its prompt.
+        role: ``"word"``, ``"mark"`` (punctuation), ``"phrase"``, ``"object"`` (a head noun) or ``"attribute"``.
+
+    Example:
+        >>> Span(text="cat", start=2, end=5, by_encoder=((2,), (2,))).tokens
+        (2,)
+    """
+
+    text: str
+    start: int
+    end: int
+    by_encoder: tuple[tuple[int, ...], ...]
+    role: str = "word"
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Positions that hold for every encoder.
+
+        Cross-attention of a two-encoder model reads both rows side by side, so one position must mean one word.
+
+        Returns:
+            Positions in the full row.
+
+        Raises:
+            AmbiguousWord: the encoders have the word at different positions.
+        """
+        if len(set(self.by_encoder)) > 1:
+            places = ", ".join(str(list(tokens)) for tokens in self.by_encoder)
+            raise AmbiguousWord(
+                f"'{self.text}' stands at different token positions in the prompts of the text encoders: {places}.",
+                "Put the word at the same place in both prompts, or use one prompt.",
+            )
+        return self.by_encoder[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phrase:
+    """An object of the prompt with its attributes: "a small red circle".
+
+    Args:
+        span: all of it, from the first to the last of its words, without the determiner (role ``"phrase"``).
+        noun: the head noun with its compound parts (role ``"object"``).
+        attributes: adjectives, colors, materials, participles (role ``"attribute"``), in text order.
+    """
+
+    span: Span
+    noun: Span
+    attributes: tuple[Span, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A parsed prompt: text, one encoding per text encoder, and how to ask for its words.
+
+    Made by :meth:`parse`. ``text`` is what the parser reads and what the ``start`` and ``end`` of a
+    span count in; each encoder may have its own prompt (``prompt_2`` of SDXL).
+    """
+
+    text: str
+    encodings: tuple[Encoding, ...]
+    parser: str = "grammar"
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        tokenizers: Sequence[Any],
+        texts: Sequence[str] | None = None,
+        parser: str = "grammar",
+        pad_to: int | None = None,
+    ) -> Prompt:
+        """Read a prompt with every tokenizer of a pipeline.
+
+        Args:
+            text: the prompt.
+            tokenizers: one tokenizer per text encoder, in the pipeline's order.
+            texts: the prompt of each encoder, after textual inversion expanded it; None: ``text`` for all.
+            parser: who groups words into objects, see :func:`t2ictl.phrases.group`; it runs when objects are asked for.
+            pad_to: length of the row in tokens; None: the limit of each tokenizer.
+
+        Returns:
+            The prompt; nothing is stored in the tokenizers.
+
+        Raises:
+            BadSetting: no tokenizer, another number of texts than of tokenizers, or no such parser.
+            UnsupportedPipeline: a tokenizer without a limit and no ``pad_to``, or one whose tokens cannot be traced.
+        """
+        own = [text] * len(tokenizers) if texts is None else list(texts)
+        if not tokenizers or len(own) != len(tokenizers):
+            raise BadSetting(f"{len(own)} texts for {len(tokenizers)} tokenizers.", "Give one text per tokenizer.")
+        encodings = tuple(encode(one, tokenizer, pad_to) for one, tokenizer in zip(own, tokenizers, strict=True))
+        return cls(text=text, encodings=encodings, parser=known_parser(parser))
+
+    def find(self, query: str, occurrence: int = 1) -> Span:
+        """Find a word or phrase: whole words, in any case, with any white space between them.
+
+        Every encoder is searched in its own prompt. ``"cat#2"`` is the second cat, unless
+        the prompt itself says "cat#2". A placeholder of textual inversion answers to its name with all its vectors.
+
+        Args:
+            query: the word or phrase.
+            occurrence: which one, counted from 1.
+
+        Returns:
+            The span; where only one encoder's prompt has the words, the others' positions are empty.
+
+        Raises:
+            SpanNotFound: not in the prompt, not that often, or cut off by the token limit.
+            BadSetting: ``occurrence`` below 1, or given twice with different values.
+        """
+        words, occurrence = self._read_query(query, occurrence)
+        ranges = [_nth(_matches(one.text, one.added, words), occurrence) for one in self.encodings]
+        if not any(ranges):
+            raise self._not_there(words, occurrence)
+        found = list(zip(self.encodings, ranges, strict=True))
+        by_encoder = tuple(_kept(one, place) if place else () for one, place in found)
+        if not any(by_encoder):
+            raise self._cut_off(words)
+        if here := _nth(_matches(self.text, self._names(), words), occurrence):
+            return Span(text=self.text[slice(*here)], start=here[0], end=here[1], by_encoder=by_encoder)
+        text = next(one.text[slice(*place)] for one, place in found if place)
+        return Span(text=text, start=-1, end=-1, by_encoder=by_encoder)
+
+    def find_all(self, queries: Sequence[str]) -> tuple[Span, ...]:
+        """Find several words or phrases, each as :meth:`find` does, in the order asked."""
+        return tuple(self.find(query) for query in queries)
+
+    def span_at(self, start: int, end: int, role: str = "word") -> Span:
+        """The span of a half-open character range of ``text``.
+
+        An encoder with another prompt is searched for the same words at the same occurrence.
+
+        Args:
+            start: first character.
+            end: one past the last character.
+            role: role that the span gets.
+
+        Returns:
+            The span, with every token that overlaps the range.
+
+        Raises:
+            BadSetting: the range is empty or not inside the text.
+            SpanNotFound: no encoder has a token there (white space, or cut off by the token limit).
+        """
+        span = self._span(start, end, role)
+        if any(span.by_encoder):
+            return span
+        raise self._cut_off(span.text)
+
+    def words(self, marks: bool = False) -> tuple[Span, ...]:
+        """Every word of ``text`` with its tokens; words that were cut off have none.
+
+        Args:
+            marks: also punctuation (role ``"mark"``); together they cover every token of the text.
+
+        Returns:
+            Spans in text order.
+        """
+        kept = (piece for piece in pieces(self.text, names=self._names()) if marks or piece.kind == "word")
+        return tuple(self._span(piece.start, piece.end, piece.kind) for piece in kept)
+
+    def objects(self) -> tuple[Phrase, ...]:
+        """Objects of ``text`` with their attributes, as the parser groups them.
+
+        Returns:
+            Phrases in text order; an object whose noun was cut off by the token limit is left out,
+            and so is an attribute that was.
+
+        Raises:
+            MissingExtra: the parser is not installed.
+        """
+        phrases = []
+        for one in group(self.text, self.parser, self._names()):
+            noun = self._span(*one.noun, "object")
+            if any(noun.by_encoder):
+                attributes = (self._span(*place, "attribute") for place in one.attributes)
+                kept = tuple(span for span in attributes if any(span.by_encoder))
+                phrases.append(Phrase(span=self._span(one.start, one.end, "phrase"), noun=noun, attributes=kept))
+        return tuple(phrases)
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for one in self.encodings for name in one.added))
+
+    def _span(self, start: int, end: int, role: str) -> Span:
+        if not 0 <= start < end <= len(self.text):
+            raise BadSetting(f"No characters {start} to {end} in a text of {len(self.text)}.", "Give a range in it.")
+        by_encoder = tuple(
+            one.tokens_at(start, end) if one.text == self.text else self._elsewhere(one, start, end)
+            for one in self.encodings
+        )
+        return Span(text=self.text[start:end], start=start, end=end, by_encoder=by_encoder, role=role)
+
+    def _elsewhere(self, encoding: Encoding, start: int, end: int) -> tuple[int, ...]:
+        """Tokens of the same words, at the same occurrence, in an encoder's own prompt."""
+        words = self.text[start:end]
+        earlier = sum(place[1] <= start for place in _matches(self.text, self._names(), words))
+        place = _nth(_matches(encoding.text, encoding.added, words), earlier + 1)
+        return encoding.tokens_at(*place) if place else ()
+
+    def _read_query(self, query: str, occurrence: int) -> tuple[str, int]:
+        """Take ``#2`` off a query, unless the prompt has it literally."""
+        numbered = re.fullmatch(r"(.*\S)\s*#(\d+)\s*", query, re.DOTALL)
+        literal = any(_matches(one.text, one.added, query) for one in self.encodings)
+        if numbered and not literal:
+            number = int(numbered[2])
+            if occurrence not in (1, number):
+                raise BadSetting(f"'{query}' with occurrence {occurrence} names two.", "Give one of them.")
+            query, occurrence = numbered[1], number
+        if occurrence < 1:
+            raise BadSetting(f"Occurrence {occurrence} of '{query}'.", "Count from 1.")
+        return query.strip(), occurrence
+
+    def _not_there(self, words: str, occurrence: int) -> SpanNotFound:
+        count = max(len(_matches(one.text, one.added, words)) for one in self.encodings)
+        if count:
+            times = "once" if count == 1 else f"{count} times"
+            return SpanNotFound(
+                f"'{words}' stands only {times} in the prompt, and number {occurrence} was asked for.",
+                f"Ask for a number from 1 to {count}." if count > 1 else "Ask for it without a number.",
+            )
+        there = dict.fromkeys(piece.text for one in self.encodings for piece in one.pieces() if piece.kind == "word")
+        remedy = f"Use one of: {', '.join(there)}." if there else "The prompt has no words."
+        return SpanNotFound(f"No '{words}' in the prompt.", remedy)
+
+    def _cut_off(self, words: str) -> SpanNotFound:
+        limit = next((one for one in self.encodings if one.truncated_at is not None), None)
+        if limit is None:
+            return SpanNotFound(f"The tokenizer made no token of '{words}'.", "Use a word with letters.")
+        last = limit.text[: limit.truncated_at].split()[-1:]
+        return SpanNotFound(
+            f"'{words}' was cut off by the limit of {len(limit.ids)} tokens; the text ends after '{''.join(last)}'.",
+            "Shorten the prompt, or move the word to the front.",
+        )
+
+
+def encode(text: str, tokenizer: Any, pad_to: int | None = None) -> Encoding:
+    """Tokenize as the stock pipelines do: padded to the full row, cut at the limit.
+
+    Args:
+        text: the prompt of this encoder.
+        tokenizer: a transformers tokenizer; one without offsets is traced piece by piece.
+        pad_to: length of the row in tokens; None: the tokenizer's limit.
+
+    Returns:
+        Ids, offsets into ``text`` and roles, all of the row's length.
+
+    Raises:
+        UnsupportedPipeline: no limit is known, or the tokens cannot be traced back to the text.
+    """
+    length = tokenizer.model_max_length if pad_to is None else pad_to
+    if length > _LONGEST_ROW:
+        raise UnsupportedPipeline("The tokenizer has no token limit.", "Pass pad_to, the length of the encoder's row.")
+    wanted = {"return_special_tokens_mask": True, "return_attention_mask": True}
+    if getattr(tokenizer, "is_fast", False):
+        wanted["return_offsets_mapping"] = True
+    row = tokenizer(text, padding="max_length", max_length=length, truncation=True, **wanted)
+    whole = tokenizer(text, truncation=False, verbose=False, **wanted)
+    roles = tuple(_roles(row, tokenizer))
+    left = iter(_origins(text, tokenizer, whole))
+    offsets = tuple(next(left) if role == "item" else None for role in roles)
+    cut = next(left, (None, None))[0]
+    added = [name for name, index in tokenizer.get_added_vocab().items() if index in whole["input_ids"]]
+    named = tuple(name for name in added if name not in tokenizer.all_special_tokens)
+    ids = tuple(row["input_ids"])
+    return Encoding(text=text, ids=ids, offsets=offsets, roles=roles, truncated_at=cut, added=named)
+
+
+def _roles(row: Any, tokenizer: Any) -> Iterator[str]:
+    """Role of each position, from the masks: ids cannot tell an end token from padding or from an unknown piece."""
+    has_ended = False
+    masks = zip(row["input_ids"], row["attention_mask"], row["special_tokens_mask"], strict=True)
+    for position, (index, is_read, is_special) in enumerate(masks):
+        if is_read and not is_special:
+            yield "item"
+        elif is_read and position == 0 and index == tokenizer.bos_token_id:
+            yield "start"
+        else:
+            yield "pad" if has_ended else "end"
+            has_ended = True
+
+
+def _origins(text: str, tokenizer: Any, whole: Any) -> list[tuple[int, int]]:
+    """Character range of each token of the uncut text."""
+    items = [position for position, is_special in enumerate(whole["special_tokens_mask"]) if not is_special]
+    if "offset_mapping" in whole:
+        return [tuple(whole["offset_mapping"][position]) for position in items]
+    ids = [whole["input_ids"][position] for position in items]
+    return _trace(text, [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)])
+
+
+def _trace(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """Character ranges of tokens that report none: text and tokens, byte-level or plain, are walked byte by byte."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    table = {char: byte for byte, char in bytes_to_unicode().items()}
+    clusters = re.finditer(r"\S[\u0300-\u036f]*", text)
+    source = [(b, c.start(), c.end()) for c in clusters for b in unicodedata.normalize("NFC", c[0]).lower().encode()]
+    found: list[tuple[int, int]] = []
+    cursor = 0
+    for token in tokens:
+        bare = re.sub(r"^(##|▁|Ġ)|</w>$", "", token)
+        for spelling in ("".join(bare.lower().split()).encode(), bytes(table[c] for c in bare if c in table)):
+            part = source[cursor : cursor + len(spelling)]
+            if part and bytes(byte for byte, _, _ in part) == spelling:
+                found.append((part[0][1], part[-1][2]))
+                cursor += len(spelling)
+                break
+    if cursor != len(source) or len(found) != len(tokens):
+        raise UnsupportedPipeline(
+            "The tokens of this tokenizer do not spell the prompt, so words cannot be found in it.",
+            "Load the fast version of the tokenizer; it reports character offsets.",
+        )
+    return found
+
+
+def _matches(text: str, names: Sequence[str], query: str) -> list[tuple[int, int]]:
+    """Character ranges of the text where the query's words stand, one after the other."""
+    here, wanted = pieces(text, names=names), [piece.key for piece in pieces(query, names=names)]
+    found: list[tuple[int, int]] = []
+    for first in range(len(here) - len(wanted) + 1 if wanted else 0):
+        run = here[first : first + len(wanted)]
+        if [piece.key for piece in run] == wanted and (not found or found[-1][1] <= run[0].start):
+            found.append((run[0].start, run[-1].end))
+    return found
+
+
+def _nth(places: list[tuple[int, int]], occurrence: int) -> tuple[int, int] | None:
+    return places[occurrence - 1] if occurrence <= len(places) else None
+
+
+def _kept(encoding: Encoding, place: tuple[int, int]) -> tuple[int, ...]:
+    """Tokens of a found range; none where its last word was cut off: half a phrase is not the phrase."""
+    last = next(piece for piece in encoding.pieces() if piece.end == place[1])
+    return encoding.tokens_at(*place) if encoding.tokens_at(last.start, last.end) else ()

@@ -1,0 +1,64 @@
+"""Fixtures and the settings that every test runs under."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub client: nothing here may download
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports on every import that torchvision is absent
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from tests import tiny
+
+# Several threads on such small tensors cost a hundred times what they save on a loaded machine.
+torch.set_num_threads(1)
+diffusers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture
+def sd_pipe() -> Any:
+    """A fresh tiny SD 1.x pipeline."""
+    return tiny.sd()
+
+
+@pytest.fixture
+def sdxl_pipe() -> Any:
+    """A fresh tiny SDXL pipeline."""
+    return tiny.sdxl()
+
+
+def _allowed_skips() -> list[str]:
+    lines = Path(__file__).with_name("allowed_skips.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _skip_reasons(config: pytest.Config) -> list[str]:
+    """Reasons of all skips so far, of every worker; module-level skips come as reports too."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reports = reporter.stats.get("skipped", []) if reporter else []
+    return [str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that skipped a test for a reason that is not listed: a silent skip is a test that is not there."""
+    if hasattr(session.config, "workerinput"):
+        return  # a worker process: the controller sees all reports
+    unlisted = [reason for reason in _skip_reasons(session.config) if not reason.startswith(tuple(_allowed_skips()))]
+    if unlisted and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the number of skips, and each reason that is not listed."""
+    reasons = _skip_reasons(config)
+    terminalreporter.write_line(f"skipped tests: {len(reasons)}")
+    for reason in sorted({reason for reason in reasons if not reason.startswith(tuple(_allowed_skips()))}):
+        terminalreporter.write_line(f"skip with a reason not in tests/allowed_skips.txt: {reason}", red=True)

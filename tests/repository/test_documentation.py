@@ -1,0 +1,95 @@
+"""Every public thing is explained, its examples run, and every error has its paragraph."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from t2ictl import errors
+from tests.repository.sources import ROOT, installed_modules, sources
+
+
+def _public_members(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Functions and classes defined in ``module``, and the methods and properties that its classes define."""
+    for name, member in vars(module).items():
+        is_ours = getattr(member, "__module__", None) == module.__name__
+        if name.startswith("_") or not is_ours or not (inspect.isclass(member) or inspect.isroutine(member)):
+            continue
+        yield name, member
+        if inspect.isclass(member):
+            for inner, value in vars(member).items():
+                documentable = inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod)
+                if documentable and not inner.startswith("_"):
+                    yield f"{name}.{inner}", getattr(member, inner)
+
+
+def _is_generated(name: str, member: Any) -> bool:
+    """Dataclasses and enums of the standard library write some docstrings themselves: the class's signature."""
+    return inspect.isclass(member) and (member.__doc__ or "").startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("name", installed_modules())
+def test_public_things_have_a_docstring(name: str) -> None:
+    module = import_module(name)
+    assert module.__doc__, f"{name} does not say what it is"
+    missing = [
+        inner for inner, member in _public_members(module) if not inspect.getdoc(member) or _is_generated(inner, member)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", installed_modules())
+def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # an example may write a file
+    output = io.StringIO()
+    with redirect_stdout(output):
+        result = doctest.testmod(import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0, output.getvalue()
+
+
+def test_every_module_is_found_exactly_once() -> None:
+    """Links and mapping show one package: no file under two names, and none that the walk misses."""
+    files = Counter(str(Path(import_module(name).__file__ or "").resolve()) for name in installed_modules())
+    ours = {
+        str(ROOT / source.path)
+        for source in sources()
+        if source.module.startswith("t2ictl") and not source.module.endswith("__main__")
+    }
+    assert [file for file, count in files.items() if count > 1] == []
+    assert set(files) == ours
+
+
+def _error_classes() -> dict[str, type[errors.T2ictlError]]:
+    return {
+        name: member
+        for name, member in vars(errors).items()
+        if inspect.isclass(member) and issubclass(member, errors.T2ictlError)
+    }
+
+
+def test_every_error_has_its_paragraph() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (\w+)$", text, flags=re.MULTILINE)
+    assert sorted(headings) == sorted(_error_classes())
+
+
+def test_errors_are_defined_in_one_place() -> None:
+    """So that the page on errors is complete."""
+    elsewhere = [
+        f"{name}.{member.__name__}"
+        for name in installed_modules()
+        for member in vars(import_module(name)).values()
+        if inspect.isclass(member) and issubclass(member, errors.T2ictlError) and member.__module__ != "t2ictl.errors"
+    ]
+    assert elsewhere == []

@@ -1,0 +1,66 @@
+"""What importing costs and leaves behind; each check in a fresh interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+from tests.repository.sources import LINKED, ROOT, installed_modules
+
+HEAVY = ("torch", "diffusers", "transformers", "scipy", "streamlit", "textblob", "matplotlib", "pandas")
+
+
+def _python(code: str) -> str:
+    """Output of ``code`` in a fresh interpreter at the root; its error output is the failure message."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_loads_nothing_heavy() -> None:
+    loaded = _python(f"import sys, t2ictl; print([name for name in {HEAVY} if name in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    output = _python(f"""
+        import sys
+        from t2ictl.cli import main
+        sys.argv = ["t2ictl", "--help"]
+        try:
+            status = main()
+        except SystemExit as stop:
+            status = stop.code
+        assert not status, f"t2ictl --help ended with status {{status}}"
+        print("loaded:", [name for name in {HEAVY} if name in sys.modules])
+    """)
+    assert output.strip().endswith("loaded: []"), output
+    assert "generate" in output
+
+
+def test_all_modules_import_and_none_of_the_four_folders_appears_bare() -> None:
+    output = _python(f"""
+        import sys
+        from importlib import import_module
+        for name in {installed_modules()}:
+            import_module(name)
+        print([name for name in {LINKED} if name in sys.modules])
+    """)
+    assert output.strip().splitlines()[-1] == "[]"
+
+
+def test_importing_draws_no_random_number() -> None:
+    output = _python(f"""
+        import random, sys
+        from importlib import import_module
+        import numpy, torch
+        before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()
+        for name in {installed_modules()}:
+            import_module(name)
+        after = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()
+        print(torch.equal(before[0], after[0]) and before[1:] == after[1:])
+    """)
+    assert output.strip().splitlines()[-1] == "True"
