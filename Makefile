@@ -40,7 +40,7 @@ help:
 	@touch $@
 
 demo: .venv/stamp-core
-	$(BIN)/python -m t2ictl.demo --out demo
+	TRANSFORMERS_VERBOSITY=error $(BIN)/python -m t2ictl.demo --out demo
 
 lint: .venv/stamp-dev
 	$(BIN)/ruff check .

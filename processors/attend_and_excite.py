@@ -59,14 +59,14 @@ class AttendAndExcite(Control):
         Chefer et al., "Attend-and-Excite", SIGGRAPH 2023, arXiv 2301.13826, algorithm 1.
     """
 
-    concepts: Concepts = setting((), help="words that must appear; empty: all objects")
-    strength: float = setting(1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
-    smoothing: Smoothing = setting("attend_and_excite", help="kernel on maps")
-    sites: tuple[str, ...] = setting((), help="layer filter; empty: cross-attention at the semantic size")
-    window: Window = setting(Window(stop=0.5), help="part of the schedule in which latents move")
-    step: StepRule = setting(StepRule(), help="how far latents move")
-    refinement: Refinement | None = setting(Refinement(), help="extra updates until every concept is present")
-    parity: bool = setting(False, help="decide exactly as the published code does")
+    concepts: Concepts = setting(default=(), help="words that must appear; empty: all objects")
+    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
+    smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
+    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
+    step: StepRule = setting(default=StepRule(), help="how far latents move")
+    refinement: Refinement | None = setting(default=Refinement(), help="extra updates until every concept is present")
+    parity: bool = setting(default=False, help="decide exactly as the published code does")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the concepts of these prompts."""

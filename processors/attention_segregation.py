@@ -25,6 +25,7 @@ from t2ictl.analysis import binarize
 from t2ictl.attention import Step
 from t2ictl.concepts import ConceptMaps, Concepts, Smoothing, chosen_concepts
 from t2ictl.controls import Control, Plan, PlanContext, register_control
+from t2ictl.errors import BadSetting
 from t2ictl.fields import setting, settings_class
 from t2ictl.layouts import Layout, Region
 from t2ictl.losses.overlap import overlap_loss
@@ -66,6 +67,9 @@ class AttentionSegregation(Control):
         step: how far they move.
         refinement: extra updates until every concept is present, or None as in the paper.
 
+    Raises:
+        BadSetting: if there is a layout and no retention, through which it acts.
+
     Example:
         >>> AttentionSegregation(concepts=("cat", "dog"), strength=0.5).window.stop
         1.0
@@ -75,19 +79,26 @@ class AttentionSegregation(Control):
         schedule: Chefer et al., "Attend-and-Excite", 2023, arXiv 2301.13826.
     """
 
-    concepts: Concepts = setting((), help="words that must not share places; empty: all objects")
-    strength: float = setting(1.0, help="weight of the whole loss; 0 is the untouched model", low=0.0, high=5.0)
-    segregation: float = setting(1.0, help="weight of the overlap of pairs", low=0.0)
-    retention: float = setting(1.0, help="weight of staying in the region of the step before", low=0.0)
-    presence: float = setting(0.0, help="weight of pulling up the weakest concept (0 in the paper)", low=0.0)
-    layout: tuple[Region, ...] = setting((), help="regions given by the user, for some words")
-    region: Literal["otsu", "half_max", "top20"] = setting("otsu", help="how a region is cut out of a map")
-    regions_from: Literal["guided", "update"] = setting("guided", help="which maps give the regions")
-    smoothing: Smoothing = setting("attend_and_excite", help="kernel on maps")
-    sites: tuple[str, ...] = setting((), help="layer filter; empty: cross-attention at the semantic size")
-    window: Window = setting(Window(), help="part of the schedule in which latents move")
-    step: StepRule = setting(StepRule(), help="how far latents move")
-    refinement: Refinement | None = setting(None, help="extra updates until every concept is present")
+    concepts: Concepts = setting(default=(), help="words that must not share places; empty: all objects")
+    strength: float = setting(default=1.0, help="weight of the whole loss; 0 is the untouched model", low=0.0, high=5.0)
+    segregation: float = setting(default=1.0, help="weight of the overlap of pairs", low=0.0)
+    retention: float = setting(default=1.0, help="weight of staying in the region of the step before", low=0.0)
+    presence: float = setting(default=0.0, help="weight of pulling up the weakest concept (0 in the paper)", low=0.0)
+    layout: tuple[Region, ...] = setting(default=(), help="regions given by the user, for some words")
+    region: Literal["otsu", "half_max", "top20"] = setting(default="otsu", help="how a region is cut out of a map")
+    regions_from: Literal["guided", "update"] = setting(default="guided", help="which maps give the regions")
+    smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
+    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    window: Window = setting(default=Window(), help="part of the schedule in which latents move")
+    step: StepRule = setting(default=StepRule(), help="how far latents move")
+    refinement: Refinement | None = setting(default=None, help="extra updates until every concept is present")
+
+    def __post_init__(self) -> None:
+        if self.layout and not self.retention:
+            raise BadSetting(
+                "AttentionSegregation.layout acts through retention, which is 0, and so would do nothing.",
+                "Give retention a weight, or leave out the layout.",
+            )
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the concepts of these prompts."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from t2ictl.adapters import parse
     from t2ictl.controls import Control, list_controls
-    from t2ictl.generation import Generation, generate
+    from t2ictl.generation import Generation, generate, replay
     from t2ictl.loading import load
     from t2ictl.probes import AttentionRecord, Recording
     from t2ictl.sessions import Session, controlled
@@ -34,6 +34,7 @@ _HOME = {
     "list_controls": "controls",
     "load": "loading",
     "parse": "adapters",
+    "replay": "generation",
 }
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "list_controls",
     "load",
     "parse",
+    "replay",
 ]
 
 

@@ -124,7 +124,11 @@ class Edit:
 
 
 class Tap(Protocol):
-    """A read-only listener to attention maps. It never touches the image path."""
+    """A read-only listener to attention maps. It never touches the image path.
+
+    It hears what the layer's own queries and keys say, before any edit of that layer acts: the
+    columns are then the tokens of the prompt, whatever an edit adds to the keys.
+    """
 
     sites: frozenset[str]
     rows: slice
@@ -180,7 +184,7 @@ class ControlledAttention:
         # diffusers drops keyword arguments that the signature of `processor.__call__` does not
         # name (IP-Adapter masks, for one). The call itself goes to the class; the instance
         # attribute exists to be inspected, and shows the signature of the one that was there.
-        self.__call__ = functools.wraps(previous.__call__)(functools.partial(type(self).__call__, self))
+        vars(self)["__call__"] = functools.wraps(previous.__call__)(functools.partial(type(self).__call__, self))
 
     def __call__(
         self,
@@ -233,12 +237,17 @@ class _Inputs:
             self.attn, self.hidden, encoder_hidden_states=self.context, attention_mask=self.mask, **self.kwargs
         )
 
-    def text(self) -> Tensor:
-        """The context proper; an IP-Adapter hands over (text states, image states)."""
+    def states(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Image states and context of some rows, normalized as the layer does it before its projections."""
+        attn, hidden_BQC = self.attn, self.hidden[rows]
+        if attn.group_norm is not None:
+            hidden_BQC = attn.group_norm(hidden_BQC.transpose(1, 2)).transpose(1, 2)
+        # An IP-Adapter hands over (text states, image states).
         context = self.context[0] if isinstance(self.context, tuple) else self.context
         if context is None:
-            return self.hidden
-        return self.attn.norm_encoder_hidden_states(context) if self.attn.norm_cross else context
+            return hidden_BQC, hidden_BQC
+        context_BKC = context[rows]
+        return hidden_BQC, attn.norm_encoder_hidden_states(context_BKC) if attn.norm_cross else context_BKC
 
 
 def _heads(attn: Attention, x_BNC: Tensor) -> Tensor:
@@ -259,13 +268,19 @@ def _mask(inputs: _Inputs, keys: int, rows: slice) -> Tensor | None:
     if inputs.mask is None:
         return None
     batch = inputs.hidden.shape[0]
+    if inputs.mask.shape[-1] != keys:
+        raise ShapeMismatch(
+            f"The attention mask has {inputs.mask.shape[-1]} entries for {keys} keys.",
+            "An edit that changes the number of keys cannot act on a layer that gets an attention mask.",
+        )
     prepared = inputs.attn.prepare_attention_mask(inputs.mask, keys, batch)
     return prepared.view(batch, inputs.attn.heads, -1, prepared.shape[-1])[rows]
 
 
 def _scores(attn: Attention, q_BHQD: Tensor, k_BHKD: Tensor, mask: Tensor | None) -> Tensor:
     if attn.upcast_attention:  # SD 2.1 overflows in half precision
-        q_BHQD, k_BHKD = q_BHQD.float(), k_BHKD.float()
+        exact = torch.promote_types(q_BHQD.dtype, torch.float32)
+        q_BHQD, k_BHKD = q_BHQD.to(exact), k_BHKD.to(exact)
     scores_BHQK = q_BHQD @ k_BHKD.transpose(-1, -2) * attn.scale
     return scores_BHQK if mask is None else scores_BHQK + mask
 
@@ -279,9 +294,7 @@ def _softmax(scores_BHQK: Tensor) -> Tensor:
 def _mass(inputs: _Inputs, rows: slice) -> Tensor:
     """Attention weights summed over heads, computed beside the image path, for some rows."""
     attn = inputs.attn
-    hidden_BQC, context_BKC = inputs.hidden[rows], inputs.text()[rows]
-    if attn.group_norm is not None:
-        hidden_BQC = attn.group_norm(hidden_BQC.transpose(1, 2)).transpose(1, 2)
+    hidden_BQC, context_BKC = inputs.states(rows)
     q_BHQD, k_BHKD = _query_key(attn, hidden_BQC, context_BKC)
     mask = _mask(inputs, context_BKC.shape[1], rows)
     return _softmax(_scores(attn, q_BHQD, k_BHKD, mask)).sum(dim=1)
@@ -322,10 +335,11 @@ def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], 
     attn = call.attention
     if not isinstance(previous, STOCK_PROCESSORS):
         raise UnsupportedPipeline(
-            f"The attention processor at {call.site.address} is {type(previous).__name__}, which an edit cannot replace.",
+            f"The attention processor at {call.site.address} is {type(previous).__name__}, "
+            "which an edit cannot replace.",
             "Unload it (for an IP-Adapter: pipe.unload_ip_adapter()), or keep this control's sites away from it.",
         )
-    hidden_BQC, context_BKC = inputs.hidden, inputs.text()
+    hidden_BQC, context_BKC = inputs.states()
     for edit in edits:
         hidden_BQC, context_BKC = edit.tokens(call, hidden_BQC, context_BKC)
     q_BHQD, k_BHKD = _query_key(attn, hidden_BQC, context_BKC)

@@ -10,7 +10,9 @@ Legend: ``B`` batch row, ``C`` channels, ``Y`` ``X`` rows and columns, ``T`` pro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from t2ictl.attention import DenoiserPass, Edit, Step, StopForward, Switch, Tap
 from t2ictl.controls import Plan
 from t2ictl.cost import Cost
 from t2ictl.errors import ForeignCall, MoveLost, NonFiniteLoss
-from t2ictl.hooks import DenoiserHook
+from t2ictl.hooks import DenoiserHook, Frozen, may_stop
 from t2ictl.lanes import Lanes
 from t2ictl.objectives import Objective
 from t2ictl.optimize import Move, MoveTrace, optimize
@@ -42,6 +44,13 @@ def take_rows(value: Any, rows: slice, total: int) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(take_rows(each, rows, total) for each in value)
     return value
+
+
+def _refined_to(objective: Objective, presence: float, step: Step) -> Objective:
+    """The same objective, with a refinement at this step."""
+    assert objective.refinement is not None
+    now = replace(objective.refinement, targets=((step.index / step.total, presence),))
+    return replace(objective, refinement=now)
 
 
 @dataclass(kw_only=True)
@@ -78,7 +87,10 @@ class PipelineCall:
     recorder: Recorder | None = None
     evaluations: int = 0
     last_timestep: float = float("inf")
+    schedule: tuple[Any, Tensor, list[float]] | None = None
+    owed: dict[int, float] = field(default_factory=dict)
     pending: Tensor | None = None
+    is_in_pass: bool = False
     watchers: list[tuple[Objective, MapTap]] = field(default_factory=list)
 
     @property
@@ -95,6 +107,11 @@ class PipelineCall:
                 for site in sites:
                     by_site.setdefault(site.address, []).append(edit)
         return by_site
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """What our own passes need of the denoiser."""
+        return Frozen(self.adapter.denoiser)
 
     @property
     def cond(self) -> slice:
@@ -119,30 +136,48 @@ class PipelineCall:
             MoveLost: if the last move was never taken up by a scheduler step.
         """
         names = ("sample", "timestep", "encoder_hidden_states")
-        inputs = {**dict(zip(names, args)), **kwargs}
+        inputs = {**dict(zip(names, args, strict=False)), **kwargs}
         rest = args[len(names) :]
         step = self._next_step(inputs)
         sample = inputs["sample"]
-        acting = [each for each in self.objectives if each.acts(step)]
-        if discards_sample(self.adapter.pipe.scheduler):
-            acting = [each for each in acting if each.keep_discarded]
+        acting = self._acting(step)
         if acting:
             inputs["sample"] = sample = self._move(acting, step, inputs, rest)
         self.cost.forwards += len(sample)
         self._listen(acting, step, sample)
+        self.is_in_pass = True
         return (inputs.pop("sample"), inputs.pop("timestep"), inputs.pop("encoder_hidden_states"), *rest), inputs
+
+    def _acting(self, step: Step) -> list[Objective]:
+        """The objectives that move latents now.
+
+        A refinement that falls on an evaluation whose sample the scheduler discards is made at
+        the next one: most two-stage schedulers would otherwise never refine.
+        """
+        acting = [(place, each) for place, each in enumerate(self.objectives) if each.acts(step)]
+        if discards_sample(self.adapter.pipe.scheduler):
+            late = {place: each.target(step) for place, each in acting if not each.keep_discarded}
+            self.owed |= {place: target for place, target in late.items() if target is not None}
+            return [each for _, each in acting if each.keep_discarded]
+        owed, self.owed = self.owed, {}
+        due = [place in owed and each.target(step) is None for place, each in acting]
+        return [
+            _refined_to(each, owed[place], step) if is_due else each
+            for (place, each), is_due in zip(acting, due, strict=True)
+        ]
 
     def _next_step(self, inputs: dict[str, Any]) -> Step:
         """Check that this is the evaluation expected next, and number it."""
-        if self.pending is not None:
+        if self.is_lost:
+            self.pending = None  # told once
             raise MoveLost(
                 f"The latents moved at evaluation {self.evaluations - 1} were not taken up by a scheduler step.",
-                "The scheduler was replaced in the middle of the call, or this pipeline does not step after each evaluation.",
+                "Set the scheduler before the call; the pipeline must step after each evaluation.",
             )
         sample, timestep = inputs["sample"], float(torch.as_tensor(inputs["timestep"]).flatten()[0])
         pipe = self.adapter.pipe
         total = getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)
-        if self.evaluations >= total or timestep > self.last_timestep:
+        if self.evaluations >= total or not self._follows(timestep):
             raise ForeignCall(
                 f"The denoiser was called at timestep {timestep:g} after evaluation {self.evaluations} of {total}, "
                 "without this pipeline encoding a prompt first.",
@@ -152,10 +187,43 @@ class PipelineCall:
             self.lanes.check_rows(len(sample))
             self._check_embeddings(inputs["encoder_hidden_states"])
             self._start_record(sample, total)
+        else:
+            self._check_rows(len(sample))
         step = Step(index=self.evaluations, total=total, timestep=timestep)
         self.evaluations += 1
         self.last_timestep = timestep
         return step
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a move was not taken up, though the pass it was made for came to its end.
+
+        A call that was broken off inside that pass lost nothing that anybody would miss.
+        """
+        return self.pending is not None and not self.is_in_pass
+
+    def _follows(self, timestep: float) -> bool:
+        """Tell whether an evaluation at this timestep can be the next one of this call.
+
+        After an interrupt or an error another pipeline may go on with the same denoiser, and even
+        with the same scheduler. It starts at another place of the schedule, or sets the schedule anew.
+        """
+        scheduler = self.adapter.pipe.scheduler
+        if self.schedule is None:
+            self.schedule = (scheduler, scheduler.timesteps, [float(each) for each in scheduler.timesteps])
+            return True
+        own, timesteps, known = self.schedule
+        was_reset = scheduler is own and scheduler.timesteps is not timesteps
+        was_stopped = bool(getattr(self.adapter.pipe, "_interrupt", False))
+        return not was_reset and not was_stopped and (self.last_timestep, timestep) in pairwise(known)
+
+    def _check_rows(self, rows: int) -> None:
+        """Compare with the rows that arrive; callbacks may switch guidance off for the rest of a call."""
+        if rows != len(self.lanes) and rows == self.lanes.images:
+            self.lanes = self.lanes.only("cond")
+            if self.recorder is not None:
+                self.recorder.rows = self.cond
+        self.lanes.check_rows(rows)
 
     def _check_embeddings(self, states: Tensor) -> None:
         """The text states must be those that this pipeline's own ``encode_prompt`` returned."""
@@ -222,8 +290,7 @@ class PipelineCall:
             A function from ``x_BCYX`` to one ``maps_BYXT`` for each objective.
         """
         total, channels = len(inputs["sample"]), self.adapter.latent_channels
-        own = take_rows({key: value for key, value in inputs.items() if key != "sample"}, self.cond, total)
-        own_rest = take_rows(rest, self.cond, total)
+        shared = {key: value for key, value in inputs.items() if key != "sample"}
         extra = inputs["sample"][self.cond, channels:]
         last = max((site for each in acting for site in each.sites), key=lambda site: site.order)
 
@@ -235,14 +302,16 @@ class PipelineCall:
                 step=step,
                 edits=self.edits,
                 taps=list(groups.values()),
-                stop_after=last.address if self.truncate else None,
+                stop_after=last.address if self.truncate and may_stop(shared) else None,
             )
             self.cost.extra_forwards += len(x_BCYX)
             self.cost.backwards += len(x_BCYX)
-            keywords = dict(own)
-            leading = (keywords.pop("timestep"), keywords.pop("encoder_hidden_states"), *own_rest)
+            # Anew for each pass: the denoiser empties some of these lists (residuals of a T2I-Adapter).
+            keywords, more = take_rows(shared, self.cond, total), take_rows(rest, self.cond, total)
+            leading = (keywords.pop("timestep"), keywords.pop("encoder_hidden_states"), *more)
             try:
-                self.hook.forward(torch.cat([x_BCYX, extra], dim=1), *leading, **keywords)
+                with self.frozen():
+                    self.hook.forward(torch.cat([x_BCYX, extra], dim=1), *leading, **keywords)
             except StopForward:
                 pass
             finally:
@@ -271,6 +340,7 @@ class PipelineCall:
     def after(self) -> None:
         """End the pass that made the picture: hand its maps to those who asked for them."""
         self.switch.current = None
+        self.is_in_pass = False
         for objective, tap in self.watchers:
             assert objective.observe is not None
             objective.observe(tap.mean(), self._step)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -150,7 +151,7 @@ class ConceptMaps:
         Args:
             context: the pipeline call.
             rows: the concepts of each picture.
-            sites: layer filter; empty for cross-attention at the model's semantic size.
+            sites: filter of the cross-attention layers; empty for those at the model's semantic size.
             smoothing: kernel on the maps.
 
         Returns:
@@ -159,13 +160,15 @@ class ConceptMaps:
             do not (SD 2.x), the tokens before the end token.
 
         Raises:
-            NoSiteMatched: if the filter matches no layer.
+            NoSiteMatched: if the filter matches no cross-attention layer.
         """
         adapter = context.adapter
         encodings = [prompt.encodings[0] for prompt in context.row_prompts]
         ends = tuple(len(each.ids) - 1 if adapter.pads_with_end else max(each.end, 2) for each in encodings)
+        # Maps of words exist in cross-attention only; "up" is then every cross-attention on the way up.
+        cross = [site for site in adapter.sites if site.kind == "cross"]
         return cls(
-            sites=select(adapter.sites, tuple(sites) or f"cross@{adapter.semantic_factor}"),
+            sites=select(cross, tuple(sites) or f"cross@{adapter.semantic_factor}"),
             rows=rows,
             first=1,
             ends=ends,
@@ -182,9 +185,18 @@ class ConceptMaps:
         Returns:
             ``maps_BNYX`` in [0, 1], float32 or better; 0 where a concept is padding.
         """
-        ends = torch.tensor(self.ends, device=maps_BYXT.device)
-        shares_BYXT = token_softmax(maps_BYXT, self.first, ends)
+        shares_BYXT = token_softmax(maps_BYXT, self.first, self._ends_B)
         maps_BNYX = concept_maps(shares_BYXT, self.table.index_BNK, self.table.index_mask_BNK)
         if self.smoothing == "none":
             return maps_BNYX
-        return smooth(maps_BNYX, gaussian_kernel(self.smoothing, device=maps_BNYX.device))
+        return smooth(maps_BNYX, self._kernel)
+
+    @cached_property
+    def _ends_B(self) -> Tensor:
+        """The ends where the maps are: copied once, since a copy in every pass would wait for the device."""
+        return torch.tensor(self.ends, device=self.table.index_BNK.device)
+
+    @cached_property
+    def _kernel(self) -> Tensor:
+        assert self.smoothing != "none"
+        return gaussian_kernel(self.smoothing, device=self.table.index_BNK.device)

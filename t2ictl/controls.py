@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
@@ -135,18 +137,28 @@ def register_control(name: str, *, paper: str, families: tuple[str, ...] = ("sd"
         if not name.isidentifier() or name != name.lower():
             raise BadSetting(f"{name!r} cannot be a control's name.", "Use lower case and underscores.")
         known = _REGISTRY.get(name)
-        # The same class found under a second module name (a stray double import) is one entry.
-        if known is not None and known.__qualname__ != cls.__qualname__:
+        if known is not None and not _is_same_class(known, cls):
             raise ControlConflict(
                 f"Both {known.__module__}.{known.__qualname__} and {cls.__module__}.{cls.__qualname__} "
                 f"want the name {name!r}.",
                 "Rename one.",
             )
         cls.name, cls.paper, cls.families = name, paper, families
-        _REGISTRY.setdefault(name, cls)
+        # A cell that is run again, or a module that is reloaded, brings the newer definition.
+        if known is None or known.__module__ == cls.__module__:
+            _REGISTRY[name] = cls
         return cls
 
     return register
+
+
+def _is_same_class(known: type, cls: type) -> bool:
+    """Tell whether two classes are one: defined again, or found under a second module name (a stray double import)."""
+    if known.__qualname__ != cls.__qualname__:
+        return False
+    homes = [getattr(sys.modules.get(each.__module__), "__file__", None) for each in (known, cls)]
+    here, there = (home and os.path.realpath(home) for home in homes)
+    return known.__module__ == cls.__module__ or (here is not None and here == there)
 
 
 def _discover() -> None:

@@ -44,7 +44,7 @@ def setting(
         >>> from t2ictl.fields import setting, settings_class
         >>> @settings_class
         ... class Blur:
-        ...     sigma: float = setting(0.5, help="width (cells)", low=0.0)
+        ...     sigma: float = setting(default=0.5, help="width (cells)", low=0.0)
         >>> Blur(sigma=1).sigma
         1.0
     """
@@ -78,7 +78,7 @@ def settings_class(cls: type[T]) -> type[T]:
         >>> from t2ictl.fields import setting, settings_class
         >>> @settings_class
         ... class Blur:
-        ...     sigma: float = setting(0.5, help="width (cells)", low=0.0)
+        ...     sigma: float = setting(default=0.5, help="width (cells)", low=0.0)
         >>> Blur(sigma=-1)
         Traceback (most recent call last):
         t2ictl.errors.BadSetting: Blur.sigma cannot be -1: Input should be greater than or equal to 0...
@@ -88,13 +88,18 @@ def settings_class(cls: type[T]) -> type[T]:
 
     @functools.wraps(checked)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if args:  # pydantic takes them in field order, which would make that order part of the promise
+            raise BadSetting(
+                f"{type(self).__name__} takes its settings by name, not {args[0]!r} by position.",
+                f"Write {type(self).__name__}(name=value).",
+            )
         try:
-            checked(self, *args, **kwargs)
+            checked(self, **kwargs)
         except ValidationError as error:
             raise _readable(error, type(self).__name__) from None
 
     made.__init__ = __init__
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def describe(cls: type) -> dict[str, Any]:

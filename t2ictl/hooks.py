@@ -1,17 +1,20 @@
-"""The hook on the denoiser, and how it is taken out without leaving a trace."""
+"""The hook on the denoiser, and how it and everything else set there is taken out without leaving a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.utils import peft_utils
 from torch import nn
 
-__all__ = ["DenoiserHook"]
+__all__ = ["DenoiserHook", "Frozen", "may_stop"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 HOOK_NAME = "t2ictl"
+_CHECKPOINTING = "gradient_checkpointing"
 
 
 class DenoiserHook(ModelHook):
@@ -30,6 +33,8 @@ class DenoiserHook(ModelHook):
         super().__init__()
         self._before, self._after = before, after
         self._module: nn.Module | None = None
+        self._installed: Any = None
+        self._had_registry = self._had_forward = False
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Arguments:
         """Hand the arguments to the session."""
@@ -45,7 +50,7 @@ class DenoiserHook(ModelHook):
         return self.fn_ref.forward(*args, **kwargs)
 
     def install(self, module: nn.Module) -> None:
-        """Register on a denoiser, or register again if something has since taken the hook out.
+        """Register on a denoiser, or register again if something has since taken or wrapped the hook.
 
         Model offloading of accelerate re-creates ``forward`` after every pipeline call, and with
         it drops every hook that was registered later.
@@ -53,32 +58,88 @@ class DenoiserHook(ModelHook):
         Args:
             module: the denoiser.
         """
-        if self._module is not None:
-            if module.__dict__.get("forward") is self._installed:
-                return
-            self.remove()
-        self._module = module
-        self._had_registry = "_diffusers_hook" in module.__dict__
-        self._had_forward = module.__dict__.get("forward")
+        if self._module is None:
+            self._had_registry = "_diffusers_hook" in module.__dict__
+            self._had_forward = "forward" in module.__dict__
+        elif module.__dict__.get("forward") is self._installed:
+            return
+        else:
+            self._unregister(self._module)
         HookRegistry.check_if_exists_or_initialize(module).register_hook(self, HOOK_NAME)
-        self._installed = module.__dict__["forward"]
+        self._module, self._installed = module, module.__dict__["forward"]
 
     def remove(self) -> None:
         """Take the hook out and leave the denoiser's ``__dict__`` as it was found."""
         module, self._module = self._module, None
         if module is None:
             return
-        current = module.__dict__.get("forward")
-        registry = getattr(module, "_diffusers_hook", None)
+        self._unregister(module)
+        registry = module.__dict__.get("_diffusers_hook")
+        if registry is not None and not self._had_registry and not registry.hooks:
+            del module.__dict__["_diffusers_hook"]
+        # The registry puts the class's own method back as an attribute of the instance.
+        left = module.__dict__.get("forward")
+        if not self._had_forward and getattr(left, "__func__", None) is type(module).forward:
+            del module.__dict__["forward"]
+
+    def _unregister(self, module: nn.Module) -> None:
+        """Take the hook out of the chain of hooks, wherever in it it now stands."""
+        current, reference = module.__dict__.get("forward"), self.fn_ref
+        registry = module.__dict__.get("_diffusers_hook")
         if registry is not None and registry.get_hook(HOOK_NAME) is self:
             registry.remove_hook(HOOK_NAME, recurse=False)
-        if registry is not None and not self._had_registry and not registry.hooks:
-            module.__dict__.pop("_diffusers_hook", None)
-        if current is self._installed:
-            if self._had_forward is None:
+            if current is None:
                 module.__dict__.pop("forward", None)
-            else:
-                module.forward = self._had_forward
-        elif current is not None and registry is not None and not registry.hooks:
-            # Someone replaced `forward` after us; the registry has just put an older one in its place.
-            module.forward = current
+            elif current is not self._installed:
+                # Someone replaced `forward` after us; the registry has just put an older one in its place.
+                module.forward = current
+        # Whoever wrapped `forward` after us keeps ours inside: from now on it passes everything on.
+        reference.pre_forward = lambda module, *args, **kwargs: (args, kwargs)
+        reference.post_forward = lambda module, output: output
+
+
+class Frozen:
+    """Ask for no gradient of weights, and drop no activations, in our own passes only.
+
+    The pass that makes the picture keeps the flags that it has always had: torch picks other
+    kernels for weights that ask for a gradient, even where none is taken, and rounds differently.
+    Gradient checkpointing would run layers a second time, when nobody listens to their maps.
+
+    Args:
+        module: the denoiser.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._asking = [each for each in module.parameters() if each.requires_grad]
+        self._dropping: list[Any] = [each for each in module.modules() if getattr(each, _CHECKPOINTING, False)]
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Hold the flags for the length of a ``with`` block."""
+        try:
+            self._set(False)
+            yield
+        finally:
+            self._set(True)
+
+    def _set(self, value: bool) -> None:
+        for parameter in self._asking:
+            parameter.requires_grad_(value)
+        for module in self._dropping:
+            setattr(module, _CHECKPOINTING, value)
+
+
+def may_stop(arguments: Mapping[str, Any]) -> bool:
+    """Tell whether a forward pass with these arguments may be ended by an exception.
+
+    Earlier versions of diffusers scale the weights of a LoRA at the start of a pass and take the
+    scale back at its regular end only.
+
+    Args:
+        arguments: keyword arguments of the denoiser.
+
+    Returns:
+        False where a scale of weights would be left behind.
+    """
+    is_scaled = "scale" in (arguments.get("cross_attention_kwargs") or {})
+    return not is_scaled or hasattr(peft_utils, "apply_lora_scale")

@@ -41,11 +41,17 @@ def _rows(value: Any) -> Any:
     mask = torch.as_tensor(np.asarray(value), dtype=torch.float32)
     if mask.ndim != 2 or not mask.numel():
         raise BadSetting(f"A mask of shape {tuple(mask.shape)} cannot be used.", "Give rows and columns.")
-    height, width = (min(side, MASK_CELLS) for side in mask.shape)
-    inside = resize_mask((mask > 0.5).float(), height, width) >= 0.5
-    if not inside.any():
+    inside_YX = (mask > 0.5).float()
+    if not inside_YX.any():
         raise BadSetting("The mask is empty.", "Mark the region with values above one half.")
-    return tuple(tuple(row) for row in inside.int().tolist())
+    height, width = (min(side, MASK_CELLS) for side in inside_YX.shape)
+    return tuple(tuple(row) for row in _at_size(inside_YX, height, width).int().tolist())
+
+
+def _at_size(mask_YX: Tensor, height: int, width: int) -> Tensor:
+    """A mask at another size; one that is thinner than a cell takes the cells that it covers most."""
+    coverage_YX = resize_mask(mask_YX, height, width)
+    return coverage_YX >= min(0.5, float(coverage_YX.max()))
 
 
 @settings_class
@@ -68,10 +74,10 @@ class Region:
         ((1, 0),)
     """
 
-    word: str = setting("", help="a word or phrase that is one of the concepts")
-    box: tuple[float, float, float, float] | None = setting(None, help="edges x0, y0, x1, y1 (fractions)")
+    word: str = setting(default="", help="a word or phrase that is one of the concepts")
+    box: tuple[float, float, float, float] | None = setting(default=None, help="edges x0, y0, x1, y1 (fractions)")
     mask: Annotated[tuple[tuple[int, ...], ...] | None, BeforeValidator(_rows)] = setting(
-        None, help="picture file or array, above one half inside"
+        default=None, help="picture file or array, above one half inside"
     )
 
     def __post_init__(self) -> None:
@@ -92,9 +98,7 @@ class Region:
         """
         if self.box is not None:
             return box_mask(self.box, height, width)
-        coverage_YX = resize_mask(torch.tensor(self.mask, dtype=torch.float32), height, width)
-        # A mask thinner than a cell takes the cells that it covers most.
-        return coverage_YX >= min(0.5, float(coverage_YX.max()))
+        return _at_size(torch.tensor(self.mask, dtype=torch.float32), height, width)
 
 
 @dataclass(frozen=True, kw_only=True)

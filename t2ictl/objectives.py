@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from t2ictl.attention import Step
@@ -19,6 +20,8 @@ from t2ictl.sites import Site
 from t2ictl.windows import Window
 
 __all__ = ["Losses", "Objective", "Refinement", "StepRule", "one_rule"]
+
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 @settings_class
@@ -41,10 +44,14 @@ class StepRule:
         (20.0, 14.142)
     """
 
-    size: float = setting(20.0, help="step length at the first step", low=0.0)
-    decay: float = setting(0.5, help="square of the share of the first step that the last one has", low=0.0, high=1.0)
-    mode: Literal["raw", "normalized"] = setting("raw", help="raw gradient, or a fixed share of the latent's norm")
-    limit: float | None = setting(None, help="longest step (fraction of the latent's norm)", low=0.0)
+    size: float = setting(default=20.0, help="step length at the first step", low=0.0)
+    decay: float = setting(
+        default=0.5, help="square of the share of the first step that the last one has", low=0.0, high=1.0
+    )
+    mode: Literal["raw", "normalized"] = setting(
+        default="raw", help="raw gradient, or a fixed share of the latent's norm"
+    )
+    limit: float | None = setting(default=None, help="longest step (fraction of the latent's norm)", low=0.0)
 
     def length(self, index: int, total: int) -> float:
         """Give ``a_i`` for evaluation ``index`` of ``total``."""
@@ -67,10 +74,11 @@ class StepRule:
         """
         length = self.length(index, total)
         norm_B = _norm(x_BCYX)
-        step_BCYX = -length * gradient_BCYX
         if self.mode == "normalized":
-            unit = strength * norm_B / _norm(gradient_BCYX).clamp_min(torch.finfo(norm_B.dtype).tiny)
-            step_BCYX = step_BCYX * unit[:, None, None, None]
+            # Direction first: |x| / |g| of a vanishing gradient is infinite, and infinity times 0 is not a number.
+            slope_B = _norm(gradient_BCYX).clamp_min(torch.finfo(norm_B.dtype).tiny)
+            gradient_BCYX = gradient_BCYX / slope_B[:, None, None, None] * (strength * norm_B)[:, None, None, None]
+        step_BCYX = -length * gradient_BCYX
         if self.limit is not None:
             shrink_B = (self.limit * norm_B / _norm(step_BCYX).clamp_min(torch.finfo(norm_B.dtype).tiny)).clamp_max(1)
             step_BCYX = step_BCYX * shrink_B[:, None, None, None]
@@ -87,7 +95,8 @@ class Refinement:
 
     Args:
         targets: pairs (fraction of the schedule, least presence in [0, 1]). The defaults are
-            steps 0, 10, 20 of 50 with .05, .5, .8 (Attend-and-Excite, arXiv 2301.13826).
+            steps 0, 10, 20 of 50 with .05, .5, .8 (Attend-and-Excite, arXiv 2301.13826). Of two
+            that fall on one step of a short schedule the higher one counts.
         most: largest number of extra updates at one step.
         stale: decide on the loss *before* the last update, as the published code does, which
             makes one update more than needed. For parity only.
@@ -97,19 +106,17 @@ class Refinement:
         (0.5, None)
     """
 
-    targets: tuple[tuple[float, float], ...] = setting(
-        ((0.0, 0.05), (0.2, 0.5), (0.4, 0.8)), help="(fraction of the schedule, least presence) pairs"
+    targets: tuple[tuple[_Share, _Share], ...] = setting(
+        default=((0.0, 0.05), (0.2, 0.5), (0.4, 0.8)), help="(fraction of the schedule, least presence) pairs"
     )
-    most: int = setting(20, help="most extra updates at one step", low=0)
-    stale: bool = setting(False, help="parity with published code: decide on the loss before the last update")
+    most: int = setting(default=20, help="most extra updates at one step", low=0)
+    stale: bool = setting(default=False, help="parity with published code: decide on the loss before the last update")
 
     def target(self, index: int, total: int) -> float | None:
         """Give the presence demanded at evaluation ``index`` of ``total``, or None if it is not refined."""
-        for fraction, presence in self.targets:
-            # The tolerance keeps 0.2 x 50 at step 10 whatever the rounding of 0.2.
-            if int(fraction * total + 1e-9) == index:
-                return presence
-        return None
+        # The tolerance keeps 0.2 x 50 at step 10 whatever the rounding of 0.2.
+        here = (presence for fraction, presence in self.targets if int(fraction * total + 1e-9) == index)
+        return max(here, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

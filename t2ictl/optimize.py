@@ -34,7 +34,7 @@ class MoveTrace:
     Args:
         step: the denoiser evaluation it belongs to.
         iteration: 0 for the first pass at this step.
-        terms: weighted loss terms before the move, ``"control.term"`` to ``loss_B``.
+        terms: loss terms before the move, ``"control.term"`` to ``loss_B``, weighted within their control.
         total: their weighted sum, ``loss_B``.
         length: length of each row's move in scaled space, ``length_B``; 0 for a row that is done.
         refined: ``bool_B``, rows for which this move was an extra one.
@@ -87,16 +87,18 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
         losses, gradient_BCYX = _gradient(now_BCYX.to(x_BCYX.dtype), objectives, maps, step)
         again_B = _wants_more(objectives, losses, before or losses, step, tries=len(trace)) & ~done_B
         total_B = _total(objectives, losses)
-        finite_B = torch.isfinite(total_B) & torch.isfinite(gradient_BCYX).flatten(1).all(dim=1)
-        moves_B = finite_B & ~done_B
         delta_BCYX = _step(objectives, now_BCYX, gradient_BCYX.to(exact), step)
+        finite_B = torch.isfinite(total_B) & (torch.isfinite(gradient_BCYX) & torch.isfinite(delta_BCYX)).flatten(
+            1
+        ).all(1)
+        moves_B = finite_B & ~done_B
         delta_BCYX = torch.where(moves_B[:, None, None, None], delta_BCYX, torch.zeros_like(delta_BCYX))
         now_BCYX = now_BCYX + delta_BCYX
         trace.append(
             MoveTrace(
                 step=step,
                 iteration=len(trace),
-                terms={f"{o.name}.{k}": v.detach() for o, each in zip(objectives, losses) for k, v in each.terms.items()},
+                terms=_named_terms(objectives, losses),
                 total=total_B,
                 length=delta_BCYX.flatten(1).norm(dim=1),
                 refined=again_B & finite_B,
@@ -108,19 +110,15 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
         # Without a target no row goes on, and the device need not be asked. With one, a look at
         # the device costs far less than the pass that it may save.
         if all(o.target(step) is None for o in objectives) or bool(done_B.all()):
-            return Move(
-                latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX.to(exact), trace=tuple(trace)
-            )
+            return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX.to(exact), trace=tuple(trace))
 
 
-def _gradient(
-    x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: Step
-) -> tuple[list[Losses], Tensor]:
+def _gradient(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: Step) -> tuple[list[Losses], Tensor]:
     """One pass: the losses of each objective and the gradient of their weighted sum."""
     scale = FP16_LOSS_SCALE if x_BCYX.dtype == torch.float16 else 1.0
     with torch.enable_grad():
         leaf_BCYX = x_BCYX.detach().requires_grad_(True)
-        found = [o.evaluate(each, step) for o, each in zip(objectives, maps(leaf_BCYX))]
+        found = [o.evaluate(each, step) for o, each in zip(objectives, maps(leaf_BCYX), strict=True)]
         # A sum over rows has each row's own gradient in its own row.
         (gradient_BCYX,) = torch.autograd.grad((_total(objectives, found) * scale).sum(), leaf_BCYX)
     detached = [
@@ -134,8 +132,19 @@ def _gradient(
     return detached, gradient_BCYX.detach().to(exact) / scale
 
 
+def _named_terms(objectives: Sequence[Objective], losses: Sequence[Losses]) -> dict[str, Tensor]:
+    """All terms by name; the second control of the same name is ``"name#2"``."""
+    terms: dict[str, Tensor] = {}
+    count: dict[str, int] = {}
+    for objective, found in zip(objectives, losses, strict=True):
+        count[objective.name] = number = count.get(objective.name, 0) + 1
+        owner = objective.name if number == 1 else f"{objective.name}#{number}"
+        terms.update({f"{owner}.{name}": value for name, value in found.terms.items()})
+    return terms
+
+
 def _total(objectives: Sequence[Objective], losses: Sequence[Losses]) -> Tensor:
-    return torch.stack([o.strength * each.total for o, each in zip(objectives, losses)]).sum(dim=0)
+    return torch.stack([o.strength * each.total for o, each in zip(objectives, losses, strict=True)]).sum(dim=0)
 
 
 def _step(objectives: Sequence[Objective], x_BCYX: Tensor, gradient_BCYX: Tensor, step: Step) -> Tensor:
@@ -149,7 +158,7 @@ def _wants_more(
 ) -> Tensor:
     """Rows in which some objective is still short of its target and has tries left."""
     more_B = torch.zeros_like(_total(objectives, losses), dtype=torch.bool)
-    for objective, now, earlier in zip(objectives, losses, before):
+    for objective, now, earlier in zip(objectives, losses, before, strict=True):
         target, refinement = objective.target(step), objective.refinement
         if target is None or refinement is None or tries >= refinement.most or now.presence is None:
             continue

@@ -30,7 +30,7 @@ COLORS = frozenset(
 TEXTURES = frozenset(
     """striped dotted spotted checkered chequered checked plaid plain wooden woolen metallic fluffy furry hairy fuzzy
     feathery spiky smooth rough shiny glossy matte transparent translucent frosted patterned floral polka-dot
-    small large big tiny huge little tall short long wide narrow thick thin gigantic
+    small medium large big tiny huge little tall short long wide narrow thick thin gigantic
     round circular oblong rectangular triangular cubic spherical conical cylindrical pyramidal hexagonal pentagonal
     star-shaped heart-shaped diamond-shaped curved flat hollow filled solid sharp pointed
     old young new ancient modern vintage rusty dirty clean wet dry frozen sleepy cute beautiful
@@ -64,6 +64,9 @@ QUALITY = frozenset(
 )
 COUNTS = frozenset("many several few some various other another same such".split())
 COMPOUNDS = frozenset("hot-dog hot-dogs potted-plant potted-plants polar-bear polar-bears ice-cream soda-can".split())
+NEAR = frozenset(
+    "next near adjacent above below beneath underneath under over behind beside between inside outside".split()
+)
 DYED = frozenset("painted colored coloured dyed made built".split())
 COPULAS = frozenset("is are was were be being looks look appears appear".split())
 
@@ -310,6 +313,7 @@ _QUOTES = "'\"`()[]{}\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _LISTS: tuple[tuple[str, frozenset[str]], ...] = (
     ("X", QUALITY),
     ("D", COUNTS),
+    ("I", NEAR),
     ("A", COLORS | TEXTURES),
     ("E", EITHER),
     ("N", OBJECTS),

@@ -9,6 +9,7 @@ Legend: ``B`` batch row, ``Q`` image position, ``K`` context position, ``T`` pro
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from t2ictl.attention import AttentionCall
-from t2ictl.errors import BudgetExceeded, NotRecorded
+from t2ictl.errors import BudgetExceeded, NotRecorded, SpanNotFound
 from t2ictl.fields import setting, settings_class
-from t2ictl.sites import Site
+from t2ictl.sites import Site, select
 from t2ictl.spans import Prompt
 
 __all__ = ["AttentionRecord", "MapTap", "Recorder", "Recording"]
@@ -81,10 +82,12 @@ class Recording:
         budget_mb: most memory that the record may take (MiB).
     """
 
-    words: tuple[str, ...] = setting((), help="words to record; empty: every word of the prompt")
-    sites: tuple[str, ...] = setting((), help="layer filter; empty: cross-attention at the model's semantic size")
-    per_step: bool = setting(True, help="keep the maps of every step, not only their mean")
-    budget_mb: float = setting(512.0, help="most memory the record may take (MiB)", low=0.0)
+    words: tuple[str, ...] = setting(default=(), help="words to record; empty: every word of the prompt")
+    sites: tuple[str, ...] = setting(
+        default=(), help="layer filter; empty: cross-attention at the model's semantic size"
+    )
+    per_step: bool = setting(default=True, help="keep the maps of every step, not only their mean")
+    budget_mb: float = setting(default=512.0, help="most memory the record may take (MiB)", low=0.0)
 
 
 @dataclass(kw_only=True)
@@ -134,6 +137,25 @@ class AttentionRecord:
         maps_SYX = self._places(place)[:, image, picked].mean(dim=1)
         return (maps_SYX.mean(dim=0) if step is None else self._step(maps_SYX, step)).float().cpu()
 
+    def names(self, image: int = 0) -> list[str]:
+        """List the recorded words of a picture, in the order of its prompt; a repeated one as ``cat#2``.
+
+        Args:
+            image: which picture of the call.
+
+        Returns:
+            Names that :meth:`map` takes.
+        """
+        names, seen = [], Counter[str]()
+        for span in self.prompts[image].words():
+            word = span.text.lower()
+            seen[word] += 1
+            # Words that were cut off have no tokens; words at two places in two encoders have no one map.
+            places = set(span.by_encoder)
+            if len(places) == 1 and span.tokens and set(span.tokens) <= set(self.columns):
+                names.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
+        return names
+
     def _places(self, place: str | None) -> Tensor:
         if place is not None:
             if place not in self.maps:
@@ -167,6 +189,7 @@ class Recorder:
         latent_size: height and width of the latent (cells).
 
     Raises:
+        NoSiteMatched: if there is no cross-attention layer among the sites.
         BudgetExceeded: if the record would be larger than its budget.
     """
 
@@ -180,6 +203,7 @@ class Recorder:
         total: int,
         latent_size: tuple[int, int],
     ) -> None:
+        sites = select(sites, "cross")  # words have maps in cross-attention only; a filter like "up" has both kinds
         self.sites = frozenset(site.address for site in sites)
         self.rows = rows
         heads = {place: sum(s.heads for s in sites if s.place == place) for place in ("down", "mid", "up")}
@@ -189,13 +213,14 @@ class Recorder:
             heads={place: count for place, count in heads.items() if count},
         )
         self._per_step = settings.per_step
+        self._kept = total if settings.per_step else 1
         self._size = max(site.size(latent_size) for site in sites)
         self._sums: dict[str, Tensor] = {}
-        self._check_budget(settings.budget_mb, total)
+        self._held: dict[str, Tensor] = {}  # room for all that will be kept, taken once
+        self._check_budget(settings.budget_mb)
 
-    def _check_budget(self, budget_mb: float, total: int) -> None:
-        kept = total if self._per_step else 1
-        maps = len(self.record.heads) * len(self.record.prompts) * len(self.record.columns) * kept
+    def _check_budget(self, budget_mb: float) -> None:
+        maps = len(self.record.heads) * len(self.record.prompts) * len(self.record.columns) * self._kept
         need_mb = maps * self._size[0] * self._size[1] * 4 / 2**20
         if need_mb > budget_mb:
             raise BudgetExceeded(
@@ -206,7 +231,7 @@ class Recorder:
 
     def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
         """Add one layer of the current pass."""
-        columns = torch.tensor(self.record.columns, device=mass_BQK.device)
+        columns = torch.tensor(self.record.columns, dtype=torch.long, device=mass_BQK.device)
         maps_BTYX = mass_BQK.detach()[..., columns].transpose(1, 2).unflatten(2, call.size).float()
         maps_BTYX = resize_maps(maps_BTYX, self._size)
         held = self._sums.get(call.site.place)
@@ -216,14 +241,15 @@ class Recorder:
         """File the maps of the pass that has just ended."""
         record = self.record
         for place, sum_BTYX in self._sums.items():
-            mean_SBTYX = (sum_BTYX / record.heads[place])[None]
-            held = record.maps.get(place)
-            if held is None:
-                record.maps[place] = mean_SBTYX
-            elif self._per_step:
-                record.maps[place] = torch.cat([held, mean_SBTYX])
+            mean_BTYX = sum_BTYX / record.heads[place]
+            if place not in self._held:
+                self._held[place] = mean_BTYX.new_zeros(self._kept, *mean_BTYX.shape)
+            held_SBTYX = self._held[place]
+            if self._per_step:
+                held_SBTYX[record.steps] = mean_BTYX
             else:
-                record.maps[place] = held + (mean_SBTYX - held) / (record.steps + 1)
+                held_SBTYX[0] += (mean_BTYX - held_SBTYX[0]) / (record.steps + 1)
+            record.maps[place] = held_SBTYX[: record.steps + 1]
         record.steps += 1
         self._sums = {}
 
@@ -231,7 +257,25 @@ class Recorder:
 def _columns(prompts: Sequence[Prompt], words: Sequence[str]) -> tuple[int, ...]:
     """Token positions to keep: those of the words asked for, or of all words of all prompts."""
     found: set[int] = set()
-    for prompt in prompts:
-        spans = [prompt.find(word) for word in words] if words else prompt.words()
-        found.update(token for span in spans for token in span.tokens)
+    if words:
+        for word in words:
+            found.update(_positions(prompts, word))
+    else:
+        # A word that two encoders have at different places is refused when its map is asked for, not here.
+        spans = [span for prompt in prompts for span in prompt.words()]
+        found.update(token for span in spans for tokens in span.by_encoder for token in tokens)
     return tuple(sorted(found))
+
+
+def _positions(prompts: Sequence[Prompt], word: str) -> set[int]:
+    """Positions of a word in the prompts that have it; in a batch it need not be in all of them."""
+    found: set[int] = set()
+    missing: SpanNotFound | None = None
+    for prompt in prompts:
+        try:
+            found.update(prompt.find(word).tokens)
+        except SpanNotFound as error:
+            missing = error
+    if missing is not None and not found:
+        raise missing
+    return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -85,18 +86,23 @@ class StepWrap:
 
     def __init__(self, scheduler: Any, replace: Callable[[Tensor], Tensor]) -> None:
         self.scheduler = scheduler
+        self._step: Callable[..., Any]
         self._had = scheduler.__dict__.get("step")
         original = scheduler.step
-        signature = inspect.signature(original)
+        signature, function = inspect.signature(original), getattr(original, "__func__", None)
 
-        @functools.wraps(original)
-        def step(*args: Any, **kwargs: Any) -> Any:
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             bound.arguments["sample"] = replace(bound.arguments["sample"])
-            return original(*bound.args, **bound.kwargs)
+            if function is None:  # somebody's own function at the instance, not a method
+                return original(*bound.args, **bound.kwargs)
+            return function(self, *bound.args, **bound.kwargs)
 
-        self._step = step
-        scheduler.step = step
+        if function is None:
+            self._step = functools.wraps(original)(functools.partial(step, scheduler))
+        else:  # a method, which a deep copy of the scheduler binds to the copy
+            self._step = types.MethodType(functools.wraps(function)(step), scheduler)
+        scheduler.step = self._step
 
     def remove(self) -> None:
         """Put back what was there, unless someone else has replaced the wrap since."""

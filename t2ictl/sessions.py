@@ -12,6 +12,7 @@ import functools
 import inspect
 import time
 import warnings
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal
@@ -44,6 +45,8 @@ from t2ictl.spans import Prompt
 
 __all__ = ["Session", "controlled"]
 
+_PREVIOUS = "t2ictl_previous_processor"
+
 
 def controlled(
     pipe: Any,
@@ -69,7 +72,7 @@ def controlled(
 
     Raises:
         UnsupportedPipeline: if the pipeline is of no supported family.
-        BadSetting: if one of ``controls`` is not a control.
+        BadSetting: if one of ``controls`` is not a control, or ``on_nonfinite`` is neither of the two.
 
     Example:
         >>> import t2ictl
@@ -83,6 +86,8 @@ def controlled(
     for control in controls:
         if not isinstance(control, Control):
             raise BadSetting(f"{control!r} is not a control.", "Pass instances: controls=[AttentionSegregation()].")
+    if on_nonfinite not in ("skip", "raise"):
+        raise BadSetting(f"on_nonfinite cannot be {on_nonfinite!r}.", "Use 'skip' or 'raise'.")
     recording = Recording() if record is True else (record or None)
     return Session(
         pipe, tuple(controls), recording=recording, words=prompt, parser=parser, raise_nonfinite=on_nonfinite == "raise"
@@ -113,9 +118,8 @@ class Session:
         self._hook = DenoiserHook(self._before, self._after)
         self._call: PipelineCall | None = None
         self._wrap: StepWrap | None = None
-        self._frozen: list[torch.nn.Parameter] = []
         self._processors: list[tuple[Any, ControlledAttention]] = []
-        self._known: list[tuple[Tensor, tuple[Prompt, ...]]] = []
+        self._known: list[tuple[weakref.ref[Tensor], tuple[Prompt, ...]]] = []
         self._check()
 
     def _check(self) -> None:
@@ -129,7 +133,8 @@ class Session:
         self._record_sites: tuple[Site, ...] = ()
         if self._recording is not None:
             where = self._recording.sites or f"cross@{self.adapter.semantic_factor}"
-            self._record_sites = select(self.adapter.sites, where)
+            # The maps of self-attention are over places, not over words.
+            self._record_sites = select([site for site in self.adapter.sites if site.kind == "cross"], where)
 
     # -- results ----------------------------------------------------------------------------
 
@@ -164,9 +169,6 @@ class Session:
             self._had_encoder = pipe.__dict__.get("encode_prompt")
             pipe.encode_prompt = _Learner(pipe.encode_prompt, self)
             self.adapter.denoiser.__dict__["_t2ictl"] = True
-            self._frozen = [each for each in self.adapter.denoiser.parameters() if each.requires_grad]
-            for parameter in self._frozen:
-                parameter.requires_grad_(False)
             self._hook.install(self.adapter.denoiser)
         except BaseException:
             self._restore()
@@ -188,9 +190,6 @@ class Session:
         self._remove_processors()
         self._unwrap_scheduler()
         self._hook.remove()
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._frozen = []
         self.adapter.denoiser.__dict__.pop("_t2ictl", None)
         if isinstance(self._pipe.__dict__.get("encode_prompt"), _Learner):
             if self._had_encoder is None:
@@ -199,7 +198,7 @@ class Session:
                 self._pipe.encode_prompt = self._had_encoder
 
     def _close_call(self, call: PipelineCall) -> None:
-        if call.pending is not None:
+        if call.is_lost:
             raise MoveLost(
                 "The latents moved at the last evaluation were not taken up by a scheduler step.",
                 "The scheduler was replaced in the middle of the call.",
@@ -225,6 +224,7 @@ class Session:
             self._close_call(self._call)
         self._call = None
         self._remove_processors()
+        self.adapter.check_denoiser()
         prompts = self._prompts(encoded)
         plans = self._plans(encoded, prompts)
         self._call = PipelineCall(
@@ -254,7 +254,9 @@ class Session:
         assert self._call is not None
         self._call.embeddings = embeddings
         if self._call.prompts is not None:
-            self._known.append((embeddings, self._call.prompts))
+            # The user may come back with this tensor; nothing is kept alive for it.
+            self._known = [pair for pair in self._known if pair[0]() is not None]
+            self._known.append((weakref.ref(embeddings), self._call.prompts))
 
     def _prompts(self, encoded: Encoded) -> tuple[Prompt, ...] | None:
         """The parsed prompt of each text that the pipeline was given, or None where nobody knows the words."""
@@ -263,7 +265,7 @@ class Session:
         assert encoded.embeddings is not None
         rows, tokens = encoded.embeddings.shape[:2]
         for embeddings, prompts in self._known:
-            if embeddings is encoded.embeddings:
+            if embeddings() is encoded.embeddings:
                 return prompts
         if self._words is None:
             return None
@@ -316,14 +318,22 @@ class Session:
         for site in needed | set(self._record_sites):
             attention = self.adapter.denoiser.get_submodule(site.module)
             ours = ControlledAttention(site, attention.processor, self._switch)
-            attention.set_processor(ours)  # type: ignore[operator]
+            attention.set_processor(ours)
+            if isinstance(ours.previous, torch.nn.Module):  # keep its weights where offloading finds them
+                attention.add_module(_PREVIOUS, ours.previous)
             self._processors.append((attention, ours))
 
     def _remove_processors(self) -> None:
         for attention, ours in self._processors:
+            attention._modules.pop(_PREVIOUS, None)
             if attention.processor is ours:
                 attention.set_processor(ours.previous)
         self._processors = []
+        # Projections that were fused inside the session come apart later, to the processors of that moment.
+        saved = getattr(self.adapter.denoiser, "original_attn_processors", None) or {}
+        for name, processor in saved.items():
+            if isinstance(processor, ControlledAttention):
+                saved[name] = processor.previous
 
     def _unwrap_scheduler(self) -> None:
         if self._wrap is not None:

@@ -30,10 +30,7 @@ KEYWORD = "t2ictl"
 """Keyword of the PNG text chunk."""
 MAX_BYTES = 1 << 20
 """Largest settings that are written or read, in bytes of UTF-8: Pillow's own limit for a compressed text chunk."""
-KNOWN_KEYS = frozenset(
-    "schema versions model family prompt prompts negative_prompt seed seeds steps size height width guidance_scale "
-    "scheduler strength images_per_prompt controls parser dtype device cost notes".split()
-)
+KNOWN_KEYS = frozenset({"schema", "request", "controls", "pipeline", "parser", "versions", "picture"})
 """Top-level keys that this version gives a meaning to; others are kept and handed back as they are."""
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "textblob", "spacy")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -70,7 +67,7 @@ def stamped(settings: dict[str, Any]) -> dict[str, Any]:
         A new dict with both keys.
 
     Example:
-        >>> stamped({"prompt": "a cat"})["schema"]
+        >>> stamped({"request": {"prompt": "a cat"}})["schema"]
         1
     """
     return {"schema": SCHEMA_VERSION, "versions": versions(), **settings}
@@ -94,8 +91,8 @@ def write_png(image: Image.Image, path: str | Path, settings: dict[str, Any], *,
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "cat.png"
-        >>> read_settings(write_png(Image.new("RGB", (8, 8)), path, {"prompt": "a cat"}))["prompt"]
-        'a cat'
+        >>> read_settings(write_png(Image.new("RGB", (8, 8)), path, {"request": {"prompt": "a cat"}}))["request"]
+        {'prompt': 'a cat'}
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -152,17 +149,18 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
     Example:
         >>> import tempfile
-        >>> path = write_json(Path(tempfile.mkdtemp()) / "a.json", {"prompt": "a cat", "seed": 7})
-        >>> read_settings(path)
-        {'prompt': 'a cat', 'seed': 7}
+        >>> path = write_json(Path(tempfile.mkdtemp()) / "a.json", {"schema": 1, "request": {"prompt": "a cat"}})
+        >>> read_settings(path)["request"]
+        {'prompt': 'a cat'}
     """
     path = Path(path)
     if not path.is_file():
         raise BadSetting(f"There is no file {str(path)!r}.", "Give a PNG written by t2ictl, or a JSON file.")
     with path.open("rb") as handle:
         is_png = handle.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
-    text = _png_text(path) if is_png else _file_text(path)
-    settings = _parsed(text, path)
+    settings = _parsed(_png_text(path) if is_png else _file_text(path), path)
+    if not is_png and not settings.keys() & KNOWN_KEYS:  # in a PNG, the keyword says that the object is ours
+        raise BadSetting(f"The file {str(path)!r} holds no t2ictl settings.", "Its JSON is that of another program.")
     _check_schema(settings, path)
     return settings
 
@@ -209,10 +207,8 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
         raise BadSetting(
             f"The settings in {str(path)!r} are not strict JSON: {error}.", "Give a PNG or JSON file of t2ictl."
         ) from None
-    if not isinstance(settings, dict) or not settings.keys() & KNOWN_KEYS:
-        raise BadSetting(
-            f"The file {str(path)!r} holds no t2ictl settings.", "Settings are a JSON object with at least a prompt."
-        )
+    if not isinstance(settings, dict):
+        raise BadSetting(f"The file {str(path)!r} holds no t2ictl settings.", "Settings are a JSON object.")
     return settings
 
 

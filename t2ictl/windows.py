@@ -27,8 +27,8 @@ class Window:
         (0, 1, 2)
     """
 
-    start: float = setting(0.0, help="first moment inside (fraction of the schedule)", low=0.0, high=1.0)
-    stop: float = setting(1.0, help="first moment outside (fraction of the schedule)", low=0.0, high=1.0)
+    start: float = setting(default=0.0, help="first moment inside (fraction of the schedule)", low=0.0, high=1.0)
+    stop: float = setting(default=1.0, help="first moment outside (fraction of the schedule)", low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
         if self.start > self.stop:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from t2ictl.adapters.base import Adapter, Encoded
+import torch
+
+from t2ictl.adapters.base import Adapter, Encoded, refuse_compiled
 from t2ictl.adapters.stable_diffusion import StableDiffusionAdapter
 from t2ictl.adapters.stable_diffusion_xl import StableDiffusionXLAdapter
 from t2ictl.errors import UnsupportedPipeline
@@ -27,6 +29,9 @@ def find_adapter(pipe: Any) -> Adapter:
     Raises:
         UnsupportedPipeline: if no family matches.
     """
+    denoiser = getattr(pipe, "unet", None)
+    if isinstance(denoiser, torch.nn.Module):
+        refuse_compiled(denoiser)
     for adapter in ADAPTERS:
         if adapter.matches(pipe):
             return adapter(pipe)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.lanes import Lanes
@@ -24,6 +25,9 @@ _BLOCK = re.compile(
     r"(?P<place>down|mid|up)_block[s]?\.(?:(?P<block>\d+)\.)?attentions\.(?P<attention>\d+)"
     r"\.transformer_blocks\.(?P<layer>\d+)\.(?P<name>attn[12])\.processor"
 )
+
+# Names under which diffusers registers its hooks of group offloading and of layerwise casting.
+WEIGHTS_AWAY = {"group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +59,8 @@ class Adapter(ABC):
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        denoiser = pipe.unet
-        if isinstance(denoiser, torch._dynamo.OptimizedModule) or denoiser._compiled_call_impl is not None:
-            raise UnsupportedPipeline(
-                "The denoiser is compiled (torch.compile), and a compiled forward pass cannot be controlled.",
-                "Open the session on the pipeline before compiling it.",
-            )
-        self.denoiser: UNet2DConditionModel = denoiser
+        self.denoiser: UNet2DConditionModel = pipe.unet
+        self.check_denoiser()
 
     @staticmethod
     @abstractmethod
@@ -130,6 +129,19 @@ class Adapter(ABC):
             own = [convert(text, tokenizer) for text, tokenizer in zip(own, self.tokenizers, strict=True)]
         return Prompt.parse(own[0], self.tokenizers, texts=own, parser=parser)
 
+    def check_denoiser(self) -> None:
+        """See that the denoiser is the one that this adapter knows, and runs as it is written.
+
+        Raises:
+            UnsupportedPipeline: if it was replaced, or if it or a part of it is compiled.
+        """
+        if self.pipe.unet is not self.denoiser:
+            raise UnsupportedPipeline(
+                "The pipeline's denoiser was replaced after the session was opened.",
+                "Set it first, then open the session.",
+            )
+        refuse_compiled(self.denoiser)
+
     def check_gradients(self) -> None:
         """See that a gradient can be taken through the denoiser.
 
@@ -141,6 +153,56 @@ class Adapter(ABC):
                 "The denoiser's weights are not in memory (sequential CPU offload), so no gradient can pass through.",
                 "Use pipe.enable_model_cpu_offload(), which keeps one whole model at a time.",
             )
+        hooks = {name for each in self.denoiser.modules() for name in _hook_names(each)}
+        if hooks & WEIGHTS_AWAY:
+            found = ", ".join(sorted(hooks & WEIGHTS_AWAY))
+            raise UnsupportedPipeline(
+                f"The denoiser's weights are moved or cast away after each layer ({found}), "
+                "and the backward pass would not find them.",
+                "Use pipe.enable_model_cpu_offload() in place of group offloading or layerwise casting.",
+            )
+
+
+def _hook_names(module: nn.Module) -> tuple[str, ...]:
+    registry = module.__dict__.get("_diffusers_hook")
+    return () if registry is None else tuple(registry.hooks)
+
+
+def has_clip(pipe: Any, suffix: str, kind: type) -> bool:
+    """Tell whether a pipeline has a CLIP text encoder, or had one and was left only its tokenizer.
+
+    Args:
+        pipe: a diffusers pipeline.
+        suffix: ``""`` for the first encoder, ``"_2"`` for the second.
+        kind: class of the encoder.
+
+    Returns:
+        True also where the encoder was dropped to save memory, since the words are read by the tokenizer.
+    """
+    encoder = getattr(pipe, f"text_encoder{suffix}", None)
+    return isinstance(encoder, kind) or (
+        encoder is None and isinstance(getattr(pipe, f"tokenizer{suffix}", None), CLIPTokenizer)
+    )
+
+
+def refuse_compiled(denoiser: Any) -> None:
+    """Raise for a denoiser that ``torch.compile`` runs, as a whole or in parts.
+
+    Args:
+        denoiser: what stands at ``pipe.unet``.
+
+    Raises:
+        UnsupportedPipeline: if it is compiled.
+    """
+    if isinstance(denoiser, torch._dynamo.OptimizedModule):
+        remedy = "Take the model itself for the session: pipe.unet = pipe.unet._orig_mod."
+    elif any(each._compiled_call_impl is not None for each in denoiser.modules()):
+        remedy = "Load the model anew for the session, and compile another copy."
+    else:
+        return
+    raise UnsupportedPipeline(
+        "The denoiser is compiled (torch.compile), and a compiled forward pass cannot be controlled.", remedy
+    )
 
 
 def listed(value: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -187,7 +249,7 @@ def unet_sites(denoiser: nn.Module) -> tuple[Site, ...]:
                 address=f"{place}.{key[1]}.{key[2]}.{key[3]}.{kind}",
                 module=module,
                 kind=kind,  # type: ignore[arg-type]
-                place=place,
+                place=place,  # type: ignore[arg-type]
                 factor=factor,
                 order=position,
                 heads=denoiser.get_submodule(module).heads,  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from t2ictl.adapters.base import Adapter, Encoded, batch_lanes, listed
+from t2ictl.adapters.base import Adapter, Encoded, batch_lanes, has_clip, listed
 
 __all__ = ["StableDiffusionAdapter"]
 
@@ -22,7 +22,7 @@ class StableDiffusionAdapter(Adapter):
     def matches(pipe: Any) -> bool:
         """Tell whether a pipeline has one CLIP text encoder and a U-Net."""
         return (
-            isinstance(getattr(pipe, "text_encoder", None), CLIPTextModel)
+            has_clip(pipe, "", CLIPTextModel)
             and isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)
             and not hasattr(pipe, "text_encoder_2")
             and hasattr(pipe, "encode_prompt")

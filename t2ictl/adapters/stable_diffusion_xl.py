@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModelWithProjection
 
-from t2ictl.adapters.base import Adapter, Encoded, batch_lanes, listed
+from t2ictl.adapters.base import Adapter, Encoded, batch_lanes, has_clip, listed
 from t2ictl.errors import UnsupportedPipeline
 
 __all__ = ["StableDiffusionXLAdapter"]
@@ -23,7 +23,7 @@ class StableDiffusionXLAdapter(Adapter):
     def matches(pipe: Any) -> bool:
         """Tell whether a pipeline has SDXL's second text encoder and a U-Net."""
         return (
-            isinstance(getattr(pipe, "text_encoder_2", None), CLIPTextModelWithProjection)
+            has_clip(pipe, "_2", CLIPTextModelWithProjection)
             and isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)
             and hasattr(pipe, "encode_prompt")
         )
@@ -37,7 +37,7 @@ class StableDiffusionXLAdapter(Adapter):
     def encoded(self, arguments: Mapping[str, Any]) -> Encoded:
         """Read both prompts, embeddings and batch layout."""
         first = listed(arguments["prompt"])
-        second = listed(arguments.get("prompt_2")) or first
+        second = listed(arguments.get("prompt_2") or None) or first  # as the pipeline does: "" is no prompt_2
         if len(first) != len(second):
             raise UnsupportedPipeline(
                 f"There are {len(first)} prompts and {len(second)} for the second encoder.",

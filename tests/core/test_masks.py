@@ -42,6 +42,18 @@ def test_otsu_equals_the_exhaustive_search(dtype: torch.dtype, scale: float) -> 
     assert torch.equal(otsu_threshold(maps), expected)
 
 
+def test_otsu_is_exact_where_neighboring_splits_differ_by_little() -> None:
+    maps = random_maps(3, 48, 48, dtype=torch.float32)
+    for one, threshold in zip(maps, otsu_threshold(maps), strict=True):
+        values = one.flatten().double()
+        candidates = values.sort().values[900:1400]  # the middle of even values, where the best split is
+        variances = [
+            (values <= t).sum() * (values > t).sum() * (values[values > t].mean() - values[values <= t].mean()) ** 2
+            for t in candidates
+        ]
+        assert threshold.item() == candidates[torch.stack(variances).argmax()].item()
+
+
 def test_otsu_with_many_equal_values() -> None:
     for seed in range(20):
         maps = random_maps(5, 5, seed=seed).mul(4).round().div(4)
@@ -52,8 +64,8 @@ def test_otsu_with_many_equal_values() -> None:
 
 def test_otsu_takes_the_lowest_of_equally_good_splits() -> None:
     assert otsu_threshold(torch.tensor([[0.0, 0.5, 1.0]])).item() == 0.0
-    for scale in (1.0, 1 / 3, 0.7):  # equal on paper, apart by rounding
-        assert otsu_threshold(torch.tensor([[0.7, 0.7, 0.9, 0.5]]) * scale).item() == pytest.approx(0.5 * scale)
+    for scale in (1.0, 2.0**-10, 3.0):  # splits of 1:3 and 3:1, equal on paper, apart by rounding
+        assert otsu_threshold(torch.tensor([[0.75, 0.75, 1.0, 0.5]]) * scale).item() == 0.5 * scale
 
 
 def test_otsu_of_flat_maps_and_of_one_cell() -> None:

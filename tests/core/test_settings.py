@@ -20,10 +20,12 @@ from t2ictl.errors import BadSetting
 from t2ictl.settings import KEYWORD, SCHEMA_VERSION, read_settings, stamped, versions, write_json, write_png
 
 SETTINGS: dict[str, Any] = {
-    "prompt": 'ein „roter" Kreis und ein 青い四角 🟦\n\x00 \\ "quoted"',
-    "seed": 2**63 - 1,
+    "request": {
+        "prompt": 'ein „roter" Kreis und ein 青い四角 🟦\n\x00 \\ "quoted"',
+        "seed": 2**63 - 1,
+        "negative_prompt": None,
+    },
     "controls": [{"name": "attention_segregation", "strength": 0.1, "window": {"start": 0.0, "stop": 1.0}}],
-    "negative_prompt": None,
     "notes": {"nested": [[], {}, [True, False, None, 1e-300]]},
 }
 
@@ -74,7 +76,7 @@ def test_settings_are_one_itxt_chunk_of_utf8_json(tmp_path: Path) -> None:
     keyword, rest = content.split(b"\0", 1)
     assert keyword == b"t2ictl" and rest[:2] == b"\0\0"
     text = rest[2:].split(b"\0", 2)[2].decode("utf-8")
-    assert json.loads(text)["prompt"] == SETTINGS["prompt"] and "青い四角" in text
+    assert json.loads(text)["request"] == SETTINGS["request"] and "青い四角" in text
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -213,10 +215,10 @@ def test_files_that_hold_no_settings(tmp_path: Path) -> None:
         "list.json": b"[1, 2]",
         "text.json": b"not json",
         "empty.json": b"",
-        "nan.json": b'{"prompt": "a", "seed": NaN}',
-        "deep.json": b'{"prompt": ' + b"[" * 100_000,
+        "nan.json": b'{"request": {"seed": NaN}}',
+        "deep.json": b'{"request": ' + b"[" * 100_000,
         "photo.jpg": b"\xff\xd8\xff\xe0 binary \x80\x81",
-        "schema.json": b'{"prompt": "a", "schema": "new"}',
+        "schema.json": b'{"request": {}, "schema": "new"}',
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -239,7 +241,7 @@ def test_a_png_of_another_program(tmp_path: Path) -> None:
 def test_a_name_does_not_decide_what_a_file_is(tmp_path: Path) -> None:
     path = write_png(picture(), tmp_path / "a.png", SETTINGS)
     moved = path.rename(tmp_path / "a.json")
-    assert read_settings(moved)["prompt"] == SETTINGS["prompt"]
+    assert read_settings(moved)["request"] == SETTINGS["request"]
 
 
 def test_truncated_png(tmp_path: Path) -> None:
@@ -302,7 +304,7 @@ def test_settings_are_never_run(tmp_path: Path) -> None:
 def test_a_newer_schema_warns_and_lists_what_is_unknown(tmp_path: Path) -> None:
     newer = {**SETTINGS, "schema": SCHEMA_VERSION + 1, "telepathy": True, "aura": 3}
     path = write_png(picture(), tmp_path / "a.png", newer)
-    with pytest.warns(UserWarning, match=r"schema 2, newer than 1.*Unknown: aura, telepathy\.") as caught:
+    with pytest.warns(UserWarning, match=r"schema 2, newer than 1.*Unknown: aura, notes, telepathy\.") as caught:
         assert read_settings(path)["telepathy"] is True
     assert caught[0].filename == __file__
     path = write_png(picture(), path, {**SETTINGS, "extra": 1})

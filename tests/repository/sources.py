@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LINKED = ("processors", "losses", "app", "benchmarks")  # top-level folders that are installed inside t2ictl
-IGNORED = {".git", ".venv", "__pycache__", "build", "dist", "demo", ".hypothesis"}
+MADE_BY_TOOLS = {".git", ".venv", "build", "dist", "demo", ".hypothesis"}  # in the root only
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def sources(*folders: str) -> tuple[Source, ...]:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if path.name in IGNORED or path.name.endswith(("_cache", ".egg-info")) or path.is_symlink():
+        made = path.name.endswith(("_cache", ".egg-info", "__pycache__"))
+        if made or path.is_symlink() or (folder == ROOT and path.name in MADE_BY_TOOLS):
             continue
         if path.is_dir():
             yield from _files(path)

@@ -1,0 +1,173 @@
+"""What one latent update costs: operations and bytes of the published way and of ours, on real layer shapes.
+
+The published way runs the whole U-Net with an explicit softmax in every attention layer; ours
+stops after the last layer whose maps are needed and keeps fused kernels elsewhere. Operations
+are counted on the ``meta`` device, so that the shapes are the real ones and no weights are needed.
+Both are read by our tap, whose own queries and keys add 0.01 F (SD 1.5) and 0.04 F (SDXL).
+
+Run ``python -m t2ictl.benchmarks.speed.update``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from t2ictl.adapters.base import unet_sites
+from t2ictl.attention import ControlledAttention, DenoiserPass, Step, StopForward, Switch
+from t2ictl.lanes import Lanes
+from t2ictl.probes import MapTap
+
+__all__ = ["MODELS", "main", "measure"]
+
+# The published configurations of both families; weights play no part in counting.
+MODELS: dict[str, dict[str, Any]] = {
+    "SD 1.5, 512 x 512": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "SDXL, 1024 x 1024": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+
+def _inputs(unet: UNet2DConditionModel) -> tuple[Tensor, dict[str, Any]]:
+    side, width = unet.config.sample_size, unet.config.cross_attention_dim
+    sample = torch.zeros(1, 4, side, side, device="meta", dtype=unet.dtype, requires_grad=True)
+    keywords: dict[str, Any] = {"encoder_hidden_states": torch.zeros(1, 77, width, device="meta", dtype=unet.dtype)}
+    if unet.config.addition_embed_type:
+        keywords["added_cond_kwargs"] = {
+            "text_embeds": torch.zeros(1, 1280, device="meta", dtype=unet.dtype),
+            "time_ids": torch.zeros(1, 6, device="meta", dtype=unet.dtype),
+        }
+    return sample, keywords
+
+
+def _update(unet: UNet2DConditionModel, factor: int, *, truncate: bool) -> Callable[[], Tensor]:
+    """Set up one update: forward, mean map of the semantic layers; returns what gives the loss."""
+    sites = [site for site in unet_sites(unet) if site.kind == "cross" and site.factor == factor]
+    switch, tap = Switch(), MapTap(sites, slice(None))
+    for site in sites:
+        attention: Any = unet.get_submodule(site.module)
+        attention.set_processor(ControlledAttention(site, attention.processor, switch))
+    sample, keywords = _inputs(unet)
+
+    def run() -> Tensor:
+        switch.current = DenoiserPass(
+            lanes=Lanes.of_batch(prompts=1, images_per_prompt=1, guided=False),
+            latent_size=(sample.shape[-2], sample.shape[-1]),
+            step=Step(index=0, total=1, timestep=1.0),
+            taps=[tap],
+            stop_after=sites[-1].address if truncate else None,
+        )
+        try:
+            unet(sample, torch.ones((), device="meta"), **keywords)
+        except StopForward:
+            pass
+        return tap.mean().square().sum()
+
+    run.sample = sample  # type: ignore[attr-defined]
+    return run
+
+
+@contextmanager
+def _flash_attention() -> Iterator[None]:
+    """Use CUDA's flash kernel, which on the ``meta`` device nothing would choose: there torch takes the unfused one."""
+
+    def flash(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **_: Any) -> Tensor:
+        out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
+        return out
+
+    with mock.patch.object(F, "scaled_dot_product_attention", flash):
+        yield
+
+
+def _saved_bytes(run: Callable[[], Tensor], unet: UNet2DConditionModel) -> tuple[Tensor, int]:
+    """Bytes of the distinct storages that autograd keeps for backward, weights not counted."""
+    weights = {each.untyped_storage()._cdata for each in unet.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (tensor, storage.nbytes())  # the tensor keeps its storage's address taken
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = run()
+    return loss, sum(size for _, size in kept.values())
+
+
+def measure(name: str, *, published: bool) -> dict[str, float]:
+    """Count one update.
+
+    Args:
+        name: a key of :data:`MODELS`.
+        published: the published way (all of the U-Net, explicit softmax, trainable weights), or ours.
+
+    Returns:
+        ``forward`` and ``backward`` in F, where F is one plain forward pass of one row, and
+        ``saved`` in GiB of float16.
+    """
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**MODELS[name]).half()
+    unet.requires_grad_(published)
+    if published:
+        unet.set_attn_processor(AttnProcessor())
+    sample, keywords = _inputs(unet)
+    with _flash_attention():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            unet(sample, torch.ones((), device="meta"), **keywords)
+        plain = counter.get_total_flops()
+        run = _update(unet, factor=4, truncate=not published)
+        with FlopCounterMode(display=False) as forward:
+            loss, saved = _saved_bytes(run, unet)
+        with FlopCounterMode(display=False) as backward:
+            torch.autograd.grad(loss, run.sample)  # type: ignore[attr-defined]
+    return {
+        "forward": forward.get_total_flops() / plain,
+        "backward": backward.get_total_flops() / plain,
+        "saved": saved / 2**30,
+    }
+
+
+def main() -> int:
+    """Print the table.
+
+    Returns:
+        Exit status 0.
+    """
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    print("| model | way | forward (F) | backward (F) | sum (F) | kept for backward (GiB, float16) |")
+    print("|---|---|---|---|---|---|")
+    for name in MODELS:
+        for published in (True, False):
+            found = measure(name, published=published)
+            total = found["forward"] + found["backward"]
+            print(
+                f"| {name} | {'published' if published else 'ours'} | {found['forward']:.3f} | "
+                f"{found['backward']:.3f} | {total:.3f} | {found['saved']:.2f} |"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,7 @@
+"""``python -m t2ictl`` is the command line."""
+
+import sys
+
+from t2ictl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,218 @@
+"""What every registered control promises, whoever wrote it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import inspect
+import json
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import t2ictl
+from t2ictl.adapters import find_adapter
+from t2ictl.controls import (
+    Control,
+    Plan,
+    PlanContext,
+    broken_controls,
+    control_from_dict,
+    control_to_dict,
+    list_controls,
+)
+from t2ictl.errors import BadSetting, NeedsSession, SpanNotFound
+from t2ictl.fields import describe
+from t2ictl.lanes import Lanes
+from tests.tiny import run, sd, sdxl
+
+PROMPT = "a red circle and a blue square"
+CONTROLS = list(list_controls().values())
+every_control = pytest.mark.parametrize("cls", CONTROLS, ids=lambda cls: cls.name)
+
+
+def context(pipe: Any, *prompts: str) -> PlanContext:
+    return PlanContext(
+        adapter=find_adapter(pipe),
+        prompts=tuple(t2ictl.parse(pipe, each) for each in prompts),
+        lanes=Lanes.of_batch(prompts=len(prompts), images_per_prompt=1, guided=True),
+    )
+
+
+def plan(control: Control, pipe: Any) -> Plan:
+    return control.plan(context(pipe, PROMPT))
+
+
+def test_nothing_is_broken() -> None:
+    assert broken_controls() == {}
+    assert {"attention_segregation", "attend_and_excite"} <= set(list_controls())
+
+
+@every_control
+def test_names_agree(cls: Any) -> None:
+    module = inspect.getmodule(cls)
+    assert module is not None and module.__name__ == f"t2ictl.processors.{cls.name}"
+    assert cls.__name__.lower() == cls.name.replace("_", "")
+    assert getattr(importlib.import_module("t2ictl.processors"), cls.__name__) is cls
+    assert cls.__name__ in module.__all__
+    assert set(cls.families) <= {"sd", "sdxl"} and cls.families
+
+
+@every_control
+def test_documented(cls: Any) -> None:
+    document = inspect.getdoc(cls) or ""
+    positions = [document.find(f"\n{section}:\n") for section in ("Args", "Example", "Reference")]
+    assert -1 not in positions and positions == sorted(positions)
+    assert any(digit.isdigit() for digit in cls.paper) and len(cls.paper) > 20
+    described = describe(cls)["properties"]
+    arguments = document[positions[0] : positions[1]]
+    for field in dataclasses.fields(cls):
+        assert described[field.name].get("description"), f"{field.name} has no help text"
+        assert f"    {field.name}: " in arguments, f"{field.name} is missing under Args"
+
+
+@every_control
+def test_settings_survive_json(cls: Any) -> None:
+    control = cls()
+    text = json.dumps(control_to_dict(control), allow_nan=False)
+    assert control_from_dict(json.loads(text)) == control
+    assert json.loads(text)["control"] == cls.name
+    assert set(json.loads(text)) == {"control", *(field.name for field in dataclasses.fields(cls))}
+    assert cls(**{field.name: getattr(control, field.name) for field in dataclasses.fields(cls)}) == control
+
+
+def other_value(schema: dict[str, Any], value: Any) -> Any:
+    """Another good value of a simple field, or None."""
+    if schema.get("enum"):
+        return next((each for each in schema["enum"] if each != value), None)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, float):
+        low, high = schema.get("minimum", value - 1), schema.get("maximum", value + 1)
+        return low + (high - low) * 0.37
+    return value + 1 if isinstance(value, int) else None
+
+
+@every_control
+def test_every_field_is_kept(cls: Any) -> None:
+    changed = 0
+    for name, schema in describe(cls)["properties"].items():
+        value = other_value(schema, getattr(cls(), name))
+        if value is not None:
+            control = cls(**{name: value})
+            again = control_from_dict(json.loads(json.dumps(control_to_dict(control))))
+            assert getattr(again, name) == value and again == control != cls()
+            changed += 1
+    assert changed
+
+
+@every_control
+def test_bad_values_name_field_and_value(cls: Any) -> None:
+    for name, schema in describe(cls)["properties"].items():
+        bad: list[Any] = [object()]
+        bad += [schema["minimum"] - 1] if "minimum" in schema else []
+        bad += [schema["maximum"] + 1] if "maximum" in schema else []
+        bad += ["no such choice"] if "enum" in schema else []
+        bad += [float("nan")] if schema.get("type") == "number" else []
+        for value in bad:
+            with pytest.raises(BadSetting) as caught:
+                cls(**{name: value})
+            assert f"{cls.__name__}.{name}" in str(caught.value)
+            assert repr(value) in str(caught.value) or isinstance(value, str)
+    with pytest.raises(BadSetting, match="no_such_field"):
+        cls(no_such_field=1)
+    with pytest.raises(BadSetting, match="by name"):
+        cls(1.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cls().strength = 2.0
+
+
+@every_control
+def test_strength_0_is_an_empty_plan_and_the_plain_picture(cls: Any) -> None:
+    pipe = sd()
+    control = cls(strength=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plan(control, pipe) == Plan()
+    plain = run(pipe, PROMPT, steps=2)
+    with t2ictl.controlled(pipe, [control]) as session:
+        assert torch.equal(run(pipe, PROMPT, steps=2), plain)
+    assert session.cost.extra_forwards == 0
+
+
+@every_control
+@pytest.mark.parametrize("build", [sd, sdxl])
+def test_it_acts_the_same_each_time_and_leaves_everything_as_it_was(cls: Any, build: Any) -> None:
+    pipe = build()
+    if find_adapter(pipe).family not in cls.families:
+        return
+    control, prompts = cls(), [PROMPT, "a cat and a dog"]
+    before = (copy.deepcopy(control), list(prompts), dict(pipe.unet.attn_processors), set(vars(pipe.unet)))
+    plain, noise = run(pipe, prompts, steps=2), torch.get_rng_state()
+    made = []
+    for _ in range(2):
+        with t2ictl.controlled(pipe, [control]):
+            made.append(run(pipe, prompts, steps=2))
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], plain)
+    assert torch.isfinite(made[0]).all()
+    processors = dict(pipe.unet.attn_processors)
+    assert (control, prompts, set(vars(pipe.unet))) == (before[0], before[1], before[3])
+    assert all(processors[name] is before[2][name] for name in before[2])
+    assert torch.equal(noise, torch.get_rng_state())
+    assert torch.equal(run(pipe, prompts, steps=2), plain)
+
+
+@every_control
+def test_two_plans_share_no_state(cls: Any) -> None:
+    pipe = sd()
+    first, second = plan(cls(), pipe), plan(cls(), pipe)
+    for one, other in zip(first.objectives, second.objectives, strict=True):
+        assert one.evaluate is not other.evaluate
+    for (_, one_edit), (_, other_edit) in zip(first.edits, second.edits, strict=True):
+        assert one_edit is not other_edit
+
+
+@every_control
+def test_objectives_need_a_session(cls: Any) -> None:
+    pipe = sd()
+    if plan(cls(), pipe).objectives and "processors" not in vars(cls):
+        with pytest.raises(NeedsSession, match=cls.__name__):
+            cls.processors(pipe, [PROMPT])
+
+
+@every_control
+def test_a_word_that_is_not_there_is_named_before_the_first_step(cls: Any) -> None:
+    if "concepts" not in {field.name for field in dataclasses.fields(cls)}:
+        return
+    pipe = sd()
+    with t2ictl.controlled(pipe, [cls(concepts=("turtle",))]) as session:
+        with pytest.raises(SpanNotFound, match="turtle"):
+            run(pipe, PROMPT, steps=2)
+    assert session.cost.forwards == 0
+    with pytest.raises(BadSetting, match=f"{cls.__name__}.concepts"):
+        cls(concepts="turtle")
+
+
+@every_control
+def test_recording_beside_it_changes_nothing(cls: Any) -> None:
+    pipe, made = sd(), []
+    for record in (False, True):
+        with t2ictl.controlled(pipe, [cls()], record=record):
+            made.append(run(pipe, PROMPT, steps=2))
+    assert torch.equal(made[0], made[1])
+
+
+@pytest.mark.parametrize("first", CONTROLS, ids=lambda cls: cls.name)
+@pytest.mark.parametrize("second", CONTROLS, ids=lambda cls: cls.name)
+def test_pairs_run_or_say_why_not(first: Any, second: Any) -> None:
+    pipe = sd()
+    try:
+        with t2ictl.controlled(pipe, [first(), second()]):
+            made = run(pipe, PROMPT, steps=1)
+    except t2ictl.errors.ControlConflict as conflict:
+        assert conflict.remedy
+    else:
+        assert torch.isfinite(made).all()
