@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from t2ictl.generation import Generation, generate, replay
     from t2ictl.loading import load
     from t2ictl.probes import AttentionRecord, Recording
+    from t2ictl.sessionless import MapRecorder
     from t2ictl.sessions import Session, controlled
     from t2ictl.spans import Prompt
     from t2ictl.windows import Window
@@ -25,6 +26,7 @@ _HOME = {
     "AttentionRecord": "probes",
     "Control": "controls",
     "Generation": "generation",
+    "MapRecorder": "sessionless",
     "Prompt": "spans",
     "Recording": "probes",
     "Session": "sessions",
@@ -41,6 +43,7 @@ __all__ = [
     "AttentionRecord",
     "Control",
     "Generation",
+    "MapRecorder",
     "Prompt",
     "Recording",
     "Session",

@@ -31,7 +31,19 @@ from t2ictl.errors import ShapeMismatch, UnsupportedPipeline
 from t2ictl.lanes import Lanes
 from t2ictl.sites import Site
 
-__all__ = ["AttentionCall", "ControlledAttention", "DenoiserPass", "Edit", "Step", "StopForward", "Switch", "Tap"]
+__all__ = [
+    "AttentionCall",
+    "ControlledAttention",
+    "DenoiserPass",
+    "Edit",
+    "Rows",
+    "Step",
+    "StopForward",
+    "Switch",
+    "Tap",
+]
+
+Rows = slice | list[int]
 
 # Processors whose result is plain attention with the layer's own weights: our arithmetic may
 # stand in for them. Any other (an IP-Adapter's, say) carries weights of its own.
@@ -131,7 +143,7 @@ class Tap(Protocol):
     """
 
     sites: frozenset[str]
-    rows: slice
+    rows: Rows
 
     def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
         """Receive the attention weights of one layer, summed over its heads, for the tap's rows."""
@@ -237,7 +249,7 @@ class _Inputs:
             self.attn, self.hidden, encoder_hidden_states=self.context, attention_mask=self.mask, **self.kwargs
         )
 
-    def states(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def states(self, rows: Rows = slice(None)) -> tuple[Tensor, Tensor]:
         """Image states and context of some rows, normalized as the layer does it before its projections."""
         attn, hidden_BQC = self.attn, self.hidden[rows]
         if attn.group_norm is not None:
@@ -264,7 +276,7 @@ def _query_key(attn: Attention, hidden_BQC: Tensor, context_BKC: Tensor) -> tupl
     return q_BHQD, k_BHKD
 
 
-def _mask(inputs: _Inputs, keys: int, rows: slice) -> Tensor | None:
+def _mask(inputs: _Inputs, keys: int, rows: Rows) -> Tensor | None:
     if inputs.mask is None:
         return None
     batch = inputs.hidden.shape[0]
@@ -291,7 +303,7 @@ def _softmax(scores_BHQK: Tensor) -> Tensor:
     return exact.softmax(dim=-1)
 
 
-def _mass(inputs: _Inputs, rows: slice) -> Tensor:
+def _mass(inputs: _Inputs, rows: Rows) -> Tensor:
     """Attention weights summed over heads, computed beside the image path, for some rows."""
     attn = inputs.attn
     hidden_BQC, context_BKC = inputs.states(rows)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t2ictl.attention import AttentionCall
+from t2ictl.attention import AttentionCall, Rows
 from t2ictl.errors import BudgetExceeded, NotRecorded, SpanNotFound
 from t2ictl.fields import setting, settings_class
 from t2ictl.sites import Site, select
@@ -44,7 +44,7 @@ class MapTap:
         rows: the batch rows to listen to.
     """
 
-    def __init__(self, sites: Sequence[Site], rows: slice) -> None:
+    def __init__(self, sites: Sequence[Site], rows: Rows) -> None:
         self.sites = frozenset(site.address for site in sites)
         self.rows = rows
         self._heads = 0
@@ -196,7 +196,7 @@ class Recorder:
     def __init__(
         self,
         sites: Sequence[Site],
-        rows: slice,
+        rows: Rows,
         prompts: Sequence[Prompt],
         settings: Recording,
         *,
@@ -205,7 +205,7 @@ class Recorder:
     ) -> None:
         sites = select(sites, "cross")  # words have maps in cross-attention only; a filter like "up" has both kinds
         self.sites = frozenset(site.address for site in sites)
-        self.rows = rows
+        self.rows: Rows = rows
         heads = {place: sum(s.heads for s in sites if s.place == place) for place in ("down", "mid", "up")}
         self.record = AttentionRecord(
             prompts=tuple(prompts),

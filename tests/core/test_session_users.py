@@ -1,4 +1,4 @@
-"""What users really run: each feature works in a session, or is refused by name. The table is docs/pipelines.md."""
+"""What users really run: each feature works in a session, or is refused by name. The table is in README.md."""
 
 from __future__ import annotations
 
@@ -192,8 +192,12 @@ def test_lora(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("diffusers.utils.peft_utils.apply_lora_scale")
     assert not may_stop({"cross_attention_kwargs": {"scale": 0.5}})
     assert may_stop({"cross_attention_kwargs": None}) and may_stop({})
+    ends: list[bool] = []
+    handle = pipe.unet.conv_out.register_forward_pre_hook(lambda *_: ends.append(torch.is_grad_enabled()))
     with t2ictl.controlled(pipe, [MOVES]):
         assert torch.equal(tiny.run(pipe, PROMPT, steps=2, cross_attention_kwargs={"scale": 0.5}), ended)
+    handle.remove()
+    assert ends == [True, False] * 2  # the session's own passes ran to their end
     pipe.unet.delete_adapters("default")
     assert torch.equal(tiny.run(pipe, PROMPT, steps=2), without)
 

@@ -1,0 +1,233 @@
+"""Without a session: attention processors that recognize their prompts by content.
+
+A plain attention processor sees neither the prompt nor the timestep. It does see the text
+states of each batch row, and those of a prompt are always the same numbers: a row whose text
+states equal a prompt's own encoding is a conditional row of that prompt, and any other row is
+somebody else's and passes through.
+
+Legend: ``P`` prompt, ``B`` batch row, ``K`` text token, ``C`` channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2ictl.adapters import find_adapter
+from t2ictl.adapters.base import Adapter
+from t2ictl.attention import ControlledAttention, DenoiserPass, Step, Switch
+from t2ictl.errors import NotRecorded, ShapeMismatch
+from t2ictl.lanes import Lane, Lanes
+from t2ictl.probes import AttentionRecord, Recorder, Recording
+from t2ictl.sites import Site, select
+
+__all__ = ["MapRecorder", "RowMatcher"]
+
+# Encoding alone or in a batch rounds differently, by about 1e-5 in float32 and 1e-2 in half
+# precision; the states of two prompts differ by more than 1 somewhere.
+SAME_STATES = 0.05
+
+
+class RowMatcher:
+    """Tells which prompt each row of a batch of text states belongs to.
+
+    Args:
+        encoded_PKC: the text states of the prompts.
+
+    Example:
+        >>> match = RowMatcher(torch.tensor([[[1.0]], [[2.0]]]))
+        >>> match(torch.tensor([[[0.0]], [[2.0]], [[1.0]]]))
+        (None, 1, 0)
+    """
+
+    def __init__(self, encoded_PKC: Tensor) -> None:
+        self._encoded_PKC = encoded_PKC
+
+    def __call__(self, context_BKC: Tensor) -> tuple[int | None, ...]:
+        """Give the number of the prompt for each row, None for a row of no known prompt."""
+        encoded_PKC = self._encoded_PKC.to(context_BKC.device, context_BKC.dtype)
+        if context_BKC.shape[1:] != encoded_PKC.shape[1:]:
+            return (None,) * len(context_BKC)
+        far_BP = (context_BKC[:, None] - encoded_PKC).abs().amax(dim=(2, 3))
+        nearest = zip(far_BP.min(dim=1).values.tolist(), far_BP.argmin(dim=1).tolist(), strict=True)
+        return tuple(number if far <= SAME_STATES else None for far, number in nearest)
+
+
+def encode(adapter: Adapter, prompts: Sequence[str]) -> Tensor:
+    """Encode prompts as their pipeline does.
+
+    Args:
+        adapter: the pipeline's family.
+        prompts: the prompts.
+
+    Returns:
+        ``encoded_PKC``, the text states that the denoiser gets.
+    """
+    with torch.no_grad():
+        encoded = adapter.pipe.encode_prompt(
+            prompt=list(prompts), device=adapter.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+    states: Tensor = encoded[0]
+    return states
+
+
+class MapRecorder:
+    """Records word maps through plain attention processors, for those who cannot open a session.
+
+    The maps are means over everything that the pipeline does while the processors are set; make
+    a new recorder for a new call. Pictures are bit-equal to those without it.
+
+    Args:
+        pipe: a diffusers pipeline.
+        prompts: the prompts that it will be called with.
+        words: words or phrases to record; empty for every word.
+        sites: layer filter; empty for cross-attention at the model's semantic size.
+        size: height and width of the picture (pixels); None for the model's own. A processor
+            sees a row of positions and cannot know it.
+        budget_mb: most memory that the maps may take (MiB).
+
+    Raises:
+        UnsupportedPipeline: if the pipeline is of no supported family.
+        SpanNotFound: if a word is in none of the prompts.
+        NoSiteMatched: if the filter matches no cross-attention layer.
+
+    Example:
+        >>> import t2ictl
+        >>> pipe = t2ictl.load("shapes", device="cpu")
+        >>> recorder, before = MapRecorder(pipe, ["a red circle"]), pipe.unet.attn_processors
+        >>> pipe.unet.set_attn_processor(recorder.processors())
+        >>> image = pipe("a red circle", num_inference_steps=2).images[0]
+        >>> pipe.unet.set_attn_processor(before)
+        >>> recorder.record.map("circle").shape
+        torch.Size([16, 16])
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        *,
+        words: Sequence[str] = (),
+        sites: Sequence[str] = (),
+        size: tuple[int, int] | None = None,
+        budget_mb: float = 512.0,
+    ) -> None:
+        self._adapter = find_adapter(pipe)
+        self._prompts = tuple(self._adapter.parse((text,)) for text in prompts)
+        self._settings = Recording(words=tuple(words), per_step=False, budget_mb=budget_mb)
+        for word in words if len(prompts) == 1 else ():
+            self._prompts[0].find(word)
+        cross = [site for site in self._adapter.sites if site.kind == "cross"]
+        self._sites = select(cross, tuple(sites) or f"cross@{self._adapter.semantic_factor}")
+        self._match = RowMatcher(encode(self._adapter, prompts))
+        self._latent_size = self._cells(size)
+        self._switch = Switch()
+        self._recorder: Recorder | None = None
+        self._numbers: tuple[int, ...] = ()
+
+    def _cells(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        if size is not None:
+            factor = int(self._adapter.pipe.vae_scale_factor)
+            return size[0] // factor, size[1] // factor
+        own = self._adapter.denoiser.config.sample_size
+        return (int(own), int(own)) if isinstance(own, int) else (int(own[0]), int(own[1]))
+
+    @property
+    def record(self) -> AttentionRecord:
+        """The word maps, one picture for each conditional row that was recognized.
+
+        Raises:
+            NotRecorded: if no row of any batch belonged to one of the prompts.
+        """
+        if self._recorder is None or not self._recorder.record.steps:
+            raise NotRecorded(
+                "No batch row with one of these prompts passed by.",
+                "Set the processors on the pipeline's U-Net, and call it with the very same prompts.",
+            )
+        return self._recorder.record
+
+    def processors(self) -> dict[str, Any]:
+        """Give the processors for ``unet.set_attn_processor``: listening ones where words are recorded, else those set.
+
+        Returns:
+            A new dict with one processor for each attention layer (diffusers empties the one that it is given).
+        """
+        current: dict[str, Any] = dict(self._adapter.denoiser.attn_processors)
+        for site in self._sites:
+            name = f"{site.module}.processor"
+            current[name] = _Listener(site, current[name], self._switch, self)
+        return current
+
+    def begin(self, context_BKC: Tensor) -> None:
+        """Start an evaluation: recognize the rows.
+
+        Args:
+            context_BKC: the text states of all rows.
+
+        Raises:
+            ShapeMismatch: if the pictures of this batch are not those of the one before.
+        """
+        self._switch.current = None  # an evaluation that an error broke off never came to its end
+        numbers = self._match(context_BKC)
+        rows = [row for row, number in enumerate(numbers) if number is not None]
+        if not rows:
+            return
+        known = tuple(number for number in numbers if number is not None)
+        if self._recorder is None:
+            self._numbers = known
+            prompts = [self._prompts[number] for number in known]
+            self._recorder = Recorder(
+                self._sites, slice(None), prompts, self._settings, total=1, latent_size=self._latent_size
+            )
+        elif known != self._numbers:
+            raise ShapeMismatch(
+                f"This batch holds the prompts {known}, and the recorder began with {self._numbers}.",
+                "Make a new MapRecorder for a new call.",
+            )
+        self._recorder.rows = rows
+        lanes = [
+            Lane(image=place, prompt=number or 0, role="uncond" if number is None else "cond")
+            for place, number in enumerate(numbers)
+        ]
+        self._switch.current = DenoiserPass(
+            lanes=Lanes(lanes=tuple(lanes)),
+            latent_size=self._latent_size,
+            step=Step(index=self._recorder.record.steps, total=1, timestep=0.0),
+            taps=[self._recorder],
+        )
+
+    def end(self) -> None:
+        """End an evaluation: file its maps."""
+        if self._switch.current is not None and self._recorder is not None:
+            self._recorder.end_step()
+        self._switch.current = None
+
+    def is_first(self, site: Site) -> bool:
+        """Tell whether the denoiser comes to this layer first."""
+        return site == self._sites[0]
+
+    def is_last(self, site: Site) -> bool:
+        """Tell whether the denoiser comes to this layer last."""
+        return site == self._sites[-1]
+
+
+class _Listener(ControlledAttention):
+    """A processor that opens the evaluation at the first recorded layer and closes it at the last."""
+
+    def __init__(self, site: Site, previous: Any, switch: Switch, owner: MapRecorder) -> None:
+        super().__init__(site, previous, switch)
+        self._owner = owner
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, *rest: Any, **more: Any
+    ) -> Tensor:
+        context = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
+        if self._owner.is_first(self.site):
+            self._owner.begin(context)
+        result = super().__call__(attn, hidden_states, encoder_hidden_states, *rest, **more)
+        if self._owner.is_last(self.site):
+            self._owner.end()
+        return result
