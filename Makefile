@@ -15,12 +15,13 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-gpu lint wheel clean
+.PHONY: help demo test test-slow test-oldest test-gpu lint wheel clean
 
 help:
 	@echo "make demo       the main job on the embedded model; writes pictures and maps to demo/"
 	@echo "make test       lint, types and the fast tests"
 	@echo "make test-slow  the slow tests"
+	@echo "make test-oldest the contract tests on the oldest diffusers claimed"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make lint       ruff and mypy only"
 	@echo "make wheel      wheel and source archive in dist/"
@@ -52,6 +53,14 @@ test: lint
 
 test-slow: .venv/stamp-dev
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
+
+# The oldest diffusers claimed, laid over the same environment; httpx is its hub client's.
+.venv/stamp-oldest: .venv/stamp-dev
+	$(BIN)/pip install --quiet --no-deps --target .venv/oldest diffusers==0.40.0 httpx==0.28.1 httpcore==1.0.9
+	@touch $@
+
+test-oldest: .venv/stamp-oldest
+	PYTHONPATH=.venv/oldest $(BIN)/python -m pytest -n $(JOBS) tests/test_tiny.py tests/processors tests/core/test_session_restore.py tests/core/test_attention.py tests/core/test_loading.py
 
 test-gpu: .venv/stamp-dev
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu: no CUDA device here")'

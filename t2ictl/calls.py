@@ -23,7 +23,7 @@ from t2ictl.attention import DenoiserPass, Edit, Step, StopForward, Switch, Tap
 from t2ictl.controls import Plan
 from t2ictl.cost import Cost
 from t2ictl.errors import ForeignCall, MoveLost, NonFiniteLoss
-from t2ictl.hooks import DenoiserHook, Frozen, may_stop
+from t2ictl.hooks import DenoiserHook, Frozen
 from t2ictl.lanes import Lanes
 from t2ictl.objectives import Objective
 from t2ictl.optimize import Move, MoveTrace, optimize
@@ -302,7 +302,7 @@ class PipelineCall:
                 step=step,
                 edits=self.edits,
                 taps=list(groups.values()),
-                stop_after=last.address if self.truncate and may_stop(shared) else None,
+                stop_after=last.address if self.truncate else None,
             )
             self.cost.extra_forwards += len(x_BCYX)
             self.cost.backwards += len(x_BCYX)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.utils import peft_utils
 from torch import nn
 
-__all__ = ["DenoiserHook", "Frozen", "may_stop"]
+__all__ = ["DenoiserHook", "Frozen"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 HOOK_NAME = "t2ictl"
@@ -127,19 +126,3 @@ class Frozen:
             parameter.requires_grad_(value)
         for module in self._dropping:
             setattr(module, _CHECKPOINTING, value)
-
-
-def may_stop(arguments: Mapping[str, Any]) -> bool:
-    """Tell whether a forward pass with these arguments may be ended by an exception.
-
-    Earlier versions of diffusers scale the weights of a LoRA at the start of a pass and take the
-    scale back at its regular end only.
-
-    Args:
-        arguments: keyword arguments of the denoiser.
-
-    Returns:
-        False where a scale of weights would be left behind.
-    """
-    is_scaled = "scale" in (arguments.get("cross_attention_kwargs") or {})
-    return not is_scaled or hasattr(peft_utils, "apply_lora_scale")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
-from packaging.version import Version
 
 from t2ictl.errors import BadSetting
 
@@ -51,8 +49,7 @@ def load(name: str = EMBEDDED, *, dtype: torch.dtype = torch.float32, device: st
 
 def _options(dtype: torch.dtype) -> dict[str, Any]:
     """Options of ``from_pretrained``: without accelerate, weights cannot be loaded lazily, and asking warns."""
-    name = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
-    return {name: dtype, "low_cpu_mem_usage": is_accelerate_available()}
+    return {"dtype": dtype, "low_cpu_mem_usage": is_accelerate_available()}
 
 
 def _from_hub(name: str, dtype: torch.dtype) -> Any:
