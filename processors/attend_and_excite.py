@@ -18,7 +18,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from t2ictl.attention import Step
-from t2ictl.concepts import ConceptMaps, Concepts, Smoothing, chosen_concepts
+from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing, chosen_concepts
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.fields import setting, settings_class
 from t2ictl.losses.presence import presence_loss
@@ -44,6 +44,10 @@ class AttendAndExcite(Control):
             one list for each prompt of a batch.
         strength: weight of the loss; 0 is the untouched model.
         smoothing: kernel on the maps.
+        rivals: tokens that compete with a concept for each place: ``"row"``, all but the start token
+            and the last position; ``"words"``, those before the end token; ``"auto"``, as published
+            for the model; ``"none"``, the attention probabilities themselves. Where a model parks its
+            attention on one token, competition with that token leaves every other almost none.
         sites: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
@@ -62,6 +66,7 @@ class AttendAndExcite(Control):
     concepts: Concepts = setting(default=(), help="words that must appear; empty: all objects")
     strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
+    rivals: Rivals = setting(default="auto", help="tokens that compete with a concept for each place")
     sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
     step: StepRule = setting(default=StepRule(), help="how far latents move")
@@ -73,7 +78,7 @@ class AttendAndExcite(Control):
         spans = chosen_concepts(self.concepts, context, control=self.name)
         if self.strength == 0 or not any(spans):
             return Plan()
-        maps = ConceptMaps.of(context, spans, self.sites, self.smoothing)
+        maps = ConceptMaps.of(context, spans, self.sites, self.smoothing, self.rivals)
 
         def evaluate(maps_BYXT: Tensor, step: Step) -> Losses:
             neglect_B = presence_loss(maps(maps_BYXT), maps.table.mask_BN)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from t2ictl.analysis import binarize
 from t2ictl.attention import Step
-from t2ictl.concepts import ConceptMaps, Concepts, Smoothing, chosen_concepts
+from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing, chosen_concepts
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.errors import BadSetting
 from t2ictl.fields import setting, settings_class
@@ -62,6 +62,10 @@ class AttentionSegregation(Control):
         regions_from: ``"guided"``: maps of the pass that makes the picture, after the move, at no
             cost; ``"update"``: maps of the update's own pass, before the move.
         smoothing: kernel on the maps.
+        rivals: tokens that compete with a concept for each place: ``"row"``, all but the start token
+            and the last position; ``"words"``, those before the end token; ``"auto"``, as published
+            for the model; ``"none"``, the attention probabilities themselves. Where a model parks its
+            attention on one token, competition with that token leaves every other almost none.
         sites: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
@@ -88,6 +92,7 @@ class AttentionSegregation(Control):
     region: Literal["otsu", "half_max", "top20"] = setting(default="otsu", help="how a region is cut out of a map")
     regions_from: Literal["guided", "update"] = setting(default="guided", help="which maps give the regions")
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
+    rivals: Rivals = setting(default="auto", help="tokens that compete with a concept for each place")
     sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(), help="part of the schedule in which latents move")
     step: StepRule = setting(default=StepRule(), help="how far latents move")
@@ -105,7 +110,7 @@ class AttentionSegregation(Control):
         spans = chosen_concepts(self.concepts, context, control=self.name)
         if self.strength == 0 or not any(spans):
             return Plan()
-        maps = ConceptMaps.of(context, spans, self.sites, self.smoothing)
+        maps = ConceptMaps.of(context, spans, self.sites, self.smoothing, self.rivals)
         state = _Regions(self, maps, Layout.of(self.layout, context, spans))
         objective = Objective(
             name=self.name,

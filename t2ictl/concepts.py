@@ -23,10 +23,11 @@ from t2ictl.errors import BadSetting
 from t2ictl.sites import Site, select
 from t2ictl.spans import Prompt, Span
 
-__all__ = ["ConceptMaps", "ConceptTable", "Concepts", "Smoothing", "chosen_concepts", "concept_table"]
+__all__ = ["ConceptMaps", "ConceptTable", "Concepts", "Rivals", "Smoothing", "chosen_concepts", "concept_table"]
 
 Concepts = tuple[str, ...] | tuple[tuple[str, ...], ...]
 Smoothing = Literal["attend_and_excite", "gaussian", "none"]
+Rivals = Literal["auto", "row", "words", "none"]
 
 
 def chosen_concepts(concepts: Concepts, context: PlanContext, *, control: str) -> tuple[tuple[Span, ...], ...]:
@@ -126,7 +127,7 @@ class ConceptMaps:
         sites: the layers whose mean map is meant.
         rows: the concepts of each picture.
         first: first token that competes; 1 leaves out the start token.
-        ends: for each picture, one past its last competing token.
+        ends: for each picture, one past its last competing token; empty if none compete.
         smoothing: kernel on the maps.
         table: the concepts as index tables, on the device of the maps.
     """
@@ -145,6 +146,7 @@ class ConceptMaps:
         rows: tuple[tuple[Span, ...], ...],
         sites: Sequence[str],
         smoothing: Smoothing,
+        rivals: Rivals = "auto",
     ) -> ConceptMaps:
         """Prepare the maps of one pipeline call.
 
@@ -153,18 +155,22 @@ class ConceptMaps:
             rows: the concepts of each picture.
             sites: filter of the cross-attention layers; empty for those at the model's semantic size.
             smoothing: kernel on the maps.
+            rivals: which tokens compete for each place: ``"row"``, all but the start token and the
+                last position; ``"words"``, those before the end token; ``"auto"``, the row where
+                empty positions repeat the end token (SD 1.x, SDXL) and the words where they do not
+                (SD 2.x), as published for these models; ``"none"``, no competition: the attention
+                probabilities themselves.
 
         Returns:
-            The preparation. Where empty positions repeat the end token (SD 1.x, SDXL) all but the
-            start token and the last position compete, as published for these models; where they
-            do not (SD 2.x), the tokens before the end token.
+            The preparation.
 
         Raises:
             NoSiteMatched: if the filter matches no cross-attention layer.
         """
         adapter = context.adapter
         encodings = [prompt.encodings[0] for prompt in context.row_prompts]
-        ends = tuple(len(each.ids) - 1 if adapter.pads_with_end else max(each.end, 2) for each in encodings)
+        is_row = adapter.pads_with_end if rivals == "auto" else rivals == "row"
+        ends = tuple(len(each.ids) - 1 if is_row else max(each.end, 2) for each in encodings if rivals != "none")
         # Maps of words exist in cross-attention only; "up" is then every cross-attention on the way up.
         cross = [site for site in adapter.sites if site.kind == "cross"]
         return cls(
@@ -185,7 +191,7 @@ class ConceptMaps:
         Returns:
             ``maps_BNYX`` in [0, 1], float32 or better; 0 where a concept is padding.
         """
-        shares_BYXT = token_softmax(maps_BYXT, self.first, self._ends_B)
+        shares_BYXT = token_softmax(maps_BYXT, self.first, self._ends_B) if self.ends else maps_BYXT
         maps_BNYX = concept_maps(shares_BYXT, self.table.index_BNK, self.table.index_mask_BNK)
         if self.smoothing == "none":
             return maps_BNYX

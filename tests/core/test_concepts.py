@@ -93,6 +93,19 @@ def test_which_tokens_compete() -> None:
     assert ends == (8, 3, 15, 2)  # an empty prompt keeps its end token: a softmax over nothing has no meaning
 
 
+def test_the_tokens_that_compete_can_be_chosen() -> None:
+    pipe, raw_BYXT = sd(), torch.rand(1, 2, 2, 16, generator=torch.Generator().manual_seed(0)) / 20
+    here = context(pipe, PROMPTS[0])
+    rows = chosen_concepts(("circle",), here, control="x")
+    made = {name: ConceptMaps.of(here, rows, (), "none", name) for name in ("auto", "row", "words", "none")}
+    (place,) = rows[0][0].tokens
+    assert made["auto"].ends == made["row"].ends == (15,) and made["words"].ends == (8,)
+    for name, last in (("row", 15), ("words", 8)):
+        by_hand = torch.softmax(100 * raw_BYXT[..., 1:last], -1)[..., place - 1]
+        torch.testing.assert_close(made[name](raw_BYXT)[:, 0], by_hand)
+    assert torch.equal(made["none"](raw_BYXT)[:, 0], raw_BYXT[..., place])
+
+
 def test_maps_of_a_padded_batch_equal_the_single_ones() -> None:
     pipe = sd()
     rows = maps_for(pipe, *PROMPTS, words=(("circle",), ("cat", "skateboard")), smoothing="attend_and_excite")
