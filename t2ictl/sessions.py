@@ -22,7 +22,7 @@ from torch import Tensor
 
 from t2ictl.adapters import find_adapter
 from t2ictl.adapters.base import Encoded
-from t2ictl.attention import ControlledAttention, Switch
+from t2ictl.attention import Switch
 from t2ictl.calls import PipelineCall
 from t2ictl.controls import Control, Plan, PlanContext
 from t2ictl.cost import Cost, peak_bytes, start_peak
@@ -36,6 +36,7 @@ from t2ictl.errors import (
     UnsupportedPipeline,
 )
 from t2ictl.hooks import DenoiserHook
+from t2ictl.installation import ProcessorInstallation
 from t2ictl.objectives import one_rule
 from t2ictl.optimize import MoveTrace
 from t2ictl.probes import AttentionRecord, Recording
@@ -44,8 +45,6 @@ from t2ictl.sites import Site, select
 from t2ictl.spans import Prompt
 
 __all__ = ["Session", "controlled"]
-
-_PREVIOUS = "t2ictl_previous_processor"
 
 
 def controlled(
@@ -118,7 +117,7 @@ class Session:
         self._hook = DenoiserHook(self._before, self._after)
         self._call: PipelineCall | None = None
         self._wrap: StepWrap | None = None
-        self._processors: list[tuple[Any, ControlledAttention]] = []
+        self._processors = ProcessorInstallation(self.adapter.denoiser, self._switch)
         self._known: list[tuple[weakref.ref[Tensor], tuple[Prompt, ...]]] = []
         self._check()
 
@@ -187,7 +186,7 @@ class Session:
     def _restore(self) -> None:
         """Put everything back. Runs to its end on every exit; each part undoes itself only."""
         self._switch.current = None
-        self._remove_processors()
+        self._processors.remove()
         self._unwrap_scheduler()
         self._hook.remove()
         self.adapter.denoiser.__dict__.pop("_t2ictl", None)
@@ -223,7 +222,7 @@ class Session:
         if self._call is not None:
             self._close_call(self._call)
         self._call = None
-        self._remove_processors()
+        self._processors.remove()
         self.adapter.check_denoiser()
         prompts = self._prompts(encoded)
         plans = self._plans(encoded, prompts)
@@ -241,7 +240,7 @@ class Session:
             raise_nonfinite=self._raise_nonfinite,
         )
         self._hook.install(self.adapter.denoiser)
-        self._install_processors(plans)
+        self._processors.place(self._needed_sites(plans))
         self._unwrap_scheduler()
         self._wrap = StepWrap(self._pipe.scheduler, self._call.replace)
 
@@ -312,28 +311,10 @@ class Session:
                     )
                 owners[thing] = control.name
 
-    def _install_processors(self, plans: Sequence[Plan]) -> None:
-        needed = {site for plan in plans for sites, _ in plan.edits for site in sites}
-        needed |= {site for plan in plans for objective in plan.objectives for site in objective.sites}
-        for site in needed | set(self._record_sites):
-            attention = self.adapter.denoiser.get_submodule(site.module)
-            ours = ControlledAttention(site, attention.processor, self._switch)
-            attention.set_processor(ours)
-            if isinstance(ours.previous, torch.nn.Module):  # keep its weights where offloading finds them
-                attention.add_module(_PREVIOUS, ours.previous)
-            self._processors.append((attention, ours))
-
-    def _remove_processors(self) -> None:
-        for attention, ours in self._processors:
-            attention._modules.pop(_PREVIOUS, None)
-            if attention.processor is ours:
-                attention.set_processor(ours.previous)
-        self._processors = []
-        # Projections that were fused inside the session come apart later, to the processors of that moment.
-        saved = getattr(self.adapter.denoiser, "original_attn_processors", None) or {}
-        for name, processor in saved.items():
-            if isinstance(processor, ControlledAttention):
-                saved[name] = processor.previous
+    def _needed_sites(self, plans: Sequence[Plan]) -> set[Site]:
+        edited = {site for plan in plans for sites, _ in plan.edits for site in sites}
+        probed = {site for plan in plans for objective in plan.objectives for site in objective.sites}
+        return edited | probed | set(self._record_sites)
 
     def _unwrap_scheduler(self) -> None:
         if self._wrap is not None:
