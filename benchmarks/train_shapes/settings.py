@@ -66,16 +66,16 @@ class Recipe:
     text_length: int = 24
     unet_channels: tuple[int, ...] = (48, 96)
     unet_heads: int = 2
-    steps: int = 7_400
+    steps: int = 11_500
     batch: int = 24
-    rate: float = 6e-4
-    decay_share: float = 0.4
+    rate: float = 1.3e-3
+    decay_share: float = 0.3
     warmup: int = 100
     ema_decay: float = 0.998
     empty_share: float = 0.1
     fine_share: float = 0.12
-    ghost_share: float = 0.15
-    swap_share: float = 0.25
+    ghost_share: float = 0.0
+    swap_share: float = 0.03
     checkpoint_every: int = 200
     snapshot_every: int = 1_000
 
