@@ -64,7 +64,7 @@ test-oldest: .venv/stamp-oldest
 
 test-gpu: .venv/stamp-dev
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu: no CUDA device here")'
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m pytest -m gpu tests
 
 wheel: .venv/stamp-dev
 	rm -rf build dist
