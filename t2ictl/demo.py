@@ -26,7 +26,7 @@ from t2ictl.windows import Window
 
 __all__ = ["main"]
 
-# One of the tuning prompts, chosen because the plain model gets it wrong and the control right;
+# Searched for among tuning prompts and seeds, and chosen because the plain model gets it wrong and the control right;
 # it shows what a control does, and says nothing about how often.
 PROMPT = "a cyan cross and a red circle"
 SEED, STEPS, GUIDANCE = 133, 25, 4.0
