@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2ictl.adapters import parse
-    from t2ictl.controls import Control, list_controls
+    from t2ictl.controls import Control, Plan, PlanContext, list_controls
     from t2ictl.generation import Generation, generate, replay
     from t2ictl.loading import load
     from t2ictl.probes import AttentionRecord, Recording
@@ -27,6 +27,8 @@ _HOME = {
     "Control": "controls",
     "Generation": "generation",
     "MapRecorder": "sessionless",
+    "Plan": "controls",
+    "PlanContext": "controls",
     "Prompt": "spans",
     "Recording": "probes",
     "Session": "sessions",
@@ -44,6 +46,8 @@ __all__ = [
     "Control",
     "Generation",
     "MapRecorder",
+    "Plan",
+    "PlanContext",
     "Prompt",
     "Recording",
     "Session",

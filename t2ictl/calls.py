@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import pairwise
 from typing import Any
 
@@ -25,8 +25,9 @@ from t2ictl.cost import Cost
 from t2ictl.errors import ForeignCall, MoveLost, NonFiniteLoss
 from t2ictl.hooks import DenoiserHook, Frozen
 from t2ictl.lanes import Lanes
+from t2ictl.measures import Onlooker
 from t2ictl.objectives import Objective
-from t2ictl.optimize import Move, MoveTrace, optimize
+from t2ictl.optimize import Move, MoveTrace, optimize, push
 from t2ictl.probes import MapTap, Recorder, Recording
 from t2ictl.schedulers import discards_sample, input_scale
 from t2ictl.sites import Site
@@ -62,6 +63,7 @@ class PipelineCall:
         lanes: the rows of its batch.
         prompts: the prompt of each picture; None if no control needs words and none are known.
         plans: what the controls do.
+        onlookers: controls whose losses are measured, and which do nothing.
         switch: tells the attention processors which pass is in progress.
         hook: runs the denoiser for our own passes.
         cost: counter of the session.
@@ -75,6 +77,7 @@ class PipelineCall:
     lanes: Lanes
     prompts: tuple[Prompt, ...] | None
     plans: Sequence[Plan]
+    onlookers: Sequence[Onlooker]
     switch: Switch
     hook: DenoiserHook
     cost: Cost
@@ -141,7 +144,7 @@ class PipelineCall:
         step = self._next_step(inputs)
         sample = inputs["sample"]
         acting = self._acting(step)
-        if acting:
+        if acting or any(plan.push is not None for plan in self.plans):
             inputs["sample"] = sample = self._move(acting, step, inputs, rest)
         self.cost.forwards += len(sample)
         self._listen(acting, step, sample)
@@ -254,13 +257,32 @@ class PipelineCall:
     def _move(self, acting: list[Objective], step: Step, inputs: dict[str, Any], rest: tuple[Any, ...]) -> Tensor:
         """Move the latents of all pictures and remember the move for the scheduler step."""
         sample, channels = inputs["sample"], self.adapter.latent_channels
-        move = optimize(sample[self.cond, :channels], acting, self.maps_of(acting, step, inputs, rest), step)
-        self.trace.extend(move.trace)
-        self._check_finite(move, step)
+        moves: list[Move] = []
+        if acting:
+            found = optimize(sample[self.cond, :channels], acting, self.maps_of(acting, step, inputs, rest), step)
+            self._check_finite(found, step)
+            moves.append(found)
+        moves += self._pushes(moves[-1] if moves else None, sample[self.cond, :channels], step)
+        if not moves:
+            return sample
+        self.trace.extend(entry for move in moves for entry in move.trace)
         # The scheduler steps from its own, unscaled sample: dz = dx / c.
-        self.pending = move.delta / input_scale(self.adapter.pipe.scheduler, inputs["timestep"])
+        delta_BCYX = reduce(torch.add, [move.delta for move in moves])
+        self.pending = delta_BCYX / input_scale(self.adapter.pipe.scheduler, inputs["timestep"])
         copies = len(sample) // self.lanes.images
-        return torch.cat([move.latents.repeat(copies, 1, 1, 1), sample[:, channels:]], dim=1)
+        return torch.cat([moves[-1].latents.repeat(copies, 1, 1, 1), sample[:, channels:]], dim=1)
+
+    def _pushes(self, before: Move | None, x_BCYX: Tensor, step: Step) -> list[Move]:
+        """The moves that need no look at the maps, after what the objectives made of the latents."""
+        done = len(before.trace) if before else 0
+        made: list[Move] = []
+        for plan in self.plans:
+            now_BCYX = made[-1].latents if made else before.latents if before else x_BCYX
+            vectors = plan.push(now_BCYX, step) if plan.push is not None else ()
+            if vectors:
+                made.append(push(now_BCYX, vectors, step, first=done))
+                done += len(vectors)
+        return made
 
     def _check_finite(self, move: Move, step: Step) -> None:
         if not self.raise_nonfinite:
@@ -326,6 +348,8 @@ class PipelineCall:
         """Set edits and taps for the pass that the pipeline is about to make."""
         self.watchers = [(each, MapTap(each.sites, self.cond)) for each in acting if each.observe is not None]
         taps: list[Tap] = [tap for _, tap in self.watchers]
+        is_discarded = discards_sample(self.adapter.pipe.scheduler)
+        taps += [tap for each in self.onlookers for tap in each.begin(step, self.cond, is_discarded)]
         if self.recorder is not None:
             taps.append(self.recorder)
         self._step = step
@@ -345,6 +369,8 @@ class PipelineCall:
             assert objective.observe is not None
             objective.observe(tap.mean(), self._step)
         self.watchers = []
+        for onlooker in self.onlookers:
+            onlooker.end(self._step)
         if self.recorder is not None:
             self.recorder.end_step()
 

@@ -131,6 +131,12 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Measure controls over many prompts: `t2ictl bench --help`."""
+    importlib.import_module("t2ictl.benchmarks.commands").app(args=context.args, prog_name="t2ictl bench")
+
+
 def _say(error: BaseException, status: int) -> int:
     print(f"t2ictl: {error}", file=sys.stderr)
     return status

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from t2ictl.errors import BadSetting, ControlConflict, NeedsSession
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from t2ictl.adapters.base import Adapter
-    from t2ictl.attention import Edit
+    from t2ictl.attention import Edit, Step
     from t2ictl.lanes import Lanes
     from t2ictl.objectives import Objective
     from t2ictl.sites import Site
@@ -62,11 +64,15 @@ class Plan:
         objectives: what moves the latents.
         edits: pairs of the sites of an edit and the edit.
         owns: things that only one control can set (``"cross.values"``, ...); two owners conflict.
+        push: moves the latents without a look at the maps. Gets the scaled latents ``x_BCYX``, one row a
+            picture, and the step; gives the moves ``dx_BCYX`` to make one after the other, or none. They are made where
+            objectives would make theirs, after these.
     """
 
     objectives: tuple[Objective, ...] = ()
     edits: tuple[tuple[tuple[Site, ...], Edit], ...] = ()
     owns: tuple[str, ...] = ()
+    push: Callable[[Tensor, Step], Sequence[Tensor]] | None = None
 
 
 class Control:

@@ -19,7 +19,7 @@ from torch import Tensor
 from t2ictl.attention import Step
 from t2ictl.objectives import Losses, Objective
 
-__all__ = ["Move", "MoveTrace", "optimize"]
+__all__ = ["Move", "MoveTrace", "optimize", "push"]
 
 Maps = Callable[[Tensor], Sequence[Tensor]]
 
@@ -52,12 +52,12 @@ class MoveTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """The outcome of the inner loop at one step.
+    """The outcome of the inner loop, or of pushes, at one step.
 
     Args:
         latents: ``x_BCYX``, the moved latents in scaled space.
         delta: ``dx_BCYX`` in float32 or better, moved minus original.
-        trace: one entry a pass.
+        trace: one entry a pass, or a push.
     """
 
     latents: Tensor
@@ -111,6 +111,39 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
         # the device costs far less than the pass that it may save.
         if all(o.target(step) is None for o in objectives) or bool(done_B.all()):
             return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX.to(exact), trace=tuple(trace))
+
+
+def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0) -> Move:
+    """Move the latents of one step by given vectors, as the inner loop moves them by those it finds.
+
+    Args:
+        x_BCYX: latents as the denoiser sees them, one row a picture.
+        moves: ``dx_BCYX``, to be made one after the other.
+        step: which evaluation this is.
+        first: number of the first entry of the trace.
+
+    Returns:
+        The moved latents and the trace, without losses: nothing was measured.
+    """
+    exact = torch.promote_types(x_BCYX.dtype, torch.float32)
+    start_BCYX = x_BCYX.detach().to(exact)
+    now_BCYX, trace = start_BCYX, []
+    nothing_B = torch.zeros(len(x_BCYX), dtype=exact, device=x_BCYX.device)
+    for number, move_BCYX in enumerate(moves):
+        move_BCYX = move_BCYX.to(device=x_BCYX.device, dtype=exact)
+        now_BCYX = now_BCYX + move_BCYX
+        trace.append(
+            MoveTrace(
+                step=step,
+                iteration=first + number,
+                terms={},
+                total=nothing_B,
+                length=move_BCYX.flatten(1).norm(dim=1),
+                refined=torch.full_like(nothing_B, number > 0, dtype=torch.bool),
+                skipped=torch.zeros_like(nothing_B, dtype=torch.bool),
+            )
+        )
+    return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX, trace=tuple(trace))
 
 
 def _gradient(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: Step) -> tuple[list[Losses], Tensor]:

@@ -37,6 +37,7 @@ from t2ictl.errors import (
 )
 from t2ictl.hooks import DenoiserHook
 from t2ictl.installation import ProcessorInstallation
+from t2ictl.measures import Measured, Onlooker
 from t2ictl.objectives import one_rule
 from t2ictl.optimize import MoveTrace
 from t2ictl.probes import AttentionRecord, Recording
@@ -55,6 +56,7 @@ def controlled(
     prompt: str | Sequence[str] | None = None,
     parser: str = "grammar",
     on_nonfinite: Literal["skip", "raise"] = "skip",
+    measure: Sequence[Control] = (),
 ) -> Session:
     """Put controls on a pipeline for the length of a ``with`` block.
 
@@ -65,13 +67,15 @@ def controlled(
         prompt: the words, where the pipeline is called with ``prompt_embeds`` only.
         parser: how objects and attributes are found: ``"grammar"`` or ``"spacy"``.
         on_nonfinite: skip the update of a picture whose loss is not finite, with a warning, or raise.
+        measure: controls that only look on: their losses on the maps of the pass that makes the picture are
+            in ``session.measured``, at no further pass; they move and edit nothing.
 
     Returns:
         The session, to be used in a ``with`` statement.
 
     Raises:
         UnsupportedPipeline: if the pipeline is of no supported family.
-        BadSetting: if one of ``controls`` is not a control, or ``on_nonfinite`` is neither of the two.
+        BadSetting: if one of ``controls`` or ``measure`` is not a control, or ``on_nonfinite`` is neither of the two.
 
     Example:
         >>> import t2ictl
@@ -82,14 +86,20 @@ def controlled(
         >>> session.cost.extra_forwards
         2
     """
-    for control in controls:
+    for control in (*controls, *measure):
         if not isinstance(control, Control):
             raise BadSetting(f"{control!r} is not a control.", "Pass instances: controls=[AttentionSegregation()].")
     if on_nonfinite not in ("skip", "raise"):
         raise BadSetting(f"on_nonfinite cannot be {on_nonfinite!r}.", "Use 'skip' or 'raise'.")
     recording = Recording() if record is True else (record or None)
     return Session(
-        pipe, tuple(controls), recording=recording, words=prompt, parser=parser, raise_nonfinite=on_nonfinite == "raise"
+        pipe,
+        tuple(controls),
+        recording=recording,
+        words=prompt,
+        parser=parser,
+        raise_nonfinite=on_nonfinite == "raise",
+        measure=tuple(measure),
     )
 
 
@@ -106,9 +116,10 @@ class Session:
         parser: str,
         raise_nonfinite: bool,
         truncate: bool = True,
+        measure: tuple[Control, ...] = (),
     ) -> None:
         self.adapter = find_adapter(pipe)
-        self.controls = controls
+        self.controls, self._measure = controls, measure
         self.cost = Cost()
         self._pipe, self._recording, self._parser = pipe, recording, parser
         self._words = (words,) if isinstance(words, str) else words
@@ -123,7 +134,7 @@ class Session:
 
     def _check(self) -> None:
         """Everything that can be said before the pipeline is called."""
-        for control in self.controls:
+        for control in (*self.controls, *self._measure):
             if self.adapter.family not in control.families:
                 raise UnsupportedPipeline(
                     f"{type(control).__name__} does not act on the family {self.adapter.family!r}.",
@@ -152,6 +163,11 @@ class Session:
     def trace(self) -> tuple[MoveTrace, ...]:
         """Losses and moves of the last pipeline call, one entry a pass."""
         return () if self._call is None else tuple(self._call.trace)
+
+    @property
+    def measured(self) -> tuple[Measured, ...]:
+        """What the controls of ``measure=`` found in the last pipeline call, one entry a control and evaluation."""
+        return () if self._call is None else tuple(entry for each in self._call.onlookers for entry in each.found)
 
     # -- entry and exit ---------------------------------------------------------------------
 
@@ -225,12 +241,15 @@ class Session:
         self._processors.remove()
         self.adapter.check_denoiser()
         prompts = self._prompts(encoded)
-        plans = self._plans(encoded, prompts)
+        context = PlanContext(adapter=self.adapter, prompts=prompts or (), lanes=encoded.lanes)
+        plans = self._plans(prompts, context)
+        onlookers = tuple(Onlooker(control, control.plan(context)) for control in self._measure)
         self._call = PipelineCall(
             adapter=self.adapter,
             lanes=encoded.lanes,
             prompts=_by_picture(prompts, encoded),
             plans=plans,
+            onlookers=onlookers,
             switch=self._switch,
             hook=self._hook,
             cost=self.cost,
@@ -240,7 +259,7 @@ class Session:
             raise_nonfinite=self._raise_nonfinite,
         )
         self._hook.install(self.adapter.denoiser)
-        self._processors.place(self._needed_sites(plans))
+        self._processors.place(self._needed_sites(plans).union(*(each.sites for each in onlookers)))
         self._unwrap_scheduler()
         self._wrap = StepWrap(self._pipe.scheduler, self._call.replace)
 
@@ -278,8 +297,9 @@ class Session:
             )
         return found * (rows // len(found))
 
-    def _plans(self, encoded: Encoded, prompts: tuple[Prompt, ...] | None) -> tuple[Plan, ...]:
-        wanting = [type(control).__name__ for control in self.controls if control.needs_words]
+    def _plans(self, prompts: tuple[Prompt, ...] | None, context: PlanContext) -> tuple[Plan, ...]:
+        controls = (*self.controls, *self._measure)
+        wanting = [type(control).__name__ for control in controls if control.needs_words]
         if self._recording is not None:
             wanting.append("record=")
         if prompts is None and wanting:
@@ -287,7 +307,6 @@ class Session:
                 f"The pipeline was called with prompt_embeds only, and {', '.join(wanting)} needs the words.",
                 "Name them: controlled(..., prompt='...'), or encode them inside the session with pipe.encode_prompt.",
             )
-        context = PlanContext(adapter=self.adapter, prompts=prompts or (), lanes=encoded.lanes)
         plans = tuple(control.plan(context) for control in self.controls)
         self._check_owners(plans)
         objectives = [objective for plan in plans for objective in plan.objectives]

@@ -15,11 +15,12 @@ from t2ictl.benchmarks.train_shapes.denoiser import train_denoiser
 from t2ictl.benchmarks.train_shapes.export import export_folder, normalize_latents
 from t2ictl.benchmarks.train_shapes.loop import Deadline, append_log
 from t2ictl.benchmarks.train_shapes.settings import Recipe
+from t2ictl.benchmarks.train_shapes.team import run_team
 from t2ictl.benchmarks.train_shapes.vocabulary import build_tokenizer
 from t2ictl.errors import BadSetting
 
 
-def read_recipe(folder: Path, changes: dict[str, int]) -> Recipe:
+def read_recipe(folder: Path, changes: dict[str, Any]) -> Recipe:
     """Read the recipe of a run, or start one.
 
     The number of updates may change while a run is under way; every other number is fixed
@@ -48,13 +49,14 @@ def read_recipe(folder: Path, changes: dict[str, int]) -> Recipe:
     return recipe
 
 
-def run(recipe: Recipe, folder: Path, minutes: float | None) -> bool:
+def run(recipe: Recipe, folder: Path, minutes: float | None, workers: int = 1) -> bool:
     """Run or continue all stages: tokenizer, autoencoder, latents, denoiser, export.
 
     Args:
         recipe: every number of the run.
         folder: checkpoints, log, kept averages, and at the end ``model/``.
         minutes: stop with a checkpoint after this long; None runs to the end.
+        workers: processes that train the denoiser together.
 
     Returns:
         Whether the run is complete.
@@ -65,7 +67,8 @@ def run(recipe: Recipe, folder: Path, minutes: float | None) -> bool:
     if vae is None:
         return False
     latents = normalize_latents(vae, encode_pictures(vae, recipe, folder))
-    if not train_denoiser(recipe, folder, deadline, latents, tokenizer):
+    run_team(workers, train_denoiser, recipe, folder, deadline, latents, tokenizer)
+    if not (folder / f"average-{recipe.steps:06d}.pt").exists():
         return False
     average = torch.load(folder / f"average-{recipe.steps:06d}.pt", weights_only=True)
     export_folder(recipe, tokenizer, vae, average, folder / "model")
@@ -99,11 +102,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.train_shapes", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; give it again to continue")
     parser.add_argument("--minutes", type=float, default=None, help="stop with a checkpoint after this long")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch, where one process works")
+    parser.add_argument("--workers", type=int, default=1, help="processes that train the denoiser together")
     parser.add_argument("--export", type=Path, default=None, help="do not train; write the model of the run here")
     parser.add_argument(
         "--export-step", type=int, default=0, help="kept average to export; default: the last checkpoint"
     )
+    parser.add_argument("--start", type=Path, default=None, help="exported model to start from; default: from nothing")
     for name in ("seed", "pictures", "vae_steps", "steps", "batch"):
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=None, help=f"default {getattr(Recipe, name)}"
@@ -113,10 +118,12 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     names = ("seed", "pictures", "vae_steps", "steps", "batch")
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.start is not None:
+        changes["start"] = str(options.start)
     if options.export is not None:
         export_average(read_recipe(options.out, changes), options.out, options.export, options.export_step)
         return 0
-    return 0 if run(read_recipe(options.out, changes), options.out, options.minutes) else 3
+    return 0 if run(read_recipe(options.out, changes), options.out, options.minutes, options.workers) else 3
 
 
 if __name__ == "__main__":

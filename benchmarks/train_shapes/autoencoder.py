@@ -18,6 +18,7 @@ from t2ictl.benchmarks.train_shapes.loop import (
     torch_stream,
 )
 from t2ictl.benchmarks.train_shapes.settings import Recipe
+from t2ictl.benchmarks.train_shapes.start import start_autoencoder
 from t2ictl.shapes.draw import BACKGROUND
 
 
@@ -91,6 +92,8 @@ def train_autoencoder(recipe: Recipe, folder: Path, deadline: Deadline) -> Autoe
         The trained model, or None if the deadline came first.
     """
     model = build_autoencoder(recipe)
+    if recipe.start:
+        start_autoencoder(model, Path(recipe.start))
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.vae_rate)
     path, step = folder / "autoencoder.pt", 0
     if path.exists():

@@ -8,7 +8,8 @@ import torch
 from t2ictl.benchmarks.train_shapes.loop import stream
 from t2ictl.benchmarks.train_shapes.settings import Recipe
 from t2ictl.shapes.draw import render_array
-from t2ictl.shapes.world import Scene, sample_scene
+from t2ictl.shapes.sampling import sample_scene
+from t2ictl.shapes.world import Scene
 
 
 def training_scene(recipe: Recipe, index: int) -> Scene:
@@ -28,15 +29,17 @@ def training_scene(recipe: Recipe, index: int) -> Scene:
     generator = stream(recipe.seed, "scene", index)
     point = generator.random()
     if point < recipe.single_share:
-        return sample_scene(1, generator)
-    count = 2 if point < recipe.single_share + recipe.pair_share else 3
-    return sample_scene(count, generator, split="train")
+        return sample_scene(1, generator, marked_share=recipe.marked_share)
+    if point < recipe.single_share + recipe.pair_share:
+        return sample_scene(2, generator, split="train", marked_share=recipe.marked_share)
+    # Three objects with marks make captions longer than the text encoder reads.
+    return sample_scene(3, generator, split="train", marked_share=0)
 
 
 def crowded_scene(generator: np.random.Generator) -> Scene:
     """Draw a scene for the autoencoder, which sees no captions and so may see every combination.
 
-    Mostly three objects: a crowded canvas holds more of what is hard per pixel.
+    Mostly three objects, and marks in two fifths: a crowded canvas holds more of what is hard per pixel.
 
     Args:
         generator: the only source of randomness.
@@ -48,7 +51,7 @@ def crowded_scene(generator: np.random.Generator) -> Scene:
         >>> len(crowded_scene(np.random.default_rng(0)).objects) in (1, 2, 3)
         True
     """
-    return sample_scene(int(generator.choice((1, 2, 3), p=(0.15, 0.25, 0.6))), generator)
+    return sample_scene(int(generator.choice((1, 2, 3), p=(0.15, 0.25, 0.6))), generator, marked_share=0.4)
 
 
 def to_pixels(scenes: list[Scene]) -> torch.Tensor:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from t2ictl.benchmarks.train_shapes.captions import training_caption
 from t2ictl.benchmarks.train_shapes.data import training_scene
 from t2ictl.benchmarks.train_shapes.loop import (
     Deadline,
@@ -25,7 +27,8 @@ from t2ictl.benchmarks.train_shapes.loop import (
 from t2ictl.benchmarks.train_shapes.models import build_scheduler, build_text_encoder, build_unet
 from t2ictl.benchmarks.train_shapes.muon import Muon
 from t2ictl.benchmarks.train_shapes.settings import Recipe
-from t2ictl.shapes.captions import training_caption
+from t2ictl.benchmarks.train_shapes.start import start_denoiser
+from t2ictl.benchmarks.train_shapes.team import ALONE, Team
 
 State = dict[str, Any]
 
@@ -92,6 +95,12 @@ class Batch:
     times: torch.Tensor
     tokens: torch.Tensor
 
+    def part(self, team: Team) -> Batch:
+        """Give the rows of one member of a team."""
+        rows = (self.latents, self.noise, self.times, self.tokens)
+        latents, noise, times, tokens = (team.part(each) for each in rows)
+        return Batch(latents=latents, noise=noise, times=times, tokens=tokens)
+
 
 def is_hidden_matrix(name: str, weight: torch.Tensor) -> bool:
     """Say whether a weight is a matrix or a convolution between hidden layers.
@@ -110,7 +119,7 @@ def is_hidden_matrix(name: str, weight: torch.Tensor) -> bool:
     return weight.ndim >= 2 and not any(part in name for part in ("embed", "conv_in", "conv_out"))
 
 
-def build_trainee(recipe: Recipe, tokenizer: CLIPTokenizer) -> Trainee:
+def build_trainee(recipe: Recipe, tokenizer: CLIPTokenizer, team: Team = ALONE) -> Trainee:
     """Make untrained models, their optimizer and their average.
 
     Attention is explicit in training: on a CPU the backward of the fused kernel costs more
@@ -119,18 +128,21 @@ def build_trainee(recipe: Recipe, tokenizer: CLIPTokenizer) -> Trainee:
     Args:
         recipe: sizes and rates.
         tokenizer: of the package.
+        team: who else trains.
 
     Returns:
         A trainee at update 0.
     """
     text, unet = build_text_encoder(recipe, tokenizer), build_unet(recipe)
+    if recipe.start:
+        start_denoiser(text, unet, tokenizer, Path(recipe.start))
     unet.set_attn_processor(AttnProcessor())
     trainee = Trainee(text=text, unet=unet, optimizers=(), average={})
     weights = trainee.named_weights()
     hidden = [weight for name, weight in weights if is_hidden_matrix(name, weight)]
     others = [weight for name, weight in weights if not is_hidden_matrix(name, weight)]
     trainee.optimizers = (
-        Muon(hidden, lr=recipe.rate),
+        Muon(hidden, lr=recipe.rate, team=team),
         torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.01),
     )
     trainee.average = {name: weight.detach().clone() for name, weight in trainee.named_weights()}
@@ -159,6 +171,31 @@ def spread_times(points: torch.Tensor, fine_share: float) -> torch.Tensor:
     return torch.where(points < fine_share, fine, coarse).clamp(max=999)
 
 
+def caption_tokens(
+    recipe: Recipe, index: int, generator: np.random.Generator, tokenizer: CLIPTokenizer
+) -> torch.Tensor:
+    """Draw a caption of one training scene that fits into the text encoder.
+
+    Args:
+        recipe: shares and length.
+        index: of the scene.
+        generator: the only source of randomness.
+        tokenizer: of the package.
+
+    Returns:
+        Token numbers, shape ``(1, T)``.
+    """
+    if generator.random() < recipe.empty_share:
+        caption = ""
+    else:
+        scene = training_scene(recipe, index)
+        shares = {"ghost_share": recipe.ghost_share, "swap_share": recipe.swap_share}
+        caption = training_caption(scene, generator, **shares)
+        while len(tokenizer(caption).input_ids) > recipe.text_length:
+            caption = training_caption(scene, generator, **shares)
+    return tokenizer(caption, padding="max_length", max_length=recipe.text_length, return_tensors="pt").input_ids
+
+
 def make_batch(recipe: Recipe, step: int, latents: torch.Tensor, tokenizer: CLIPTokenizer) -> Batch:
     """Draw the batch of one update, a function of the seed and the update alone.
 
@@ -175,18 +212,11 @@ def make_batch(recipe: Recipe, step: int, latents: torch.Tensor, tokenizer: CLIP
     """
     generator = stream(recipe.seed, "denoiser", step)
     indices = generator.integers(len(latents), size=recipe.batch)
-    captions = []
-    for index in indices:
-        scene = training_scene(recipe, int(index))
-        caption = training_caption(scene, generator, ghost_share=recipe.ghost_share, swap_share=recipe.swap_share)
-        captions.append("" if generator.random() < recipe.empty_share else caption)
+    tokens = torch.cat([caption_tokens(recipe, int(index), generator, tokenizer) for index in indices])
     points = (torch.arange(recipe.batch) + torch.from_numpy(generator.random(recipe.batch))) / recipe.batch
     times = spread_times(points, recipe.fine_share)
     noise_generator = torch_stream(generator)
     clean = latents[torch.from_numpy(indices)].float()
-    tokens = tokenizer(
-        captions, padding="max_length", truncation=True, max_length=recipe.text_length, return_tensors="pt"
-    ).input_ids
     noise = torch.randn(clean.shape, generator=noise_generator)
     return Batch(latents=clean, noise=noise, times=times.long(), tokens=tokens)
 
@@ -211,7 +241,12 @@ def denoiser_loss(trainee: Trainee, batch: Batch, scheduler: DDIMScheduler) -> t
 
 
 def train_denoiser(
-    recipe: Recipe, folder: Path, deadline: Deadline, latents: torch.Tensor, tokenizer: CLIPTokenizer
+    recipe: Recipe,
+    folder: Path,
+    deadline: Deadline,
+    latents: torch.Tensor,
+    tokenizer: CLIPTokenizer,
+    team: Team = ALONE,
 ) -> bool:
     """Train the denoiser, or continue where a checkpoint stands.
 
@@ -221,32 +256,41 @@ def train_denoiser(
         deadline: stop, with a checkpoint, when it is over.
         latents: clean and scaled, shape ``(pictures, 4, y, x)``.
         tokenizer: of the package.
+        team: who else trains.
 
     Returns:
         Whether the last update was reached.
     """
-    trainee, scheduler = build_trainee(recipe, tokenizer), build_scheduler()
+    trainee, scheduler = build_trainee(recipe, tokenizer, team), build_scheduler()
     if (folder / "denoiser.pt").exists():
         trainee.load(torch.load(folder / "denoiser.pt", weights_only=True))
-    bar = tqdm(total=recipe.steps, initial=trainee.step, desc="denoiser", mininterval=10)
+    bar = tqdm(total=recipe.steps, initial=trainee.step, desc="denoiser", mininterval=10, disable=not team.is_first)
     recent: list[float] = []
-    while trainee.step < recipe.steps and not deadline.is_over():
+    is_over = team.any(deadline.is_over())
+    while trainee.step < recipe.steps and not is_over:
         batch = make_batch(recipe, trainee.step, latents, tokenizer)
-        recent.append(update(trainee, batch, scheduler, recipe))
+        recent.append(update(trainee, batch.part(team), scheduler, recipe, team))
         bar.update()
-        if trainee.step % 50 == 0:
-            mean = sum(recent) / len(recent)
-            append_log(folder / "log.jsonl", stage="denoiser", step=trainee.step, loss=round(mean, 5))
-            recent = []
-        if trainee.step % recipe.snapshot_every == 0 or trainee.step == recipe.steps:
-            save_atomic(trainee.average, folder / f"average-{trainee.step:06d}.pt")
-        if trainee.step % recipe.checkpoint_every == 0 or trainee.step == recipe.steps or deadline.is_over():
-            save_atomic(trainee.state(), folder / "denoiser.pt")
+        is_over = team.any(deadline.is_over())
+        if team.is_first:
+            _keep_records(trainee, recipe, folder, recent, is_over)
     bar.close()
     return trainee.step >= recipe.steps
 
 
-def update(trainee: Trainee, batch: Batch, scheduler: DDIMScheduler, recipe: Recipe) -> float:
+def _keep_records(trainee: Trainee, recipe: Recipe, folder: Path, recent: list[float], is_over: bool) -> None:
+    """Write log, kept average and checkpoint where one is due."""
+    is_last = trainee.step == recipe.steps
+    if trainee.step % 50 == 0:
+        append_log(folder / "log.jsonl", stage="denoiser", step=trainee.step, loss=round(sum(recent) / len(recent), 5))
+        recent.clear()
+    if trainee.step % recipe.snapshot_every == 0 or is_last:
+        save_atomic(trainee.average, folder / f"average-{trainee.step:06d}.pt")
+    if trainee.step % recipe.checkpoint_every == 0 or is_last or is_over:
+        save_atomic(trainee.state(), folder / "denoiser.pt")
+
+
+def update(trainee: Trainee, batch: Batch, scheduler: DDIMScheduler, recipe: Recipe, team: Team = ALONE) -> float:
     """Make one update of the weights and of their average.
 
     The average starts short and lengthens, so that early snapshots are usable.
@@ -256,15 +300,17 @@ def update(trainee: Trainee, batch: Batch, scheduler: DDIMScheduler, recipe: Rec
         batch: what the update sees.
         scheduler: the noise schedule.
         recipe: rates.
+        team: who else trains; gradients are averaged over all members' parts.
 
     Returns:
-        The loss before the update.
+        The loss of this member's part before the update.
     """
     rate = recipe.rate * trapezoid_rate(trainee.step, recipe.steps, recipe.warmup, recipe.decay_share)
-    loss = denoiser_loss(trainee, batch, scheduler)
+    loss = denoiser_loss(trainee, batch, scheduler) / team.size
     trainee.text.zero_grad(set_to_none=True)
     trainee.unet.zero_grad(set_to_none=True)
     loss.backward()
+    team.sum_up([weight.grad for _, weight in trainee.named_weights() if weight.grad is not None])
     torch.nn.utils.clip_grad_norm_([weight for _, weight in trainee.named_weights()], 1.0)
     for optimizer in trainee.optimizers:
         for group in optimizer.param_groups:
@@ -273,4 +319,4 @@ def update(trainee: Trainee, batch: Batch, scheduler: DDIMScheduler, recipe: Rec
     trainee.step += 1
     decay = min(recipe.ema_decay, (1 + trainee.step) / (10 + trainee.step))
     update_average(trainee.average, trainee.named_weights(), decay)
-    return float(loss.detach())
+    return float(loss.detach()) * team.size

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from t2ictl.benchmarks.train_shapes.team import ALONE, Team
+
 #: Coefficients of the quintic iteration, from the reference: fast rise of small singular values.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 #: Root mean square of an update of AdamW, which the scale imitates so that both share a rate.
@@ -60,6 +62,7 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate, on the scale of AdamW.
         momentum: part of the old momentum that is kept; Nesterov's form is used.
         weight_decay: per update, times the rate.
+        team: members take turns with the matrices, which is where the time goes.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.eye(2))
@@ -75,19 +78,27 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.01,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Make one update; a closure is not supported and must be None."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            # Largest first, so that every member has about as much to do.
+            weights.sort(key=torch.Tensor.numel, reverse=True)
+            updates = []
+            for turn, weight in enumerate(weights):
                 momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonalize(weight.grad.lerp(momentum, group["momentum"]))
+                is_mine = turn % self.team.size == self.team.rank
+                nesterov = weight.grad.lerp(momentum, group["momentum"])
+                updates.append(orthogonalize(nesterov) if is_mine else torch.zeros_like(weight))
+            self.team.sum_up(updates)
+            for weight, update in zip(weights, updates, strict=True):
                 longer = max(len(update), update.numel() // len(update))
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update, alpha=-group["lr"] * ADAM_UPDATE * longer**0.5)

@@ -15,10 +15,12 @@ class Recipe:
     ``docs/shapes.md``. Tests use smaller values.
 
     Args:
+        start: folder of an exported model to start from; empty: from nothing.
         seed: names the whole run; scenes, batches and noise are functions of it and of the step.
         pictures: scenes that the denoiser learns from.
         single_share: part of the scenes with one object; ``pair_share`` with two, the rest with three.
         pair_share: see ``single_share``.
+        marked_share: part of the scenes of one or two objects whose objects have marks.
         vae_channels: width of the autoencoder, from full resolution inwards.
         vae_steps: updates of the autoencoder.
         vae_batch: pictures an update.
@@ -51,10 +53,12 @@ class Recipe:
         10
     """
 
+    start: str = ""
     seed: int = 0
-    pictures: int = 30_000
-    single_share: float = 0.4
-    pair_share: float = 0.45
+    pictures: int = 40_000
+    single_share: float = 0.22
+    pair_share: float = 0.53
+    marked_share: float = 0.4
     vae_channels: tuple[int, ...] = (16, 32, 64)
     vae_steps: int = 1_300
     vae_batch: int = 16
@@ -67,15 +71,15 @@ class Recipe:
     unet_channels: tuple[int, ...] = (48, 96)
     unet_heads: int = 2
     steps: int = 11_500
-    batch: int = 24
+    batch: int = 32
     rate: float = 1.3e-3
-    decay_share: float = 0.3
+    decay_share: float = 0.6
     warmup: int = 100
     ema_decay: float = 0.998
     empty_share: float = 0.1
     fine_share: float = 0.12
-    ghost_share: float = 0.0
-    swap_share: float = 0.03
+    ghost_share: float = 0.35
+    swap_share: float = 0.3
     checkpoint_every: int = 200
     snapshot_every: int = 1_000
 
@@ -83,6 +87,7 @@ class Recipe:
         for name in (
             "single_share",
             "pair_share",
+            "marked_share",
             "empty_share",
             "ghost_share",
             "swap_share",

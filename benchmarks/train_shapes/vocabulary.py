@@ -14,14 +14,23 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from t2ictl.benchmarks.train_shapes.settings import Recipe
-from t2ictl.shapes.captions import NAMED_SIZES, NAMED_TEXTURES
-from t2ictl.shapes.world import COLORS, SHAPES
+from t2ictl.shapes.captions import NAMED_SIZES, NAMED_TEXTURES, POLYSEME, REDUNDANT, RELATIONS
+from t2ictl.shapes.world import COLORS, MARKS, SHAPES
 
 #: Words of two tokens, and where they are cut.
 IN_PIECES = {"triangle": ("tri", "angle"), "dotted": ("dot", "ted")}
-#: Words that are not in the grammar yet; giving them a token now keeps later vocabularies compatible.
-RESERVED = ("the", "an", "of", "left", "right", "above", "below", "with", "dot", "medium", "plain", "photo", "picture")
-WORDS = ("a", "and", *SHAPES, *COLORS, *NAMED_TEXTURES, *NAMED_SIZES, *RESERVED)
+RELATION_WORDS = tuple(dict.fromkeys(word for relation in RELATIONS for word in relation.split()))
+WORDS = (
+    *("a", "an", "the", "and", "with"),
+    *SHAPES,
+    *COLORS,
+    *NAMED_TEXTURES,
+    *NAMED_SIZES,
+    *MARKS,
+    *RELATION_WORDS,
+    POLYSEME,
+    REDUNDANT,
+)
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 

@@ -22,24 +22,29 @@ if TYPE_CHECKING:
     from t2ictl.shapes.captions import Wanted as Wanted
     from t2ictl.shapes.captions import expect as expect
     from t2ictl.shapes.draw import render as render
+    from t2ictl.shapes.instrument import instrument_id as instrument_id
     from t2ictl.shapes.prompts import suite as suite
+    from t2ictl.shapes.sampling import sample_scene as sample_scene
     from t2ictl.shapes.seeing import Found as Found
     from t2ictl.shapes.seeing import find_objects as find_objects
     from t2ictl.shapes.verdict import FAILURES as FAILURES
+    from t2ictl.shapes.verdict import OUTCOMES as OUTCOMES
     from t2ictl.shapes.verdict import Verdict as Verdict
     from t2ictl.shapes.verdict import judge as judge
     from t2ictl.shapes.verdict import judge_expectation as judge_expectation
     from t2ictl.shapes.world import Look as Look
+    from t2ictl.shapes.world import Mark as Mark
     from t2ictl.shapes.world import Placed as Placed
     from t2ictl.shapes.world import Scene as Scene
-    from t2ictl.shapes.world import sample_scene as sample_scene
 
 _HOME = {
     "Expectation": "captions",
     "Wanted": "captions",
     "expect": "captions",
+    "instrument_id": "instrument",
     "render": "draw",
     "FAILURES": "verdict",
+    "OUTCOMES": "verdict",
     "Verdict": "verdict",
     "judge": "verdict",
     "judge_expectation": "verdict",
@@ -47,9 +52,10 @@ _HOME = {
     "Found": "seeing",
     "find_objects": "seeing",
     "Look": "world",
+    "Mark": "world",
     "Placed": "world",
     "Scene": "world",
-    "sample_scene": "world",
+    "sample_scene": "sampling",
 }
 __all__ = ["model_path", *_HOME]
 

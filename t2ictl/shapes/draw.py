@@ -39,6 +39,12 @@ STAR_OUTER = 1.2
 STAR_INNER = 0.52
 CROSS_ARM = 0.36
 RING_HOLE = 0.52
+#: A dot's radius, and half the width and half the height of a bar. Both have about the same area,
+#: and reach to the edge only in a triangle.
+DOT_RADIUS = 0.45
+BAR_HALF = (0.62, 0.25)
+#: A triangle's widest part lies below its center.
+TRIANGLE_MARK_DROP = 0.12
 
 
 def _polygon(angles: np.ndarray, reaches: np.ndarray, x_YX: np.ndarray, y_YX: np.ndarray) -> np.ndarray:
@@ -84,8 +90,30 @@ def inside(shape: str, x_YX: np.ndarray, y_YX: np.ndarray) -> np.ndarray:
     return _polygon(np.arange(10) * math.pi / 5, np.resize([STAR_OUTER, STAR_INNER], 10), x_YX, y_YX)
 
 
-def coverage(item: Placed, height: int, width: int) -> tuple[slice, slice, np.ndarray]:
-    """Rasterize one object: which fraction of every pixel it covers.
+def inside_mark(kind: str, owner: str, x_YX: np.ndarray, y_YX: np.ndarray) -> np.ndarray:
+    """Say which points lie inside the mark of an owner of radius 1 at the origin.
+
+    Args:
+        kind: one of :data:`t2ictl.shapes.world.MARKS`.
+        owner: the owner's shape; in a triangle the mark sits a little lower.
+        x_YX: columns in radii, right is positive.
+        y_YX: rows in radii, down is positive.
+
+    Returns:
+        Booleans of the same shape.
+
+    Example:
+        >>> bool(inside_mark("bar", "circle", np.array(0.5), np.array(0.0)))
+        True
+    """
+    y_YX = y_YX - (TRIANGLE_MARK_DROP if owner == "triangle" else 0.0)
+    if kind == "dot":
+        return x_YX**2 + y_YX**2 <= DOT_RADIUS**2
+    return (np.abs(x_YX) <= BAR_HALF[0]) & (np.abs(y_YX) <= BAR_HALF[1])
+
+
+def coverage(item: Placed, height: int, width: int) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    """Rasterize one object: which fraction of every pixel it covers, and which its mark covers.
 
     Args:
         item: the object.
@@ -93,13 +121,14 @@ def coverage(item: Placed, height: int, width: int) -> tuple[slice, slice, np.nd
         width: canvas columns, pixels.
 
     Returns:
-        Row slice and column slice of the object's box, and the fractions in it, 0 to 1.
+        Row slice and column slice of the object's box, and two arrays of fractions in it, 0 to 1:
+        of the object, and of its mark (zeros without one).
 
     Example:
         >>> from t2ictl.shapes.world import Look
         >>> item = Placed(look=Look(shape="square", color="red"), x=32, y=32, radius=10)
-        >>> float(coverage(item, 64, 64)[2].max())
-        1.0
+        >>> [float(part.max()) for part in coverage(item, 64, 64)[2:]]
+        [1.0, 0.0]
     """
     reach = REACH * item.radius + 1
     rows = slice(max(0, math.floor(item.y - reach)), min(height, math.ceil(item.y + reach)))
@@ -108,8 +137,14 @@ def coverage(item: Placed, height: int, width: int) -> tuple[slice, slice, np.nd
     fine_y = (np.arange(rows.start * n, rows.stop * n) + 0.5) / n
     fine_x = (np.arange(columns.start * n, columns.stop * n) + 0.5) / n
     y_YX, x_YX = np.meshgrid((fine_y - item.y) / item.radius, (fine_x - item.x) / item.radius, indexing="ij")
-    hit = inside(item.look.shape, x_YX, y_YX).astype(np.float32)
-    return rows, columns, hit.reshape(len(fine_y) // n, n, len(fine_x) // n, n).mean(axis=(1, 3))
+    body_YX = inside(item.look.shape, x_YX, y_YX)
+    mark = item.look.mark
+    mark_YX = np.zeros_like(body_YX) if mark is None else inside_mark(mark.kind, item.look.shape, x_YX, y_YX)
+    body_YX, mark_YX = (
+        hit.astype(np.float32).reshape(len(fine_y) // n, n, len(fine_x) // n, n).mean(axis=(1, 3))
+        for hit in (body_YX, mark_YX)
+    )
+    return rows, columns, body_YX, mark_YX
 
 
 def paint(item: Placed, rows: slice, columns: slice) -> np.ndarray:
@@ -157,9 +192,12 @@ def render_array(scene: Scene) -> np.ndarray:
     """
     canvas_YXC = np.broadcast_to(np.asarray(BACKGROUND, np.float32) / 255, (scene.height, scene.width, 3)).copy()
     for item in scene.objects:
-        rows, columns, cover_YX = coverage(item, scene.height, scene.width)
-        cover_YXC = cover_YX[..., None]
-        canvas_YXC[rows, columns] = canvas_YXC[rows, columns] * (1 - cover_YXC) + paint(item, rows, columns) * cover_YXC
+        rows, columns, body_YX, mark_YX = coverage(item, scene.height, scene.width)
+        body_YXC, fill_YXC = body_YX[..., None], paint(item, rows, columns)
+        if item.look.mark is not None:
+            color = np.asarray(RGB[item.look.mark.color], dtype=np.float32) / 255
+            fill_YXC += (color - fill_YXC) * mark_YX[..., None]
+        canvas_YXC[rows, columns] += (fill_YXC - canvas_YXC[rows, columns]) * body_YXC
     return np.round(canvas_YXC * 255).astype(np.uint8)
 
 

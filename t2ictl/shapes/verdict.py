@@ -29,13 +29,21 @@ FAILURES = (
     "swap",
     "leak",
     "color",
+    "mark-swap",
+    "mark",
     "texture",
     "size",
+    "relation",
 )
 #: Failures of meaning: the picture is clean, and shows something else than the prompt says.
 SEMANTIC_FAILURES = tuple(kind for kind in FAILURES if kind != "malformed")
-#: What a match is worth when asked and found objects are paired: the noun counts most, then the color.
-WORTH = {"shape": 8, "color": 4, "texture": 2, "size": 1}
+#: What a match is worth when asked and found objects are paired: each more than all that follow together, in
+#: three objects, so that as many nouns as possible are found, then as many colors. That the relation holds counts 1.
+WORTH = {"shape": 512, "color": 128, "mark": 32, "texture": 8, "size": 2}
+#: The respects in which a present object must have its own attributes.
+ATTRIBUTES = tuple(field for field in WORTH if field != "shape")
+#: The separate outcomes; a picture is right if all of them hold.
+OUTCOMES = ("has_all", "is_bound", "has_no_extra", "is_well_formed", "is_related")
 #: More found objects than this are not paired one by one; the picture is a mess anyway.
 MAX_PAIRED = 6
 #: A silhouette of no shape that has this many times the typical area of a medium object is two objects in one.
@@ -50,9 +58,12 @@ class Verdict:
         found: all objects of the picture, largest first.
         matched: for every asked object the index in ``found`` that was paired with it, or None.
         has_all: every asked noun is there, each on its own object.
-        is_bound: every asked object that is there has its own color, texture and size.
+        is_bound: every asked object that is there has its own color, texture, size and mark, and
+            none has a mark that was not asked for.
         has_no_extra: not more objects than asked.
-        is_well_formed: every object is one clean silhouette in one color.
+        is_well_formed: every object is one clean silhouette in one color, its mark apart.
+        is_related: the asked relation holds between the two objects, which must both be there;
+            true where none is asked.
         failure: None, or the first of :data:`FAILURES` that applies.
 
     Example:
@@ -67,21 +78,37 @@ class Verdict:
     is_bound: bool
     has_no_extra: bool
     is_well_formed: bool
+    is_related: bool
     failure: str | None
 
     @property
     def is_strict(self) -> bool:
-        """Whether all four outcomes hold."""
-        return self.has_all and self.is_bound and self.has_no_extra and self.is_well_formed
+        """Whether all of :data:`OUTCOMES` hold."""
+        return all(getattr(self, outcome) for outcome in OUTCOMES)
+
+    def outcomes(self) -> dict[str, bool]:
+        """Give the separate outcomes by name, and ``"is_strict"``, which is all of them.
+
+        Returns:
+            Plain values in a fixed order.
+
+        Example:
+            >>> import numpy as np
+            >>> verdict = judge(np.full((64, 64, 3), 238, np.uint8), "a red circle")
+            >>> [name for name, holds in verdict.outcomes().items() if not holds]
+            ['has_all', 'is_strict']
+        """
+        return {name: getattr(self, name) for name in (*OUTCOMES, "is_strict")}
 
 
 def agrees(wanted: Wanted, found: Found, field: str) -> bool:
     """Say whether a found object has what the prompt asks for in one respect.
 
     Args:
-        wanted: from the prompt; an open attribute agrees with everything.
+        wanted: from the prompt. An open color, texture or size agrees with everything; a mark that
+            is not asked for must not be there.
         found: from the picture.
-        field: ``"shape"``, ``"color"``, ``"texture"`` or ``"size"``.
+        field: ``"shape"``, ``"color"``, ``"mark"``, ``"texture"`` or ``"size"``.
 
     Returns:
         Whether it agrees.
@@ -92,11 +119,36 @@ def agrees(wanted: Wanted, found: Found, field: str) -> bool:
         >>> agrees(Wanted(shape="star"), seen, "color"), agrees(Wanted(shape="ring"), seen, "shape")
         (True, False)
     """
+    if field == "shape":
+        return found.shape in wanted.shapes
     asked = getattr(wanted, field)
-    return asked is None or asked == getattr(found, field)
+    return (asked is None and field != "mark") or asked == getattr(found, field)
 
 
-def pair_up(wanted: Sequence[Wanted], found: Sequence[Found]) -> tuple[int | None, ...]:
+def stands(relation: str, one: Found, other: Found) -> bool:
+    """Say whether one object stands to another as asked: that direction leads, by however little.
+
+    Args:
+        relation: one of :data:`t2ictl.shapes.captions.RELATIONS`.
+        one: the first named.
+        other: the second named.
+
+    Returns:
+        Whether the centers lie so.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> seen = Found(shape="star", color="red", texture="plain", size="small", x=0, y=0, area=9,
+        ...              overlap=1, foreign=0, second_color=None)
+        >>> stands("left of", seen, replace(seen, x=30, y=20)), stands("above", seen, replace(seen, x=30, y=20))
+        (True, False)
+    """
+    right, down = one.x - other.x, one.y - other.y
+    ahead = {"left of": -right, "right of": right, "above": -down, "below": down}[relation]
+    return ahead > min(abs(right), abs(down))
+
+
+def pair_up(wanted: Sequence[Wanted], found: Sequence[Found], relation: str | None = None) -> tuple[int | None, ...]:
     """Pair asked with found objects so that as much as possible agrees.
 
     Exhaustive over assignments; the sum of :data:`WORTH` over all pairs is the score, the
@@ -105,6 +157,7 @@ def pair_up(wanted: Sequence[Wanted], found: Sequence[Found]) -> tuple[int | Non
     Args:
         wanted: one to three.
         found: largest first; only the first :data:`MAX_PAIRED` are considered.
+        relation: asked between the first two, or None; it decides between objects that are alike.
 
     Returns:
         For every asked object an index into ``found``, or None.
@@ -118,7 +171,8 @@ def pair_up(wanted: Sequence[Wanted], found: Sequence[Found]) -> tuple[int | Non
 
     def worth(assignment: tuple[int | None, ...]) -> int:
         pairs = [(w, found[i]) for w, i in zip(wanted, assignment, strict=True) if i is not None]
-        return sum(value for w, f in pairs for field, value in WORTH.items() if agrees(w, f, field))
+        is_related = relation is not None and len(pairs) == 2 and stands(relation, pairs[0][1], pairs[1][1])
+        return sum(value for w, f in pairs for field, value in WORTH.items() if agrees(w, f, field)) + is_related
 
     return max(itertools.permutations(places, len(wanted)), key=worth)
 
@@ -134,32 +188,36 @@ def _name_broken(found: Sequence[Found], wanted: Sequence[Wanted]) -> str | None
     return "malformed"
 
 
-def _name_color(wanted: Sequence[Wanted], matched: Sequence[Found]) -> str | None:
-    """Tell a swap from a leak from a color out of nowhere."""
-    wrong = [(w, f) for w, f in zip(wanted, matched, strict=True) if not agrees(w, f, "color")]
-    if not wrong:
-        return None
-    if len(wrong) > 1 and Counter(w.color for w, _ in wrong) == Counter(f.color for _, f in wrong):
-        return "swap"
-    asked = {w.color for w in wanted}
-    return "leak" if any(f.color in asked for _, f in wrong) else "color"
+def _colors(wanted: Wanted) -> set[str | None]:
+    """Every color that is said of an object or its mark."""
+    return {wanted.color, wanted.mark.color if wanted.mark is not None else None} - {None}
 
 
-def _name_texture(wanted: Sequence[Wanted], matched: Sequence[Found]) -> str | None:
-    """Name a wrong texture or a wrong size."""
-    for field in ("texture", "size"):
-        if not all(agrees(w, f, field) for w, f in zip(wanted, matched, strict=True)):
-            return field
+def _name_attribute(pairs: Sequence[tuple[Wanted, Found]]) -> str | None:
+    """Name the first wrong attribute, and tell a swap from a leak from a value out of nowhere."""
+    for field in ATTRIBUTES:
+        wrong = [(w, f) for w, f in pairs if not agrees(w, f, field)]
+        if not wrong:
+            continue
+        asked, seen = ([getattr(item, field) for item in side] for side in zip(*wrong, strict=True))
+        is_swap = len(wrong) > 1 and Counter(asked) == Counter(seen)
+        if field == "color":
+            said = set().union(*(_colors(w) for w, _ in pairs))
+            return "swap" if is_swap else "leak" if said & set(seen) else "color"
+        return "mark-swap" if is_swap and field == "mark" else field
     return None
 
 
-def name_failure(wanted: Sequence[Wanted], found: Sequence[Found], matched: Sequence[int | None]) -> str | None:
+def name_failure(
+    wanted: Sequence[Wanted], found: Sequence[Found], matched: Sequence[int | None], *, is_related: bool = True
+) -> str | None:
     """Name the first thing that is wrong.
 
     Args:
         wanted: from the prompt.
         found: from the picture.
         matched: from :func:`pair_up`.
+        is_related: whether the asked relation holds, or none is asked.
 
     Returns:
         One of :data:`FAILURES`, or None.
@@ -176,13 +234,13 @@ def name_failure(wanted: Sequence[Wanted], found: Sequence[Found], matched: Sequ
     partners = [found[index] for index in matched if index is not None]
     pairs = list(zip(wanted, partners, strict=True))
     if len(found) > len(wanted):
-        is_right = all(agrees(w, f, field) for w, f in pairs for field in WORTH)
+        is_right = is_related and all(agrees(w, f, field) for w, f in pairs for field in WORTH)
         return "extra" if is_right else "extra-and-wrong"
-    if not all(agrees(w, f, "shape") for w, f in pairs):
-        surplus = Counter(f.shape for f in found) - Counter(w.shape for w in wanted)
-        asked = {w.shape for w in wanted}
-        return "duplicated" if any(shape in asked for shape in surplus) else "shape"
-    return _name_color(wanted, partners) or _name_texture(wanted, partners)
+    own = {f.shape for w, f in pairs if agrees(w, f, "shape")}
+    astray = {f.shape for w, f in pairs if not agrees(w, f, "shape")}
+    if astray:
+        return "duplicated" if astray & own else "shape"
+    return _name_attribute(pairs) or (None if is_related else "relation")
 
 
 def judge_expectation(image: Image.Image | np.ndarray, expectation: Expectation) -> Verdict:
@@ -200,18 +258,21 @@ def judge_expectation(image: Image.Image | np.ndarray, expectation: Expectation)
         >>> verdict.has_all, verdict.has_no_extra
         (False, True)
     """
-    wanted, found = expectation.objects, find_objects(image)
-    matched = pair_up(wanted, found)
-    there = [(w, found[i]) for w, i in zip(wanted, matched, strict=True) if i is not None]
-    there = [(w, f) for w, f in there if agrees(w, f, "shape")]
+    wanted, found, relation = expectation.objects, find_objects(image), expectation.relation
+    matched = pair_up(wanted, found, relation)
+    pairs = [(w, found[index]) for w, index in zip(wanted, matched, strict=True) if index is not None]
+    there = [(w, f) for w, f in pairs if agrees(w, f, "shape")]
+    has_all = len(there) == len(wanted)
+    is_related = relation is None or (has_all and stands(relation, there[0][1], there[1][1]))
     return Verdict(
         found=found,
         matched=matched,
-        has_all=len(there) == len(wanted),
-        is_bound=all(agrees(w, f, field) for w, f in there for field in ("color", "texture", "size")),
+        has_all=has_all,
+        is_bound=all(agrees(w, f, field) for w, f in there for field in ATTRIBUTES),
         has_no_extra=len(found) <= len(wanted),
         is_well_formed=all(item.is_well_formed for item in found),
-        failure=name_failure(wanted, found, matched),
+        is_related=is_related,
+        failure=name_failure(wanted, found, matched, is_related=is_related),
     )
 
 

@@ -22,6 +22,7 @@ def scene_of(*phrases: str) -> Scene:
             color=wanted.color,
             texture=wanted.texture or "plain",
             size=wanted.size or "medium",
+            mark=wanted.mark,
         )
         objects.append(Placed(look=look, x=x, y=y, radius=RADIUS[look.size]))
     return Scene(objects=tuple(objects))

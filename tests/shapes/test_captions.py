@@ -4,16 +4,27 @@ import numpy as np
 import pytest
 
 from t2ictl.errors import BadSetting
-from t2ictl.shapes.captions import Expectation, Wanted, expect, expectation_of, training_caption
-from t2ictl.shapes.world import Scene, sample_scene
-from tests.shapes.scenes import scene_of
+from t2ictl.shapes.captions import (
+    CONVERSE,
+    RELATIONS,
+    SENSE_NEXT_TO,
+    SENSES,
+    Expectation,
+    Wanted,
+    expect,
+    expectation_of,
+    sense_of,
+)
+from t2ictl.shapes.sampling import sample_scene
+from t2ictl.shapes.world import SHAPES, Mark
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_caption_of_a_scene_reads_back(count: int) -> None:
+@pytest.mark.parametrize("marked_share", [0, 1])
+def test_caption_of_a_scene_reads_back(count: int, marked_share: float) -> None:
     generator = np.random.default_rng(count)
     for _ in range(60):
-        wish = expectation_of(sample_scene(count, generator))
+        wish = expectation_of(sample_scene(count, generator, marked_share=marked_share))
         assert len(wish.objects) == count
         assert expect(wish.prompt) == wish
 
@@ -31,54 +42,70 @@ def test_grammar() -> None:
     assert three == expect("a red circle, a blue square, and a star")
 
 
+def test_marks_belong_to_their_own_object() -> None:
+    one, other = expect("a large red circle with a blue dot and a green square").objects
+    assert (one.mark, one.size, other.mark) == (Mark(kind="dot", color="blue"), "large", None)
+    one, other = expect("a red circle and a green square with a yellow bar").objects
+    assert (one.mark, other.mark) == (None, Mark(kind="bar", color="yellow"))
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_relations_stand_between_two_objects(relation: str) -> None:
+    wish = expect(f"a red star {relation} a blue ring with a green dot".replace("ring", "circle"))
+    assert wish.relation == relation
+    assert [wanted.shape for wanted in wish.objects] == ["star", "circle"]
+    assert expect(wish.prompt) == wish
+    assert CONVERSE[CONVERSE[relation]] == relation
+
+
+@pytest.mark.parametrize(("neighbor", "sense"), SENSE_NEXT_TO.items())
+def test_a_neighbor_chooses_the_sense_of_a_bolt(neighbor: str, sense: str) -> None:
+    for prompt in (
+        f"a red bolt and a blue {neighbor}",
+        f"a blue {neighbor} and a red bolt",
+        f"a bolt above a {neighbor}",
+    ):
+        wish = expect(prompt)
+        (bolt,) = [wanted for wanted in wish.objects if wanted.noun == "bolt"]
+        assert bolt.shape == sense
+        assert bolt.shapes == (sense,)
+        assert wish.prompt == prompt
+
+
+def test_a_bolt_without_a_clear_neighbor_keeps_both_senses() -> None:
+    for prompt in ("a red bolt", "a bolt, a ring and a square", "a bolt and a star"):
+        (bolt,) = [wanted for wanted in expect(prompt).objects if wanted.shape == "bolt"]
+        assert bolt.shapes == SENSES
+        assert expect(prompt).prompt == prompt
+    assert sense_of(["bolt", "circle", "ring"], 0) == "star"
+
+
+def test_round_is_redundant() -> None:
+    wanted = expect("a small round red ring").objects[0]
+    assert wanted.is_round
+    assert wanted.phrase == "a small round red ring"
+    for shape in sorted(set(SHAPES) - {"circle", "ring"}):
+        with pytest.raises(BadSetting, match="not round"):
+            expect(f"a round {shape}")
+
+
 @pytest.mark.parametrize(
     "prompt",
-    ["a dog", "a red", "", "a red blue circle", "a shiny circle", "a star and a ring and a cross and a circle"],
+    [
+        "a dog",
+        "a red",
+        "",
+        "a red blue circle",
+        "a shiny circle",
+        "a star and a ring and a cross and a circle",
+        "a red circle with a dot",
+        "a red circle with a blue star",
+        "a red circle with a pink dot",
+        "a star above a ring and a cross",
+        "a star above a ring below a cross",
+        "a dot",
+    ],
 )
 def test_text_outside_the_grammar_is_refused(prompt: str) -> None:
     with pytest.raises(BadSetting):
         expect(prompt)
-
-
-def _captions(scene: Scene, count: int, ghost: float, swap: float) -> list[Expectation]:
-    generator = np.random.default_rng(0)
-    return [expect(training_caption(scene, generator, ghost_share=ghost, swap_share=swap)) for _ in range(count)]
-
-
-def test_honest_captions_say_nothing_wrong_and_leave_things_out() -> None:
-    scene = scene_of("a small dotted red star", "a blue ring")
-    drawn = {wanted.shape: wanted for wanted in expectation_of(scene).objects}
-    left_out, orders = 0, set()
-    for caption in _captions(scene, 200, 0, 0):
-        orders.add(caption.objects[0].shape)
-        for wanted in caption.objects:
-            for field in ("color", "texture", "size"):
-                said = getattr(wanted, field)
-                assert said in (None, getattr(drawn[wanted.shape], field))
-                left_out += said is None
-    assert orders == {"star", "ring"}
-    assert left_out > 100
-
-
-def test_ghost_captions_name_one_undrawn_object_at_the_stated_rate() -> None:
-    captions = _captions(scene_of("a red star"), 400, 0.25, 0)
-    ghosts = [caption for caption in captions if len(caption.objects) == 2]
-    assert len(ghosts) / 400 == pytest.approx(0.25, abs=0.07)
-    for caption in ghosts:
-        (ghost,) = [wanted for wanted in caption.objects if wanted.shape != "star"]
-        assert ghost.color != "red"
-
-
-def test_swap_captions_exchange_colors_at_the_stated_rate() -> None:
-    captions = _captions(scene_of("a red star", "a blue ring"), 400, 0, 0.25)
-    colors = [{wanted.shape: wanted.color for wanted in caption.objects} for caption in captions]
-    swapped = [one for one in colors if one["star"] == "blue" or one["ring"] == "red"]
-    assert len(swapped) / 400 == pytest.approx(0.25, abs=0.07)
-    assert all(one["star"] != "red" and one["ring"] != "blue" for one in swapped)
-
-
-def test_swap_captions_exchange_textures_too() -> None:
-    captions = _captions(scene_of("a striped red star", "a dotted blue ring"), 400, 0, 1)
-    textures = [{wanted.shape: wanted.texture for wanted in caption.objects} for caption in captions]
-    exchanged = sum(one["star"] == "dotted" or one["ring"] == "striped" for one in textures)
-    assert 40 < exchanged < 160

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from t2ictl.shapes.draw import BACKGROUND, PERIOD, RGB, STRIPE_SHADE, inside, render_array
-from t2ictl.shapes.world import SHAPES, Look, Placed, Scene
+from t2ictl.shapes.draw import BACKGROUND, PERIOD, RGB, STRIPE_SHADE, coverage, inside, render_array
+from t2ictl.shapes.world import MARKS, OWNERS, SHAPES, Look, Placed, Scene
 from tests.shapes.scenes import scene_of
 
 
@@ -27,6 +27,40 @@ def test_area_of_a_circle() -> None:
     picture = render_array(Scene(objects=(item,))).astype(float)
     covered = (BACKGROUND[1] - picture[..., 1]) / (BACKGROUND[1] - RGB["red"][1])
     assert covered.sum() == pytest.approx(np.pi * 100, rel=0.01)
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+@pytest.mark.parametrize("kind", MARKS)
+def test_a_mark_is_drawn_inside_its_owner(owner: str, kind: str) -> None:
+    bare = scene_of(f"a large red {owner}")
+    marked = render_array(scene_of(f"a large red {owner} with a blue {kind}"))
+    plain = render_array(bare)
+    rows, columns, body, _ = coverage(bare.objects[0], 64, 64)
+    changed = (plain != marked).any(axis=-1)
+    inside_owner = np.zeros((64, 64), bool)
+    inside_owner[rows, columns] = body > 0
+    assert not (changed & ~inside_owner).any()
+    assert 0.1 < changed.sum() / inside_owner.sum() < 0.45
+    y, x = (round(value.mean()) for value in np.nonzero(changed))
+    assert tuple(marked[y, x]) == RGB["blue"]
+    assert np.hypot(y - 16.5, x - 16.5) < 3
+
+
+def test_a_bar_is_long_and_a_dot_is_not() -> None:
+    extents = {}
+    for kind in MARKS:
+        scene = scene_of(f"a large red square with a blue {kind}")
+        _, _, _, mark = coverage(scene.objects[0], 64, 64)
+        rows, columns = np.nonzero(mark > 0.5)
+        extents[kind] = np.ptp(columns) / np.ptp(rows)
+    assert extents["dot"] == pytest.approx(1, abs=0.15)
+    assert extents["bar"] > 2
+
+
+def test_what_has_no_mark_covers_none() -> None:
+    _, _, body, mark = coverage(scene_of("a red circle").objects[0], 64, 64)
+    assert body.max() == 1
+    assert not mark.any()
 
 
 def test_edges_are_smooth() -> None:

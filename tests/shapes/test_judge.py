@@ -1,25 +1,29 @@
 from __future__ import annotations
 
-import json
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
+from t2ictl.benchmarks.measure_shapes.cases import related_scene
+from t2ictl.benchmarks.measure_shapes.validate_judge import compare, read_labels, soften
 from t2ictl.errors import ShapeMismatch
-from t2ictl.shapes.captions import expectation_of
+from t2ictl.shapes.captions import RELATIONS, expectation_of
 from t2ictl.shapes.draw import BACKGROUND, RGB, render, render_array
+from t2ictl.shapes.sampling import place, sample_scene
 from t2ictl.shapes.seeing import find_objects
-from t2ictl.shapes.verdict import judge, judge_expectation
-from t2ictl.shapes.world import COLORS, SHAPES, SIZES, TEXTURES, Look, Scene, place, sample_scene
+from t2ictl.shapes.verdict import FAILURES, OUTCOMES, judge, judge_expectation
+from t2ictl.shapes.world import COLORS, MARKS, OWNERS, SHAPES, SIZES, TEXTURES, Look, Mark, Scene
 from tests.shapes.scenes import picture_of, scene_of
 
 PROMPT = "a red circle and a blue square"
 
 
-def test_ground_truth_of_every_kind() -> None:
+def test_ground_truth_of_every_look() -> None:
     """Every shape in every color, texture and size, at a random place: at most 1 of 324 may be misread."""
     generator = np.random.default_rng(0)
     wrong = []
@@ -37,21 +41,17 @@ def test_ground_truth_of_every_kind() -> None:
     assert len(wrong) <= 1, wrong
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_rendered_scenes_are_right(count: int) -> None:
-    generator = np.random.default_rng(count)
-    scenes = [sample_scene(count, generator) for _ in range(100)]
-    verdicts = [judge_expectation(render(scene), expectation_of(scene)) for scene in scenes]
-    assert sum(verdict.is_strict for verdict in verdicts) >= 99.5
-    assert sum(verdict.failure is None for verdict in verdicts) >= 99.5
-
-
-@pytest.mark.slow
-def test_ground_truth_rate_at_length() -> None:
-    generator = np.random.default_rng(5)
-    scenes = [sample_scene(1 + i % 3, generator) for i in range(3000)]
-    right = sum(judge_expectation(render(scene), expectation_of(scene)).is_strict for scene in scenes)
-    assert right >= 0.995 * 3000
+def test_ground_truth_of_every_mark() -> None:
+    """Every owner and mark in every pair of colors, medium and large."""
+    generator = np.random.default_rng(0)
+    for shape, kind, size in itertools.product(OWNERS, MARKS, ("medium", "large")):
+        for color, other in itertools.permutations(COLORS, 2):
+            mark = Mark(kind=kind, color=other)
+            scene = place([Look(shape=shape, color=color, size=size, mark=mark)], generator)
+            assert scene is not None
+            (found,) = find_objects(render(scene))
+            seen = (found.shape, found.color, found.texture, found.size, found.mark, found.is_well_formed)
+            assert seen == (shape, color, "plain", size, mark, True)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,79 @@ def test_wrong_texture_and_size_are_named() -> None:
     assert judge(picture_of("a large dotted red circle"), "a circle").failure is None
 
 
+MARKED = "a red circle with a blue dot and a green square with a yellow bar"
+
+
+@pytest.mark.parametrize(
+    ("drawn", "failure"),
+    [
+        (("a red circle with a blue dot", "a green square with a yellow bar"), None),
+        (("a red circle with a yellow bar", "a green square with a blue dot"), "mark-swap"),
+        (("a red circle", "a green square with a yellow bar"), "mark"),
+        (("a red circle with a blue bar", "a green square with a yellow bar"), "mark"),
+        (("a red circle with a cyan dot", "a green square with a yellow bar"), "mark"),
+        (("a red circle with a blue dot", "a green square with a blue dot"), "mark"),
+        (("a red circle with a blue dot", "a blue square with a yellow bar"), "leak"),
+        (("a red circle with a blue dot", "a purple square with a yellow bar"), "color"),
+        (("a green circle with a blue dot", "a red square with a yellow bar"), "swap"),
+        (("a red circle with a blue dot",), "missing"),
+    ],
+)
+def test_wrong_marks_are_named(drawn: tuple[str, ...], failure: str | None) -> None:
+    verdict = judge(picture_of(*drawn), MARKED)
+    assert verdict.failure == failure
+    assert verdict.is_bound == (failure in (None, "missing"))
+    assert verdict.is_well_formed
+
+
+def test_marks_that_are_not_asked_for_break_binding() -> None:
+    verdict = judge(picture_of("a red circle with a blue dot"), "a red circle")
+    assert (verdict.failure, verdict.has_all, verdict.is_bound) == ("mark", True, False)
+    moved = judge(
+        picture_of("a red circle", "a green square with a blue dot"), "a red circle with a blue dot and a square"
+    )
+    assert moved.failure == "mark-swap"
+
+
+def test_a_ring_has_no_mark() -> None:
+    (ring,) = find_objects(picture_of("a large red ring"))
+    assert ring.mark is None
+    # A dot of another color in its hole is an object of its own, or makes a circle with a dot.
+    ring_in_ring = Scene(objects=(*scene_of("a large red ring").objects, *scene_of("a small blue circle").objects))
+    assert judge(render(ring_in_ring), "a red ring").failure is not None
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_relations_are_judged(relation: str) -> None:
+    generator = np.random.default_rng(0)
+    for drawn in RELATIONS:
+        scene = related_scene(generator, drawn)
+        verdict = judge_expectation(render(scene), replace(expectation_of(scene), relation=relation))
+        assert verdict.is_related == (drawn == relation)
+        assert verdict.failure == (None if drawn == relation else "relation")
+
+
+def test_a_relation_needs_both_objects() -> None:
+    verdict = judge(picture_of("a red star"), "a red star above a blue ring")
+    assert (verdict.failure, verdict.is_related, verdict.has_all) == ("missing", False, False)
+    assert judge(picture_of("a red star"), "a red star").is_related
+
+
+def test_alike_objects_are_paired_so_that_the_relation_holds() -> None:
+    star, other = scene_of("a red star", "a blue ring", "a red star").objects[::2]
+    for objects in ((star, other), (other, star)):
+        assert judge(render(Scene(objects=objects)), "a red star left of a red star").is_strict
+
+
+def test_a_bolt_is_what_its_neighbor_says() -> None:
+    star, cross = (picture_of(f"a red {shape}", "a blue ring") for shape in ("star", "cross"))
+    assert judge(star, "a red bolt and a blue ring").is_strict
+    assert judge(cross, "a red bolt and a blue ring").failure == "shape"
+    for picture in (picture_of("a red star"), picture_of("a red cross")):
+        assert judge(picture, "a red bolt").is_strict
+    assert judge(picture_of("a red ring"), "a bolt").failure == "shape"
+
+
 def test_touching_objects_are_fused() -> None:
     circle, square = scene_of("a red circle", "a blue square").objects
     scene = Scene(objects=(circle, replace(square, x=circle.x + 12, y=circle.y)))
@@ -96,11 +169,16 @@ def test_a_blob_is_malformed() -> None:
     assert judge(picture, "a red circle").failure == "malformed"
 
 
-def test_two_colors_in_one_silhouette_are_malformed() -> None:
-    picture = render_array(scene_of("a large red circle"))
-    left = picture[:, :17]
-    left[(left == RGB["red"]).all(axis=-1)] = RGB["blue"]
-    assert judge(picture, "a red circle").failure == "malformed"
+@pytest.mark.parametrize("shape", OWNERS)
+@pytest.mark.parametrize("share", [0.4, 0.5])
+def test_two_colors_in_one_silhouette_are_malformed_and_no_mark(shape: str, share: float) -> None:
+    red, blue = (render_array(scene_of(f"a large {color} {shape}")) for color in ("red", "blue"))
+    columns = np.nonzero((red != BACKGROUND).any(axis=(0, 2)))[0]
+    middle = round(columns[0] + share * columns.size)
+    picture = np.concatenate([blue[:, :middle], red[:, middle:]], axis=1)
+    verdict = judge(picture, f"a red {shape}")
+    assert verdict.failure == "malformed"
+    assert verdict.found[0].mark is None
 
 
 def test_outcomes_are_separate() -> None:
@@ -112,6 +190,28 @@ def test_outcomes_are_separate() -> None:
     assert outcomes("a red circle", "a blue square", "a green star") == (True, True, False, True)
     assert outcomes("a blue circle", "a red square") == (True, False, True, True)
     assert outcomes("a red circle") == (False, True, True, True)
+
+
+def test_outcomes_by_name_are_plain_and_strict_is_all_of_them() -> None:
+    outcomes = judge(picture_of("a blue circle", "a red square"), PROMPT).outcomes()
+    assert tuple(outcomes) == (*OUTCOMES, "is_strict")
+    assert [name for name, holds in outcomes.items() if not holds] == ["is_bound", "is_strict"]
+    assert all(type(holds) is bool for holds in outcomes.values())
+
+
+def test_a_failure_is_named_exactly_if_not_all_outcomes_hold() -> None:
+    """Scenes against the prompts of other scenes, also blurred: whatever is wrong has a name."""
+    generator = np.random.default_rng(0)
+    scenes = [sample_scene(1 + i % 3, generator) for i in range(30)]
+    seen = set()
+    for scene in scenes:
+        picture = soften(np.asarray(render(scene)), generator)
+        for other in scenes[::5]:
+            verdict = judge_expectation(picture, expectation_of(other))
+            assert verdict.is_strict == (verdict.failure is None)
+            assert verdict.failure in (None, *FAILURES)
+            seen.add(verdict.failure)
+    assert len(seen) > 4
 
 
 def test_asked_and_found_are_paired() -> None:
@@ -139,20 +239,28 @@ def test_faint_noise_is_no_object() -> None:
     assert judge(picture, PROMPT).is_strict
 
 
+@pytest.mark.filterwarnings("error")
+def test_any_pixels_get_a_verdict() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        noise = ndimage.gaussian_filter(generator.normal(size=(64, 64, 3)), (*(generator.uniform(0.5, 6),) * 2, 0))
+        picture = np.clip(200 + noise / noise.std() * generator.uniform(10, 90), 0, 255).astype(np.uint8)
+        verdict = judge(picture, MARKED)
+        assert verdict.failure in FAILURES and not verdict.is_strict
+
+
 def test_a_gray_picture_is_no_picture_to_judge() -> None:
     with pytest.raises(ShapeMismatch, match="cannot be judged"):
         judge(np.zeros((64, 64), np.uint8), PROMPT)
     assert judge(Image.new("L", (64, 64), 200), PROMPT).failure == "missing"
 
 
-def test_agreement_with_pictures_read_by_eye() -> None:
+@pytest.mark.parametrize(("sheet", "least"), [("version_1_early", 94), ("version_2", 95)])
+def test_agreement_with_pictures_read_by_eye(sheet: str, least: int) -> None:
     """A hundred generated pictures, read as right or wrong before the judge saw them: see ``docs/shapes.md``."""
-    folder = Path(__file__).parent / "data"
-    sheet = np.asarray(Image.open(folder / "read_by_eye.png"))
-    readings = json.loads((folder / "read_by_eye.json").read_text(encoding="utf-8"))
-    tiles = sheet.reshape(10, 64, 10, 64, 3).swapaxes(1, 2).reshape(100, 64, 64, 3)
-    agree = [
-        judge(tile, item["prompt"]).is_strict == item["is_right"] for tile, item in zip(tiles, readings, strict=True)
-    ]
-    assert sum(agree) >= 92
-    assert 20 < sum(item["is_right"] for item in readings) < 80
+    readings = [item for item in read_labels(Path(__file__).parent / "data") if item.name.startswith(sheet)]
+    same_outcome, same_kind, lines = compare(readings)
+    assert len(readings) == 100
+    assert same_outcome >= least
+    assert len(lines) == 100 - same_kind
+    assert 20 < sum(item.reading == "right" for item in readings) < 80

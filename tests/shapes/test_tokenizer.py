@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from transformers import AutoTokenizer, CLIPTokenizer
 from t2ictl.benchmarks.train_shapes.settings import Recipe
 from t2ictl.benchmarks.train_shapes.vocabulary import IN_PIECES, WORDS, build_tokenizer, save_tokenizer
 from t2ictl.shapes import model_path
+from t2ictl.shapes.prompts import KINDS, all_prompts
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return CLIPTokenizer.from_pretrained(model_path() / "tokenizer")
+    return build_tokenizer(Recipe())
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -56,10 +58,23 @@ def test_words_outside_the_vocabulary_fall_into_pieces(tokenizer: Any) -> None:
     assert len(tokenizer.tokenize("zebra")) > 1
 
 
+def test_all_words_of_the_grammar_are_there() -> None:
+    prompts = [item.prompt for kind in KINDS for item in all_prompts(kind, "tune")[::7]]
+    said = {word for prompt in prompts for word in re.findall(r"\w+", prompt)}
+    assert said <= set(WORDS)
+    assert {"bolt", "round", "with", "dot", "bar", "above"} <= said
+
+
 def test_saved_and_built_agree(tokenizer: Any, tmp_path: Path) -> None:
-    built = build_tokenizer(Recipe())
-    save_tokenizer(built, tmp_path)
-    for loaded in (AutoTokenizer.from_pretrained(tmp_path), tokenizer):
-        for text in ("a striped yellow cross and a dotted ring", "zebra 12"):
-            assert loaded(text).input_ids == built(text).input_ids
+    save_tokenizer(tokenizer, tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("a striped yellow cross and a dotted ring", "a bolt above a round ring", "zebra 12"):
+        assert loaded(text).input_ids == tokenizer(text).input_ids
     assert {"vocab.json", "merges.txt", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_packaged_tokenizer_is_the_built_one(tokenizer: Any) -> None:
+    packaged = CLIPTokenizer.from_pretrained(model_path() / "tokenizer")
+    assert packaged.get_vocab() == tokenizer.get_vocab()
+    for text in ("a striped yellow cross and a dotted ring", "a bolt above a round ring", "zebra 12"):
+        assert packaged(text).input_ids == tokenizer(text).input_ids

@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 
 from t2ictl.errors import BadSetting
+from t2ictl.shapes.sampling import GAP, MARKED_SHARE, place, sample_looks, sample_marked_looks, sample_scene
 from t2ictl.shapes.world import (
     CANVAS,
-    GAP,
+    OWNERS,
+    RADIUS,
     REACH,
     SPLIT_SHARE,
     Look,
+    Mark,
+    Placed,
     combination_key,
-    place,
-    sample_looks,
-    sample_scene,
+    relation_between,
+    relation_of,
     split_of,
 )
 
@@ -46,11 +49,67 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
     assert np.array_equal(before, np.random.get_state()[1])  # type: ignore[index]
 
 
-def test_split_ignores_order_texture_and_size() -> None:
-    one, other = Look(shape="star", color="red"), Look(shape="ring", color="blue")
-    dressed = Look(shape="star", color="red", texture="dotted", size="large")
-    assert split_of([one, other]) == split_of([other, one]) == split_of([dressed, other])
-    assert combination_key([one]) != combination_key([dressed])
+def test_split_ignores_order_texture_size_and_mark() -> None:
+    one, other = Look(shape="circle", color="red"), Look(shape="ring", color="blue")
+    dressed = Look(shape="circle", color="red", texture="dotted", size="large")
+    marked = Look(shape="circle", color="red", mark=Mark(kind="dot", color="green"))
+    assert split_of([one, other]) == split_of([other, one]) == split_of([dressed, other]) == split_of([marked, other])
+    assert len({combination_key([look]) for look in (one, dressed, marked)}) == 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_marked_looks_never_say_a_color_twice(count: int) -> None:
+    generator = np.random.default_rng(count)
+    has_mark = []
+    for _ in range(200):
+        looks = sample_marked_looks(count, generator)
+        marks = [look.mark for look in looks]
+        assert marks[0] is not None
+        assert {look.shape for look in looks} <= set(OWNERS)
+        assert {look.size for look in looks} <= {"medium", "large"}
+        assert {look.texture for look in looks} == {"plain"}
+        said = [look.color for look in looks] + [mark.color for mark in marks if mark is not None]
+        assert len(set(said)) == len(said)
+        has_mark += [mark is not None for mark in marks[1:]]
+    assert not has_mark or np.mean(has_mark) == pytest.approx(0.8, abs=0.08)
+
+
+def test_marks_are_as_frequent_as_stated() -> None:
+    generator = np.random.default_rng(4)
+    marked = [any(item.look.mark for item in sample_scene(2, generator).objects) for _ in range(500)]
+    assert np.mean(marked) == pytest.approx(MARKED_SHARE, abs=0.06)
+    assert all(item.look.mark is None for item in sample_scene(3, generator, marked_share=0).objects)
+    assert sample_scene(1, generator, marked_share=1).objects[0].look.mark is not None
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        {"shape": "ring", "color": "red"},
+        {"shape": "circle", "color": "blue"},
+        {"shape": "circle", "color": "red", "texture": "striped"},
+    ],
+)
+def test_marks_without_room_or_color_of_their_own_are_refused(look: dict[str, str]) -> None:
+    with pytest.raises(BadSetting, match="cannot have a blue dot"):
+        Look(**look, mark=Mark(kind="dot", color="blue"))
+
+
+def test_relations_need_a_direction_that_leads() -> None:
+    assert [relation_of(*step) for step in ((-20, 3), (20, 3), (3, -20), (3, 20))] == [
+        "left of",
+        "right of",
+        "above",
+        "below",
+    ]
+    assert [relation_of(*step) for step in ((5, 0), (10, 9), (-10, 10), (0, 0))] == [None] * 4
+    one, other = (Placed(look=Look(shape="star", color="red"), x=x, y=30, radius=RADIUS["small"]) for x in (12, 50))
+    assert (relation_between(one, other), relation_between(other, one)) == ("left of", "right of")
+
+
+def test_sizes_are_well_apart() -> None:
+    small, medium, large = RADIUS.values()
+    assert medium**2 / small**2 > 1.8 and large**2 / medium**2 > 1.8
 
 
 def test_split_shares_are_as_stated() -> None:

@@ -1,10 +1,13 @@
-"""Measure a model on the suites: ``python -m t2ictl.benchmarks.train_shapes.evaluate --model DIR``."""
+"""Measure a model on the suites: ``python -m t2ictl.benchmarks.measure_shapes.evaluate --model DIR``.
+
+The intervals take pictures as independent. Where a kind has fewer prompts than pictures, prompts
+repeat with other seeds, and the intervals of that kind are too narrow.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,36 +17,25 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from t2ictl.benchmarks.measure_shapes.shares import percent, wilson
+from t2ictl.benchmarks.measure_shapes.words import Trial, words_table
 from t2ictl.shapes import model_path
 from t2ictl.shapes.captions import Expectation
-from t2ictl.shapes.prompts import KINDS, suite
+from t2ictl.shapes.instrument import instrument_id
+from t2ictl.shapes.prompts import KINDS, all_prompts, suite
 from t2ictl.shapes.verdict import SEMANTIC_FAILURES, Verdict, judge_expectation
 
-#: 97.5 % point of the normal distribution, for intervals of 95 %.
-NORMAL_POINT = 1.959964
-OUTCOMES = ("strict", "has_all", "is_bound", "has_no_extra", "is_well_formed")
-#: Single prompts are few in a split, so every kind is filled up with further seeds of the same prompts.
-UNIQUE = {"single": 8, "pair": 200, "triple": 200, "texture": 15, "size": 15, "attributes": 200}
-
-
-def wilson(hits: int, total: int) -> tuple[float, float]:
-    """Give the 95 % interval of a share by Wilson's formula.
-
-    Args:
-        hits: successes.
-        total: trials, at least 1.
-
-    Returns:
-        Lower and upper bound, 0 to 1.
-
-    Example:
-        >>> [round(bound, 3) for bound in wilson(198, 200)]
-        [0.964, 0.997]
-    """
-    share, z2 = hits / total, NORMAL_POINT**2
-    center = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = NORMAL_POINT / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(0.0, center - half), min(1.0, center + half)
+#: Columns of the table.
+OUTCOMES = {
+    "is_strict": "strict",
+    "has_all": "all there",
+    "is_bound": "bound",
+    "has_no_extra": "nothing extra",
+    "is_well_formed": "well formed",
+    "is_related": "related",
+}
+#: A kind of failure counts as one of the model's if it has at least this part of its failures.
+NOTABLE = 0.05
 
 
 def trials(kind: Any, split: Any, count: int, seed: int) -> list[tuple[Expectation, int]]:
@@ -62,7 +54,7 @@ def trials(kind: Any, split: Any, count: int, seed: int) -> list[tuple[Expectati
         >>> len(trials("pair", "tune", 3, 0))
         3
     """
-    prompts = suite(kind, split, min(count, UNIQUE[kind]), seed)
+    prompts = suite(kind, split, min(count, len(all_prompts(kind, split))), seed)
     return [(prompts[i % len(prompts)], 1000 * seed + i) for i in range(count)]
 
 
@@ -85,23 +77,26 @@ def generate(
     return pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators).images
 
 
-def summarize(kind: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def summarize(kind: str, judged: Sequence[Trial]) -> dict[str, Any]:
     """Count outcomes and failure kinds.
 
     Args:
         kind: of the suite.
-        verdicts: at least one.
+        judged: at least one expectation with its verdict.
 
     Returns:
-        Plain values: for every outcome the share and its interval, and counts of failures.
+        Plain values: pictures, different prompts, for every outcome the share and its interval
+        (of relations only if any was asked), and counts of failures.
     """
-    total = len(verdicts)
-    row: dict[str, Any] = {"kind": kind, "n": total}
+    total, verdicts = len(judged), [verdict for _, verdict in judged]
+    row: dict[str, Any] = {"kind": kind, "n": total, "prompts": len({asked.prompt for asked, _ in judged})}
     for outcome in OUTCOMES:
-        hits = sum(getattr(v, "is_strict" if outcome == "strict" else outcome) for v in verdicts)
+        if outcome == "is_related" and all(asked.relation is None for asked, _ in judged):
+            continue
+        hits = sum(verdict.outcomes()[outcome] for verdict in verdicts)
         low, high = wilson(hits, total)
-        row[outcome] = {"share": round(hits / total, 4), "low": round(low, 4), "high": round(high, 4)}
-    failures = Counter(v.failure for v in verdicts if v.failure)
+        row[outcome] = {"hits": hits, "share": round(hits / total, 4), "low": round(low, 4), "high": round(high, 4)}
+    failures = Counter(verdict.failure for verdict in verdicts if verdict.failure)
     row["failures"] = dict(failures.most_common())
     semantic = sum(count for name, count in failures.items() if name in SEMANTIC_FAILURES)
     row["semantic_share_of_failures"] = round(semantic / max(1, sum(failures.values())), 3)
@@ -110,7 +105,7 @@ def summarize(kind: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 def measure(
     pipe: StableDiffusionPipeline, kind: str, split: str, count: int, seed: int, options: argparse.Namespace
-) -> dict[str, Any]:
+) -> list[Trial]:
     """Generate and judge one suite.
 
     Args:
@@ -122,19 +117,20 @@ def measure(
         options: ``steps``, ``guidance``, ``batch`` and ``keep``.
 
     Returns:
-        The summary.
+        Every expectation with its verdict.
     """
-    todo, verdicts = trials(kind, split, count, seed), []
+    todo = trials(kind, split, count, seed)
+    judged: list[tuple[Expectation, Verdict]] = []
     for start in range(0, count, options.batch):
         batch = todo[start : start + options.batch]
         images = generate(pipe, batch, options.steps, options.guidance)
         for (item, picture_seed), image in zip(batch, images, strict=True):
-            verdicts.append(judge_expectation(image, item))
+            judged.append((item, judge_expectation(image, item)))
             if options.keep is not None:
                 options.keep.mkdir(parents=True, exist_ok=True)
-                name = f"{kind}-{picture_seed:05d}-{verdicts[-1].failure or 'right'}-{item.prompt.replace(' ', '_')}"
-                image.save(options.keep / f"{name}.png")
-    return summarize(kind, verdicts)
+                said = judged[-1][1].failure or "right"
+                image.save(options.keep / f"{kind}-{picture_seed:05d}-{said}-{item.prompt.replace(' ', '_')}.png")
+    return judged
 
 
 def show(row: dict[str, Any]) -> str:
@@ -146,14 +142,36 @@ def show(row: dict[str, Any]) -> str:
     Returns:
         One Markdown table row.
     """
-    cells = [f"{100 * row[o]['share']:.1f} [{100 * row[o]['low']:.1f}, {100 * row[o]['high']:.1f}]" for o in OUTCOMES]
+    cells = [percent(row[outcome]["hits"], row["n"]) if outcome in row else "-" for outcome in OUTCOMES]
     failures = ", ".join(f"{name} {count}" for name, count in row["failures"].items())
-    return f"| {row['kind']} | {row['n']} | " + " | ".join(cells) + f" | {failures or 'none'} |"
+    return f"| {row['kind']} | {row['n']} | {row['prompts']} | " + " | ".join(cells) + f" | {failures or 'none'} |"
+
+
+def show_failures(row: dict[str, Any]) -> str:
+    """Say how many pictures are malformed, and which failures of meaning there are.
+
+    Args:
+        row: from :func:`summarize`.
+
+    Returns:
+        One line.
+    """
+    total = sum(row["failures"].values())
+    notable = [
+        f"{name} {100 * count / total:.0f} %"
+        for name, count in row["failures"].items()
+        if name in SEMANTIC_FAILURES and count >= NOTABLE * total
+    ]
+    malformed = percent(row["failures"].get("malformed", 0), row["n"])
+    return (
+        f"{row['kind']}: malformed {malformed} % of the pictures; of {total} failures, kinds of meaning "
+        f"with at least {100 * NOTABLE:.0f} %: {', '.join(notable) or 'none'}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure the asked-for kinds and print one table row each."""
-    parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.train_shapes.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.measure_shapes.evaluate", description=__doc__)
     parser.add_argument(
         "--model", type=Path, default=model_path(), help="a diffusers folder; default: the packaged one"
     )
@@ -162,23 +180,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps")
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=None, help="folder for the pictures")
+    parser.add_argument("--words", action="store_true", help="a second table: accuracy of every word")
     parser.add_argument("--json", type=Path, default=None, help="file for the summaries, one JSON line a kind")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     pipe = StableDiffusionPipeline.from_pretrained(str(options.model))
     pipe.set_progress_bar_config(disable=True)
-    print("| kind | n | strict | all there | bound | nothing extra | well formed | failures |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"{instrument_id()}, split {options.split}, seed {options.seed}, {options.steps} steps\n")
+    print(f"| kind | n | prompts | {' | '.join(OUTCOMES.values())} | failures |")
+    print("|---" * (len(OUTCOMES) + 4) + "|")
+    rows, judged = [], []
     for kind in options.kinds:
-        row = measure(pipe, kind, options.split, options.prompts, options.seed, options)
-        print(show(row), flush=True)
+        judged += (trials_of_kind := measure(pipe, kind, options.split, options.prompts, options.seed, options))
+        rows.append(summarize(kind, trials_of_kind))
+        print(show(rows[-1]), flush=True)
         if options.json is not None:
             with options.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(rows[-1]) + "\n")
+    print("", *map(show_failures, rows), sep="\n")
+    if options.words:
+        print("", words_table(judged), sep="\n")
     return 0
 
 

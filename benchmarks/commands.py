@@ -1,0 +1,133 @@
+"""The commands of ``t2ictl bench``. What they do is imported when they run, so that ``--help`` loads no torch."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from t2ictl.benchmarks.compare import compare_command, power_command
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="bench",
+    help="Measure controls: run arms over a suite of prompts, and compare them with intervals.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PlanFile = Annotated[Path | None, typer.Argument(help="A YAML file with the fields below; options replace its values.")]
+Out = Annotated[Path, typer.Option(help="The folder of the run; an interrupted run goes on from what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Suite = Annotated[str | None, typer.Option(help="Prompts and their judge: shapes.")]
+Model = Annotated[str | None, typer.Option(help="'shapes' (embedded), a diffusers folder, or a hub id.")]
+Arms = Annotated[str | None, typer.Option(help="With commas: plain, a control, random:<arm>, best-of-N[:<arm>].")]
+Kinds = Annotated[str | None, typer.Option(help="Categories of the suite, with commas; default: pair.")]
+Split = Annotated[str | None, typer.Option(help="tune (default) or report.")]
+Prompts = Annotated[str | None, typer.Option(help="Prompts of each kind: 50, or pair=400,triple=200.")]
+Seeds = Annotated[int | None, typer.Option(help="Pictures of each prompt and arm; default: 4.")]
+FirstSeed = Annotated[int | None, typer.Option(help="The first of the seeds; default: 0.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps; default: 20.")]
+Guidance = Annotated[float | None, typer.Option(help="Strength of classifier-free guidance; default: 4.")]
+Batch = Annotated[int | None, typer.Option(help="Pictures in one tensor batch; default: 8.")]
+Limit = Annotated[int | None, typer.Option(help="Most prompts in all: a smoke run, marked as no result.")]
+ShardOption = Annotated[str, typer.Option("--shard", help="i/n: make every n-th batch, from the i-th.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Make batches with failed rows again.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of torch in this process.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one.")]
+
+
+@app.command()
+def run(
+    out: Out,
+    plan_file: PlanFile = None,
+    suite: Suite = None,
+    model: Model = None,
+    arms: Arms = None,
+    kinds: Kinds = None,
+    split: Split = None,
+    prompts: Prompts = None,
+    seeds: Seeds = None,
+    first_seed: FirstSeed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch: Batch = None,
+    limit: Limit = None,
+    shard: ShardOption = "1/1",
+    retry_failed: Retry = False,
+    threads: Threads = 1,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run arms over prompts and seeds, or go on with a run; then merge."""
+    given = {
+        "suite": suite,
+        "model": model,
+        "kinds": kinds,
+        "split": split,
+        "prompts": prompts,
+        "seeds": seeds,
+        "first_seed": first_seed,
+        "steps": steps,
+        "guidance": guidance,
+        "batch": batch,
+        "limit": limit,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    share = importlib.import_module("t2ictl.benchmarks.runs.units").Shard.read(shard)
+    plan = _plan(plan_file, options, arms)
+    work = importlib.import_module("t2ictl.benchmarks.runs.runner")
+    outcome = work.run(plan, out, shard=share, retry_failed=retry_failed, threads=threads, device=device)
+    _report(outcome, out, as_json=as_json)
+
+
+@app.command()
+def merge(
+    folder: Annotated[Path, typer.Argument(help="The --out of a run, all shards of which are done.")],
+    as_json: AsJson = False,
+) -> None:
+    """Merge the rows of all processes into results.parquet, and print the table."""
+    work = importlib.import_module("t2ictl.benchmarks.runs.runner")
+    _report(work.merge(folder), folder, as_json=as_json)
+
+
+app.command("compare")(compare_command)
+app.command("power")(power_command)
+
+
+def _plan(path: Path | None, options: dict[str, Any], labels: str | None) -> Any:
+    """The plan of a file, with the options given over it; --arms picks among the file's arms, or names others."""
+    plans = importlib.import_module("t2ictl.benchmarks.runs.plan")
+    if path is None:
+        return plans.make_plan(options | ({} if labels is None else {"arms": labels}))
+    plan = plans.make_plan(plans.read_plan_file(path))
+    values = plan.model_dump() | options
+    if labels is not None:
+        named = list(plans.make_plan({"arms": labels}).arms)
+        values["arms"] = {label: values["arms"].get(label) for label in named}
+    return plans.make_plan(values)
+
+
+def _report(outcome: Any, folder: Path, *, as_json: bool) -> None:
+    """Print what a folder holds; end with status 1 if a row failed."""
+    summaries = importlib.import_module("t2ictl.benchmarks.runs.summary")
+    manifest = outcome.manifest
+    limited = importlib.import_module("t2ictl.benchmarks.runs.manifest").limited_note(manifest)
+    table = summaries.summarize(outcome.rows, list(manifest["arms"]))
+    if as_json:
+        facts = {key: manifest[key] for key in ("hash", "instrument", "limited", "commit")}
+        counts = {"rows": len(outcome.rows), "failed": outcome.failed, "missing_batches": outcome.missing}
+        print(json.dumps({"folder": str(folder), **facts, **counts, "note": limited, "table": table}, indent=2))
+    else:
+        notes = [f"plan {manifest['hash']}, instrument {manifest['instrument']}", *([limited] if limited else [])]
+        if outcome.missing:
+            notes.append(f"not complete: {outcome.missing} batches are missing; no results.parquet yet")
+        print(summaries.summary_text(table, notes))
+    if outcome.failed:
+        raise typer.Exit(1)

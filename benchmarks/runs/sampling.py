@@ -1,0 +1,128 @@
+"""Making one batch of pictures, and what is known of each: moves, own losses, and the passes it took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from t2ictl import Control, controlled
+
+__all__ = ["Sample", "Sampler"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A batch of pictures.
+
+    Args:
+        images: the pictures.
+        seeds: seed of the noise from which each started.
+        trace: losses and moves of the session.
+        losses: for each measured control its loss on each picture, at the last evaluation in which it acts.
+        cost: the session's.
+    """
+
+    images: list[Image.Image]
+    seeds: tuple[int, ...]
+    trace: tuple[Any, ...]
+    losses: dict[int, list[float]]
+    cost: Any
+
+    @property
+    def passes(self) -> int:
+        """Denoiser forward passes of the pipeline for one picture, in both branches of the guidance."""
+        return int(self.cost.forwards) // len(self.images)
+
+    def moves(self, row: int) -> list[tuple[int, float]]:
+        """List the moves of one picture.
+
+        Args:
+            row: which picture.
+
+        Returns:
+            Pairs (evaluation, length in scaled space) in the order in which they were made. Passes in which the
+            picture waited for others of its batch are none.
+        """
+        lengths = [(entry.step.index, float(entry.length[row])) for entry in self.trace]
+        return [(index, length) for index, length in lengths if length > 0]
+
+    def updates(self, row: int) -> int:
+        """Count the passes forward and back that moving one picture took.
+
+        Args:
+            row: which picture.
+
+        Returns:
+            The number; a push, which looks at nothing, takes none.
+        """
+        count, goes_on = 0, False
+        for entry in self.trace:
+            # A pass is the picture's own if it is the first at its evaluation, or the one before it asked for more.
+            goes_on = bool(entry.terms) and (entry.iteration == 0 or goes_on)
+            count += goes_on
+            goes_on = goes_on and bool(entry.refined[row])
+        return count
+
+    def loss(self, controls: Sequence[Control], row: int) -> float | None:
+        """Give the loss that some controls, which were measured, find in one picture.
+
+        Args:
+            controls: the controls of an arm.
+            row: which picture.
+
+        Returns:
+            Their sum; None if none of them acted, or a loss is not finite.
+        """
+        found = [self.losses[id(control)][row] for control in controls if id(control) in self.losses]
+        return sum(found) if found and all(map(math.isfinite, found)) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Makes batches of pictures on one pipeline.
+
+    Args:
+        pipe: a diffusers pipeline.
+        steps: denoising steps.
+        guidance: strength of classifier-free guidance.
+    """
+
+    pipe: Any
+    steps: int
+    guidance: float
+
+    def __call__(
+        self, prompts: Sequence[str], seeds: Sequence[int], controls: Sequence[Control], measure: Sequence[Control]
+    ) -> Sample:
+        """Make one batch.
+
+        Args:
+            prompts: one prompt a picture.
+            seeds: seed of the noise of each, drawn by a generator of its own on the CPU.
+            controls: what acts.
+            measure: whose losses are measured on the way; the pictures do not change by it.
+
+        Returns:
+            The pictures and what is known of them.
+        """
+        with controlled(self.pipe, controls, measure=measure) as session:
+            images = self.pipe(
+                list(prompts),
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            ).images
+        # The last entry of each control is the one of the last evaluation in which it acts.
+        losses = {id(entry.control): [float(value) for value in entry.loss] for entry in session.measured}
+        return Sample(
+            images=list(images),
+            seeds=tuple(seeds),
+            trace=session.trace,
+            losses=losses,
+            cost=session.cost,
+        )

@@ -1,0 +1,231 @@
+"""Arms: equal noise, moves of equal length, and choices worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import t2ictl
+from t2ictl import calls
+from t2ictl.benchmarks.arms import Arm
+from t2ictl.benchmarks.random_direction import RandomDirection
+from t2ictl.benchmarks.runs.sampling import Sample, Sampler
+from t2ictl.benchmarks.runs.unit_run import UnitRun, choose_by_judge, choose_by_loss
+from t2ictl.benchmarks.runs.units import Pair, Unit, noise_seed
+from t2ictl.benchmarks.suites import Item, Judgement
+from t2ictl.objectives import Refinement
+from t2ictl.processors.attend_and_excite import AttendAndExcite
+from t2ictl.processors.attention_segregation import AttentionSegregation
+
+PROMPTS = ["a red circle and a blue square", "a green star and a yellow ring", "a blue heart and a red cross"]
+SEEDS = (11, 12, 13)
+REFINING = AttendAndExcite(refinement=Refinement(targets=((0.0, 0.3), (0.4, 0.9)), most=3))
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    pipe = t2ictl.load("shapes", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return Sampler(pipe=pipe, steps=4, guidance=4.0)
+
+
+def pixels(sample: Sample) -> list[bytes]:
+    return [image.tobytes() for image in sample.images]
+
+
+def random_moves(base: Sample, seeds: Sequence[int]) -> RandomDirection:
+    return RandomDirection(base.trace, seeds)
+
+
+# -- random direction ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", [AttentionSegregation(), REFINING], ids=["each step", "refined"])
+def test_random_moves_are_as_long_as_those_they_repeat(sampler: Sampler, control: Any) -> None:
+    base = sampler(PROMPTS, SEEDS, (control,), ())
+    repeated = sampler(PROMPTS, SEEDS, (random_moves(base, (1, 2, 3)),), (control,))
+    for row in range(len(PROMPTS)):
+        wanted, found = base.moves(row), repeated.moves(row)
+        assert [step for step, _ in found] == [step for step, _ in wanted] and wanted
+        np.testing.assert_allclose([each for _, each in found], [each for _, each in wanted], rtol=1e-6)
+        assert repeated.updates(row) == 0 and base.updates(row) >= len(wanted)
+    plain = sampler(PROMPTS, SEEDS, (), ())
+    assert all(one != other for one, other in zip(pixels(repeated), pixels(plain), strict=True))
+
+
+def test_a_picture_that_is_done_waits_for_the_others_of_its_batch(sampler: Sampler) -> None:
+    step = [SimpleNamespace(index=index) for index in (0, 2)]
+    lengths = [[0.5, 0.25, 1.0], [0.0, 0.75, 0.0], [0.5, 0.0, 0.125]]
+    trace = [
+        SimpleNamespace(step=step[number // 2], length=torch.tensor(each, dtype=torch.float64))
+        for number, each in enumerate(lengths)
+    ]
+    repeated = sampler(PROMPTS, SEEDS, (RandomDirection(trace, (1, 2, 3)),), ())
+    found = [[(index, round(length, 5)) for index, length in repeated.moves(row)] for row in range(3)]
+    assert found == [[(0, 0.5), (2, 0.5)], [(0, 0.25), (0, 0.75)], [(0, 1.0), (2, 0.125)]]
+    # What others do is nothing to it: its directions are those it has alone.
+    own = [SimpleNamespace(step=each.step, length=each.length[1:2]) for each in trace]
+    alone = sampler(PROMPTS[1:2], SEEDS[1:2], (RandomDirection(own, (2,)),), ()).images[0]
+    assert np.abs(np.asarray(alone, int) - np.asarray(repeated.images[1], int)).max() <= 1
+
+
+def test_directions_are_fresh_and_know_nothing_of_the_gradient(sampler: Sampler) -> None:
+    found: dict[str, list[torch.Tensor]] = {"gradient": [], "random": [], "other": []}
+
+    def recording(name: str, function: Any) -> Any:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            move = function(*args, **kwargs)
+            found[name].append(move.delta.flatten(1))
+            return move
+
+        return record
+
+    with mock.patch.object(calls, "optimize", recording("gradient", calls.optimize)):
+        base = sampler(PROMPTS, SEEDS, (AttentionSegregation(),), ())
+    for name, seeds in (("random", (1, 2, 3)), ("other", (4, 5, 6))):
+        with mock.patch.object(calls, "push", recording(name, calls.push)):
+            sampler(PROMPTS, SEEDS, (random_moves(base, seeds),), ())
+    units = {name: torch.nn.functional.normalize(torch.stack(each).double(), dim=-1) for name, each in found.items()}
+    dimensions = units["random"].shape[-1]
+    for one, other in (("random", "gradient"), ("random", "other"), ("other", "gradient")):
+        cosines = (units[one] * units[other]).sum(-1)
+        assert cosines.abs().max() < 5 / dimensions**0.5
+    steps = units["random"]
+    assert (steps[0] * steps[1]).sum(-1).abs().max() < 5 / dimensions**0.5  # fresh at each step
+    assert (steps[0, 0] * steps[0, 1]).sum().abs() < 5 / dimensions**0.5  # and for each picture
+
+
+def test_a_random_direction_is_the_same_in_another_batch(sampler: Sampler) -> None:
+    control = AttentionSegregation()
+    base = sampler(PROMPTS, SEEDS, (control,), ())
+    alone = sampler(PROMPTS[1:2], SEEDS[1:2], (control,), ())
+    together = sampler(PROMPTS, SEEDS, (random_moves(base, (1, 2, 3)),), ()).images[1]
+    apart = sampler(PROMPTS[1:2], SEEDS[1:2], (random_moves(alone, (2,)),), ()).images[0]
+    assert np.abs(np.asarray(together, int) - np.asarray(apart, int)).max() <= 1
+
+
+def test_moves_of_length_zero_leave_the_plain_picture(sampler: Sampler) -> None:
+    plain = sampler(PROMPTS, SEEDS, (), ())
+    base = sampler(PROMPTS, SEEDS, (AttentionSegregation(),), ())
+    still = [SimpleNamespace(step=entry.step, length=torch.zeros_like(entry.length)) for entry in base.trace]
+    for trace in (still, []):
+        assert pixels(sampler(PROMPTS, SEEDS, (RandomDirection(trace, (1, 2, 3)),), ())) == pixels(plain)
+
+
+# -- losses on plain pictures --------------------------------------------------------------------
+
+
+def test_measuring_changes_no_pixel_and_costs_no_pass(sampler: Sampler) -> None:
+    plain = sampler(PROMPTS, SEEDS, (), ())
+    controls = (AttentionSegregation(), REFINING)
+    measured = sampler(PROMPTS, SEEDS, (), controls)
+    assert pixels(measured) == pixels(plain)
+    assert measured.passes == plain.passes == 8 and measured.trace == ()
+    assert (measured.cost.extra_forwards, measured.cost.backwards) == (0, 0)
+    own = [measured.loss((control,), 0) for control in controls]
+    assert None not in own and measured.loss(controls, 0) == pytest.approx(sum(each or 0 for each in own))
+    assert plain.loss(controls, 0) is None
+
+
+# -- best of N, with pictures and verdicts made up -----------------------------------------------
+
+PAIRS = tuple(Pair(item=Item(id=f"id-{name}", category="pair", prompt=name), seed=0) for name in "ab")
+CONTROL = AttentionSegregation()
+LOSSES = {"a": [0.5, 0.2, 0.2, 0.9], "b": [0.1, float("nan"), 0.3, 0.05]}
+TRUE = {"a": [1, 2, 2, 0], "b": [2, 3, 1, 3]}  # number of true outcomes of three, by candidate
+
+
+def picture(prompt: str, candidate: int) -> Image.Image:
+    return Image.new("RGB", (1, 1), (ord(prompt), candidate, 0))
+
+
+class Faked:
+    """A sampler whose pictures say which candidate they are."""
+
+    steps, guidance = 2, 4.0
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
+    def __call__(self, prompts: Any, seeds: Any, controls: Any, measure: Any) -> Sample:
+        candidate = next(number for number in range(9) if noise_seed(PAIRS[0], number) == seeds[0])
+        self.made.append(candidate)
+        assert measure in ((), (CONTROL,)) and not controls
+        return Sample(
+            images=[picture(prompt, candidate) for prompt in prompts],
+            seeds=tuple(seeds),
+            trace=(),
+            losses={id(CONTROL): [LOSSES[prompt][candidate] for prompt in prompts]} if measure else {},
+            cost=SimpleNamespace(forwards=4 * len(prompts), seconds=1.0, peak_bytes=5),
+        )
+
+
+def fake_judge(image: Image.Image, prompt: str) -> Judgement:
+    candidate = image.getpixel((0, 0))[1]  # type: ignore[index]
+    count = TRUE[prompt][candidate]
+    return Judgement(outcomes={f"is_{number}": number < count for number in range(3)} | {"is_strict": count == 3})
+
+
+def best(*labels: str) -> tuple[dict[str, list[dict[str, Any]]], Faked]:
+    """Rows by arm, two in each."""
+    arms = [Arm(label="plain", kind="plain")] if "plain" in labels else []
+    for label in labels:
+        if label.startswith("best"):
+            count, _, base = label.removeprefix("best-of-").partition(":")
+            behind = (CONTROL,) if base else ()
+            arms.append(Arm(label=label, kind="best", candidates=int(count), base=base or None, controls=behind))
+    sampler: Any = Faked()
+    run = UnitRun(unit=Unit(number=0, pairs=PAIRS), arms=arms, sampler=sampler, judge=fake_judge)
+    return {each.arm.label: [one.row for one in each.pictures] for each in run.results()}, sampler
+
+
+def chosen(rows: list[dict[str, Any]]) -> list[int]:
+    return [
+        next(number for number in range(9) if noise_seed(pair, number) == row["chosen_seed"])
+        for pair, row in zip(PAIRS, rows, strict=True)
+    ]
+
+
+def test_best_of_takes_what_was_worked_out_by_hand() -> None:
+    rows, sampler = best("plain", "best-of-2", "best-of-4", "best-of-2:c", "best-of-4:c", "best-of-1")
+    # a: two candidates with two of three, none strict: the earlier. b: two strict ones: the earlier.
+    assert chosen(rows["best-of-4"]) == [1, 1] and chosen(rows["best-of-2"]) == [1, 1]
+    assert chosen(rows["best-of-1"]) == [0, 0]
+    # a: two equal losses: the earlier. b: the lowest is the last; the one without a number is never taken.
+    assert chosen(rows["best-of-4:c"]) == [1, 3] and chosen(rows["best-of-2:c"]) == [1, 0]
+    assert [row["loss"] for row in rows["best-of-4:c"]] == [0.2, 0.05]
+    assert [row["loss"] for row in rows["best-of-4"]] == [None, None]
+    # All candidates count, and each is made once, in whichever arms it is.
+    assert [rows[label][0]["forwards"] for label in ("plain", "best-of-2", "best-of-4:c")] == [4, 8, 16]
+    assert sampler.made == [0, 1, 2, 3]
+    assert rows["plain"][0]["chosen_seed"] is None and rows["plain"][0]["noise_seed"] == noise_seed(PAIRS[0])
+
+
+def test_strict_comes_before_the_number_of_outcomes() -> None:
+    strict = Judgement(outcomes={"a": True, "b": False, "c": False, "is_strict": True})
+    many = Judgement(outcomes={"a": True, "b": True, "c": True, "is_strict": False})
+    assert choose_by_judge([many, strict]) == 1 and choose_by_judge([many, many]) == 0
+    assert choose_by_loss([None, None]) == 0 and choose_by_loss([0.0, None, -1.0]) == 2
+
+
+def test_a_failed_candidate_fails_the_arms_that_need_it() -> None:
+    class Failing(Faked):
+        def __call__(self, prompts: Any, seeds: Any, controls: Any, measure: Any) -> Sample:
+            if seeds[0] == noise_seed(PAIRS[0], 1):
+                raise RuntimeError("out of\nmemory")
+            return super().__call__(prompts, seeds, controls, measure)
+
+    arms = [Arm(label="plain", kind="plain"), Arm(label="best-of-2", kind="best", candidates=2)]
+    failing: Any = Failing()
+    run = UnitRun(unit=Unit(number=0, pairs=PAIRS), arms=arms, sampler=failing, judge=fake_judge)
+    plain, two = run.results()
+    assert [one.row["status"] for one in plain.pictures] == ["ok", "ok"]
+    assert [one.row["error"] for one in two.pictures] == ["RuntimeError: out of memory"] * 2
+    assert all(one.generation is None for one in two.pictures)
