@@ -86,7 +86,7 @@ def header_line(header: Mapping[str, Any], method: str, *, resampled: bool = Tru
     """
     warnings = [LIMITED] if header["limited"] else []
     warnings += [f"{INCOMPLETE} ({header['missing']})"] if header["missing"] else []
-    facts = [f"{key} {_short(header[key])}" for key in ("instrument", "commit", "split", "steps", "seeds")]
+    facts = [f"{key} {_short(header[key])}" for key in ("instrument", "commit", "split", "steps", "guidance", "seeds")]
     facts += [f"n = {header['prompts']} prompts, {header['images']} images", method]
     facts += [f"{header['resamples']} resamples, seed {header['seed']}"] if resampled else []
     return " | ".join([*warnings, *facts])
@@ -158,7 +158,7 @@ def to_csv(comparison: Comparison) -> str:
     parts["failure"] = counted
     frames = [frame.assign(table=name) for name, frame in parts.items() if len(frame)]
     rows = pd.concat(frames, ignore_index=True)
-    for key in ("instrument", "commit", "split", "steps", "limited", "missing"):
+    for key in ("instrument", "commit", "split", "steps", "guidance", "limited", "missing"):
         rows[key] = comparison.header[key]
     buffer = io.StringIO()
     rows[["table", *[name for name in rows if name != "table"]]].to_csv(buffer, index=False, lineterminator="\n")

@@ -260,12 +260,15 @@ class PipelineCall:
         moves: list[Move] = []
         if acting:
             found = optimize(sample[self.cond, :channels], acting, self.maps_of(acting, step, inputs, rest), step)
+            # Before the check, so that the trace of a call that it ends says where.
+            self.trace.extend(found.trace)
             self._check_finite(found, step)
             moves.append(found)
-        moves += self._pushes(moves[-1] if moves else None, sample[self.cond, :channels], step)
+        pushes = self._pushes(moves[-1] if moves else None, sample[self.cond, :channels], step)
+        self.trace.extend(entry for move in pushes for entry in move.trace)
+        moves += pushes
         if not moves:
             return sample
-        self.trace.extend(entry for move in moves for entry in move.trace)
         # The scheduler steps from its own, unscaled sample: dz = dx / c.
         delta_BCYX = reduce(torch.add, [move.delta for move in moves])
         self.pending = delta_BCYX / input_scale(self.adapter.pipe.scheduler, inputs["timestep"])

@@ -26,7 +26,7 @@ from PIL import Image
 from scipy import ndimage
 
 from t2ictl import controlled
-from t2ictl.benchmarks.measure_shapes.evaluate import generate, trials
+from t2ictl.benchmarks.measure_shapes.evaluate import GUIDANCE, STEPS, generate, trials
 from t2ictl.benchmarks.train_shapes.data import to_pixels
 from t2ictl.shapes import model_path
 from t2ictl.shapes.captions import expectation_of
@@ -233,7 +233,7 @@ def measure_generated(pipe: StableDiffusionPipeline, kind: Kind, count: int, see
     for start in range(0, count, 10):
         batch = todo[start : start + 10]
         with controlled(pipe, [], record=True) as session:
-            images = generate(pipe, batch, steps=20, guidance=3.0)
+            images = generate(pipe, batch, STEPS, GUIDANCE)
         for row, ((asked, _), image) in enumerate(zip(batch, images, strict=True)):
             verdict = judge_expectation(image, asked)
             if not verdict.is_strict:

@@ -16,7 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
-from t2ictl.benchmarks.measure_shapes.evaluate import generate, trials
+from t2ictl.benchmarks.measure_shapes.evaluate import GUIDANCE, STEPS, generate, trials
 from t2ictl.shapes import model_path
 
 #: Pictures of every kind, 100 in all.
@@ -87,8 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--large", type=Path, default=None, help="also write an enlarged sheet with prompts here")
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--seed", type=int, default=77)
-    parser.add_argument("--steps", type=int, default=20, help="DDIM steps")
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=STEPS, help="DDIM steps")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     pipe = StableDiffusionPipeline.from_pretrained(str(options.model))

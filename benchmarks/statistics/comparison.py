@@ -89,7 +89,8 @@ def compare_run(
     pairs = _pairs(run, against)
     table = outcome_table(run, names)
     differences, flips = _differences(table, pairs, names, resamples, seed)
-    planned = {key: run.plan.get(key) for key in ("instrument", "commit", "split", "steps", "seeds", "versions")}
+    facts = ("instrument", "commit", "split", "steps", "guidance", "seeds", "versions")
+    planned = {key: run.plan.get(key) for key in facts}
     header = {
         **planned,
         "limited": bool(run.plan.get("limited", False)),
