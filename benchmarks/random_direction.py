@@ -1,15 +1,17 @@
 """Moves of the same length as a control's, in a random direction.
 
-The latents move before the same denoiser evaluations, as often and as far, and reach the scheduler in
-the same way; only the direction knows nothing of the objective. In a space of hundreds of dimensions it is
-as good as orthogonal to the gradient.
+Latents, or the text rows that the control may move, move before the same denoiser evaluations, as often and as
+far, and reach the denoiser in the same way; only the direction knows nothing of the objective. In a space of
+hundreds of dimensions it is as good as orthogonal to the gradient. What a control does to text rows without a
+loss (merging them, say) is done here too.
 
-Legend: ``B`` picture, ``C`` channels, ``Y`` ``X`` rows and columns.
+Legend: ``B`` picture, ``C`` channels, ``Y`` ``X`` rows and columns, ``K`` position of the text row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,35 +30,51 @@ class RandomDirection(Control):
     Args:
         trace: ``session.trace`` of the controlled run of the same batch.
         seeds: seed of the direction of each picture.
+        base: the controls of that run.
     """
 
     name = "random_direction"
     paper = ""
     families = ("sd", "sdxl")
     needs_words = False
+    moves_words = True
 
-    def __init__(self, trace: Sequence[Any], seeds: Sequence[int]) -> None:
-        self._seeds = tuple(seeds)
-        self._lengths: dict[int, list[Tensor]] = {}
+    def __init__(self, trace: Sequence[Any], seeds: Sequence[int], base: Sequence[Control] = ()) -> None:
+        self._seeds, self._base = tuple(seeds), tuple(base)
+        self._lengths: dict[tuple[str, int], list[Tensor]] = {}
         for entry in trace:
-            self._lengths.setdefault(entry.step.index, []).append(entry.length)
+            self._lengths.setdefault((entry.moved, entry.step.index), []).append(entry.length)
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the moves of one call; every call draws the same directions."""
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in self._seeds]
+        for_latents, for_rows = ([torch.Generator("cpu").manual_seed(seed) for seed in self._seeds] for _ in range(2))
+        text = next((plan.text for plan in (each.plan(context) for each in self._base) if plan.text is not None), None)
 
         def push(x_BCYX: Tensor, step: Any) -> list[Tensor]:
-            return [
-                torch.stack([_vector(x_BCYX[row], float(length_B[row]), each) for row, each in enumerate(generators)])
-                for length_B in self._lengths.get(step.index, ())
-            ]
+            found = self._lengths.get(("latents", step.index), ())
+            return [torch.stack(_vectors(torch.ones_like(x_BCYX), length_B, for_latents)) for length_B in found]
 
-        return Plan(push=push)
+        if text is None:
+            return Plan(push=push)
+        mask_BK = torch.stack([each.rows for each in text.objectives]).any(dim=0) if text.objectives else None
+
+        def push_rows(rows_BKC: Tensor, step: Any) -> list[Tensor]:
+            if mask_BK is None:
+                return []
+            free_BKC = mask_BK[..., None].expand(rows_BKC.shape).to(rows_BKC)
+            found = self._lengths.get(("tokens", step.index), ())
+            return [torch.stack(_vectors(free_BKC, length_B, for_rows)) for length_B in found]
+
+        return Plan(push=push, text=replace(text, objectives=(), push=push_rows))
 
 
-def _vector(x_CYX: Tensor, length: float, generator: torch.Generator) -> Tensor:
-    """A vector of the shape of one picture's latents; a picture that did not move draws nothing."""
+def _vectors(free: Tensor, length_B: Tensor, generators: Sequence[torch.Generator]) -> list[Tensor]:
+    return [_vector(free[row], float(length_B[row]), each) for row, each in enumerate(generators)]
+
+
+def _vector(free: Tensor, length: float, generator: torch.Generator) -> Tensor:
+    """A vector of this length where ``free`` is 1; a picture that did not move draws nothing."""
     if length == 0:
-        return torch.zeros(x_CYX.shape, dtype=torch.float64)
-    vector_CYX = torch.randn(x_CYX.shape, generator=generator, dtype=torch.float64)
-    return vector_CYX * (length / vector_CYX.norm())
+        return torch.zeros(free.shape, dtype=torch.float64)
+    vector = torch.randn(free.shape, generator=generator, dtype=torch.float64) * free.cpu()
+    return vector * (length / vector.norm())

@@ -164,6 +164,7 @@ class DenoiserPass:
         edits: edits by site address, in order.
         taps: listeners to maps.
         stop_after: address of the site after whose maps the pass may end, or None.
+        is_free: a pass of our own under another text: without edits and taps, and short for a text of one position.
     """
 
     lanes: Lanes
@@ -172,6 +173,7 @@ class DenoiserPass:
     edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
     taps: Sequence[Tap] = ()
     stop_after: str | None = None
+    is_free: bool = False
 
 
 class Switch:
@@ -210,6 +212,8 @@ class ControlledAttention:
         now = self.switch.current
         if now is None:
             return inputs.send(self.previous)
+        if now.is_free:
+            return self._free(inputs)
         edits = now.edits.get(self.site.address, ())
         taps = [tap for tap in now.taps if self.site.address in tap.sites]
         if not edits and not taps:
@@ -222,6 +226,12 @@ class ControlledAttention:
         if not edits:
             return inputs.send(self.previous)
         return edited_attention(self.previous, call, edits, inputs)
+
+    def _free(self, inputs: _Inputs) -> Tensor:
+        is_lone = self.site.kind == "cross" and isinstance(inputs.context, Tensor) and inputs.context.shape[1] == 1
+        if is_lone and isinstance(self.previous, STOCK_PROCESSORS):
+            return lone_key_attention(inputs)
+        return inputs.send(self.previous)
 
     def _call(self, attn: Attention, hidden: Tensor, now: DenoiserPass) -> AttentionCall:
         size = self.site.size(now.latent_size)
@@ -327,6 +337,27 @@ def _attend(
     for edit in on_weights:
         weights_BHQK = edit.weights(call, weights_BHQK)
     return weights_BHQK @ v_BHKD
+
+
+def lone_key_attention(inputs: _Inputs) -> Tensor:
+    """Cross-attention to a single position: its softmax is 1, so every place gets ``W_o W_v s``.
+
+    Queries and keys, and the projection of a result that is the same everywhere, are not computed; the
+    value is that of the whole arithmetic.
+
+    Args:
+        inputs: the arguments of the call, with a context of one position.
+
+    Returns:
+        The layer's result, shape of its image states.
+    """
+    attn = inputs.attn
+    _, context_BKC = inputs.states()
+    out_BKC = attn.to_out[1](attn.to_out[0](attn.to_v(context_BKC)))
+    out_BQC = out_BKC.expand(-1, inputs.hidden.shape[1], -1)
+    if attn.residual_connection:
+        out_BQC = out_BQC + inputs.hidden
+    return out_BQC / attn.rescale_output_factor
 
 
 def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], inputs: _Inputs) -> Tensor:

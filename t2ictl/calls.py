@@ -9,7 +9,7 @@ Legend: ``B`` batch row, ``C`` channels, ``Y`` ``X`` rows and columns, ``T`` pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from itertools import pairwise
@@ -19,32 +19,23 @@ import torch
 from torch import Tensor
 
 from t2ictl.adapters import Adapter
-from t2ictl.attention import DenoiserPass, Edit, Step, StopForward, Switch, Tap
+from t2ictl.attention import DenoiserPass, Edit, Step, Switch, Tap
 from t2ictl.controls import Plan
 from t2ictl.cost import Cost
 from t2ictl.errors import ForeignCall, MoveLost, NonFiniteLoss
-from t2ictl.hooks import DenoiserHook, Frozen
+from t2ictl.hooks import DenoiserHook
 from t2ictl.lanes import Lanes
 from t2ictl.measures import Onlooker
 from t2ictl.objectives import Objective
 from t2ictl.optimize import Move, MoveTrace, optimize, push
+from t2ictl.passes import Evaluation, OwnPasses
 from t2ictl.probes import MapTap, Recorder, Recording
 from t2ictl.schedulers import discards_sample, input_scale
 from t2ictl.sites import Site
 from t2ictl.spans import Prompt
+from t2ictl.text_rows import TextRows
 
 __all__ = ["PipelineCall"]
-
-
-def take_rows(value: Any, rows: slice, total: int) -> Any:
-    """Keep some batch rows of every tensor in a nest of arguments; leave everything else as it is."""
-    if isinstance(value, Tensor):
-        return value[rows] if value.ndim and value.shape[0] == total else value
-    if isinstance(value, dict):
-        return {key: take_rows(each, rows, total) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(take_rows(each, rows, total) for each in value)
-    return value
 
 
 def _refined_to(objective: Objective, presence: float, step: Step) -> Objective:
@@ -66,6 +57,7 @@ class PipelineCall:
         onlookers: controls whose losses are measured, and which do nothing.
         switch: tells the attention processors which pass is in progress.
         hook: runs the denoiser for our own passes.
+        text: what a control does to the text states, or None.
         cost: counter of the session.
         recording: what to record, or None.
         record_sites: the layers to record.
@@ -81,6 +73,7 @@ class PipelineCall:
     switch: Switch
     hook: DenoiserHook
     cost: Cost
+    text: TextRows | None = None
     recording: Recording | None = None
     record_sites: Sequence[Site] = ()
     truncate: bool = True
@@ -112,9 +105,16 @@ class PipelineCall:
         return by_site
 
     @cached_property
-    def frozen(self) -> Frozen:
-        """What our own passes need of the denoiser."""
-        return Frozen(self.adapter.denoiser)
+    def passes(self) -> OwnPasses:
+        """Our own passes through the denoiser."""
+        return OwnPasses(
+            adapter=self.adapter,
+            switch=self.switch,
+            hook=self.hook,
+            cost=self.cost,
+            edits=self.edits,
+            truncate=self.truncate,
+        )
 
     @property
     def cond(self) -> slice:
@@ -140,16 +140,22 @@ class PipelineCall:
         """
         names = ("sample", "timestep", "encoder_hidden_states")
         inputs = {**dict(zip(names, args, strict=False)), **kwargs}
-        rest = args[len(names) :]
         step = self._next_step(inputs)
+        now = Evaluation(step=step, lanes=self.lanes, inputs=inputs, rest=args[len(names) :])
+        if self.text is not None:
+            found = self.text.update(now, self.passes)
+            self.trace.extend(found)
+            self._check_finite(found, step)
+            inputs |= self.text.inputs(now)
         sample = inputs["sample"]
         acting = self._acting(step)
         if acting or any(plan.push is not None for plan in self.plans):
-            inputs["sample"] = sample = self._move(acting, step, inputs, rest)
+            inputs["sample"] = sample = self._move(acting, now)
         self.cost.forwards += len(sample)
         self._listen(acting, step, sample)
         self.is_in_pass = True
-        return (inputs.pop("sample"), inputs.pop("timestep"), inputs.pop("encoder_hidden_states"), *rest), inputs
+        leading = (inputs.pop("sample"), inputs.pop("timestep"), inputs.pop("encoder_hidden_states"))
+        return (*leading, *now.rest), inputs
 
     def _acting(self, step: Step) -> list[Objective]:
         """The objectives that move latents now.
@@ -254,15 +260,16 @@ class PipelineCall:
 
     # -- the move ---------------------------------------------------------------------------
 
-    def _move(self, acting: list[Objective], step: Step, inputs: dict[str, Any], rest: tuple[Any, ...]) -> Tensor:
+    def _move(self, acting: list[Objective], now: Evaluation) -> Tensor:
         """Move the latents of all pictures and remember the move for the scheduler step."""
-        sample, channels = inputs["sample"], self.adapter.latent_channels
+        sample, channels, step = now.inputs["sample"], self.adapter.latent_channels, now.step
         moves: list[Move] = []
         if acting:
-            found = optimize(sample[self.cond, :channels], acting, self.maps_of(acting, step, inputs, rest), step)
+            maps = self.passes.maps([each.sites for each in acting], now)
+            found = optimize(sample[self.cond, :channels], acting, maps, step)
             # Before the check, so that the trace of a call that it ends says where.
             self.trace.extend(found.trace)
-            self._check_finite(found, step)
+            self._check_finite(found.trace, step)
             moves.append(found)
         pushes = self._pushes(moves[-1] if moves else None, sample[self.cond, :channels], step)
         self.trace.extend(entry for move in pushes for entry in move.trace)
@@ -271,7 +278,7 @@ class PipelineCall:
             return sample
         # The scheduler steps from its own, unscaled sample: dz = dx / c.
         delta_BCYX = reduce(torch.add, [move.delta for move in moves])
-        self.pending = delta_BCYX / input_scale(self.adapter.pipe.scheduler, inputs["timestep"])
+        self.pending = delta_BCYX / input_scale(self.adapter.pipe.scheduler, now.inputs["timestep"])
         copies = len(sample) // self.lanes.images
         return torch.cat([moves[-1].latents.repeat(copies, 1, 1, 1), sample[:, channels:]], dim=1)
 
@@ -287,63 +294,15 @@ class PipelineCall:
                 done += len(vectors)
         return made
 
-    def _check_finite(self, move: Move, step: Step) -> None:
-        if not self.raise_nonfinite:
+    def _check_finite(self, trace: Sequence[MoveTrace], step: Step) -> None:
+        if not self.raise_nonfinite or not trace:
             return
-        bad = [row for row, skipped in enumerate(torch.stack([t.skipped for t in move.trace]).any(dim=0)) if skipped]
+        bad = [row for row, skipped in enumerate(torch.stack([t.skipped for t in trace]).any(dim=0)) if skipped]
         if bad:
             raise NonFiniteLoss(
                 f"The loss or its gradient is not finite at evaluation {step.index} for pictures {bad}.",
                 "Use bfloat16 or float32, a smaller step, or on_nonfinite='skip'.",
             )
-
-    def maps_of(
-        self, acting: Sequence[Objective], step: Step, inputs: dict[str, Any], rest: tuple[Any, ...] = ()
-    ) -> Callable[[Tensor], list[Tensor]]:
-        """Make the function from latents to attention maps: our own pass through the denoiser.
-
-        Only conditional rows are computed, and the pass ends after the last layer whose maps
-        are needed; the gradient is the same, since nothing after that layer reaches the maps.
-
-        Args:
-            acting: the objectives to serve.
-            step: the evaluation it stands for.
-            inputs: the denoiser's arguments in this evaluation, all rows.
-            rest: further positional arguments.
-
-        Returns:
-            A function from ``x_BCYX`` to one ``maps_BYXT`` for each objective.
-        """
-        total, channels = len(inputs["sample"]), self.adapter.latent_channels
-        shared = {key: value for key, value in inputs.items() if key != "sample"}
-        extra = inputs["sample"][self.cond, channels:]
-        last = max((site for each in acting for site in each.sites), key=lambda site: site.order)
-
-        def maps(x_BCYX: Tensor) -> list[Tensor]:
-            groups = {each.sites: MapTap(each.sites, slice(None)) for each in acting}
-            self.switch.current = DenoiserPass(
-                lanes=self.lanes.only("cond"),
-                latent_size=(x_BCYX.shape[-2], x_BCYX.shape[-1]),
-                step=step,
-                edits=self.edits,
-                taps=list(groups.values()),
-                stop_after=last.address if self.truncate else None,
-            )
-            self.cost.extra_forwards += len(x_BCYX)
-            self.cost.backwards += len(x_BCYX)
-            # Anew for each pass: the denoiser empties some of these lists (residuals of a T2I-Adapter).
-            keywords, more = take_rows(shared, self.cond, total), take_rows(rest, self.cond, total)
-            leading = (keywords.pop("timestep"), keywords.pop("encoder_hidden_states"), *more)
-            try:
-                with self.frozen():
-                    self.hook.forward(torch.cat([x_BCYX, extra], dim=1), *leading, **keywords)
-            except StopForward:
-                pass
-            finally:
-                self.switch.current = None
-            return [groups[each.sites].mean() for each in acting]
-
-        return maps
 
     # -- the pass that makes the picture ----------------------------------------------------
 

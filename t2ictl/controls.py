@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from t2ictl.objectives import Objective
     from t2ictl.sites import Site
     from t2ictl.spans import Prompt
+    from t2ictl.text_states import TextEdit
 
 __all__ = [
     "Control",
@@ -67,12 +68,14 @@ class Plan:
         push: moves the latents without a look at the maps. Gets the scaled latents ``x_BCYX``, one row a
             picture, and the step; gives the moves ``dx_BCYX`` to make one after the other, or none. They are made where
             objectives would make theirs, after these.
+        text: what is done to the text states; only one control of a session can.
     """
 
     objectives: tuple[Objective, ...] = ()
     edits: tuple[tuple[tuple[Site, ...], Edit], ...] = ()
     owns: tuple[str, ...] = ()
     push: Callable[[Tensor, Step], Sequence[Tensor]] | None = None
+    text: TextEdit | None = None
 
 
 class Control:
@@ -86,6 +89,8 @@ class Control:
     paper: ClassVar[str]
     families: ClassVar[tuple[str, ...]]
     needs_words: ClassVar[bool] = True
+    moves_words: ClassVar[bool] = False
+    """Whether its plan gives words other places in the text rows; such a control plans before the others."""
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the plan for one pipeline call.
@@ -115,6 +120,26 @@ class Control:
         """
         raise NeedsSession(
             f"{cls.__name__} acts on the latents between steps, which an attention processor cannot reach.",
+            f"Use it in a session: with t2ictl.controlled(pipe, [{cls.__name__}()]): ...",
+        )
+
+    @classmethod
+    def embeds(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
+        """Give text embeddings that work without a session, where the method allows it.
+
+        Args:
+            pipe: a diffusers pipeline.
+            prompts: the prompts.
+            **settings: the control's fields.
+
+        Returns:
+            Keyword arguments for a call of the pipeline.
+
+        Raises:
+            NeedsSession: if the method does not act on text embeddings.
+        """
+        raise NeedsSession(
+            f"{cls.__name__} does not act on text embeddings.",
             f"Use it in a session: with t2ictl.controlled(pipe, [{cls.__name__}()]): ...",
         )
 

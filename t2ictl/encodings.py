@@ -31,6 +31,7 @@ class Encoding:
             end token is ``"end"``: Stable Diffusion 1.x pads with the same id.
         truncated_at: character from which on the token limit cut the text, None where all of it fits.
         added: names of placeholder tokens (textual inversion) that stand in ``text``.
+        moved: for each position the one where its meaning is now, after a control merged rows; None: where it was.
     """
 
     text: str
@@ -39,16 +40,21 @@ class Encoding:
     roles: tuple[str, ...]
     truncated_at: int | None = None
     added: tuple[str, ...] = ()
+    moved: tuple[int, ...] | None = None
 
     @property
     def end(self) -> int:
         """Position of the first end token."""
-        return self.roles.index("end")
+        return self._now(self.roles.index("end"))
 
     def tokens_at(self, start: int, end: int) -> tuple[int, ...]:
         """Positions of the tokens that overlap a half-open character range of ``text``."""
         known = ((position, offset) for position, offset in enumerate(self.offsets) if offset is not None)
-        return tuple(position for position, offset in known if offset[0] < end and start < offset[1])
+        found = (self._now(position) for position, offset in known if offset[0] < end and start < offset[1])
+        return tuple(sorted(set(found)))
+
+    def _now(self, position: int) -> int:
+        return position if self.moved is None else self.moved[position]
 
     def pieces(self) -> tuple[Piece, ...]:
         """Words and marks of ``text``; a placeholder with all its vectors is one word."""

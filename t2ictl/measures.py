@@ -16,6 +16,7 @@ from torch import Tensor
 
 from t2ictl.attention import Rows, Step
 from t2ictl.controls import Control, Plan
+from t2ictl.errors import BadSetting
 from t2ictl.objectives import Objective
 from t2ictl.probes import MapTap
 from t2ictl.sites import Site
@@ -52,12 +53,22 @@ class Onlooker:
         control: the control.
         plan: its plan for this call; only the objectives of it are used.
         found: the losses, one entry an evaluation.
+
+    Raises:
+        BadSetting: if the control acts on text rows: its losses are not read from the maps of the picture's own pass.
     """
 
     control: Control
     plan: Plan
     found: list[Measured] = field(default_factory=list)
     _watching: list[_Watch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.plan.text is not None:
+            raise BadSetting(
+                f"The losses of {type(self.control).__name__} need passes of their own and cannot be measured beside.",
+                "Leave it out of measure=; in a benchmark, leave out best-of-N:<its arm>.",
+            )
 
     @property
     def sites(self) -> set[Site]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class MoveTrace:
         length: length of each row's move in scaled space, ``length_B``; 0 for a row that is done.
         refined: ``bool_B``, rows for which this move was an extra one.
         skipped: ``bool_B``, rows that did not move because loss or gradient was not finite.
+        moved: what moved; the length of text rows is in their own space.
+        forwards: passes that this took, for each row; None: one.
+        backwards: gradients that it took, for each row; None: one.
     """
 
     step: Step
@@ -48,6 +52,9 @@ class MoveTrace:
     length: Tensor
     refined: Tensor
     skipped: Tensor
+    moved: Literal["latents", "tokens"] = "latents"
+    forwards: Tensor | None = None
+    backwards: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

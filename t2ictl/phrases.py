@@ -16,7 +16,7 @@ from typing import Any
 
 from t2ictl.errors import BadSetting, MissingExtra
 
-GRAMMAR_VERSION = "1"
+GRAMMAR_VERSION = "2"
 """Part of the settings of a picture: raised whenever a prompt may be grouped differently than before."""
 
 Range = tuple[int, int]
@@ -46,7 +46,7 @@ EITHER = frozenset(
 OBJECTS = frozenset(
     """circle triangle star cross ring heart hexagon pentagon cube sphere cone pyramid cylinder ellipse rectangle
     bear bird cat dog elephant frog horse lion monkey mouse rabbit turtle apple backpack balloon bench bow bowl car
-    chair clock crown glasses suitcase ball painting drawing building top remote""".split()
+    chair clock crown glasses suitcase ball painting drawing building top remote handle handles key""".split()
 )
 # "a photo of a cat" shows a cat; "a pair of shoes" shows shoes.
 VIEWS = frozenset(
@@ -63,7 +63,17 @@ QUALITY = frozenset(
     everything""".split()
 )
 COUNTS = frozenset("many several few some various other another same such".split())
-COMPOUNDS = frozenset("hot-dog hot-dogs potted-plant potted-plants polar-bear polar-bears ice-cream soda-can".split())
+COMPOUNDS = frozenset(
+    """hot-dog hot-dogs potted-plant potted-plants polar-bear polar-bears ice-cream soda-can paper-clip paper-clips
+    paper-towel light-bulb light-fixture light-switch cream-cheese watering-can""".split()
+)
+# Before a noun what it is for, not what it does: "a cutting board", but "a sleeping cat".
+PURPOSES = frozenset("living cutting serving measuring mixing frying hiking magnifying sewing swimming".split())
+# Verbs that the tagger takes for nouns: "the clouds drift over the lake".
+RESTING = frozenset(
+    "rest drift float gleam shine glow sparkle rattle clink simmer slide creak hang lean lie sit".split()
+)
+HAVING = frozenset("has have had wears wearing holds holding carries carrying".split())
 NEAR = frozenset(
     "next near adjacent above below beneath underneath under over behind beside between inside outside".split()
 )
@@ -81,8 +91,8 @@ _PENN = {
     }.items()
     for tag in tags.split()
 }  # fmt: skip
-_LIST = r"R*A(?:Q*(?:,?C|,)?Q*R*A)*"
-_OBJECT = re.compile(rf"(?P<before>(?:{_LIST}Q*)?)(?P<noun>N+)(?P<after>Q*(?:(?:W?B|K){_LIST}(?![AN])|W?B?KF+D?A*N+))?")
+LIST = r"R*A(?:Q*(?:,?C|,)?Q*R*A)*"
+_OBJECT = re.compile(rf"(?P<before>(?:{LIST}Q*)?)(?P<noun>N+)(?P<after>Q*(?:(?:W?B|K){LIST}(?![AN])|W?B?KF+D?A*N+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +252,7 @@ def _piece_end(text: str, start: int) -> tuple[int, str]:
 def _grammar(text: str, names: Sequence[str]) -> tuple[Group, ...]:
     """Group with TextBlob's pattern tagger and our grammar."""
     words = pieces(text, names)
-    letters = "".join(_letters(words))
+    letters = "".join(word_classes(words))
     found = []
     for match in _OBJECT.finditer(letters):
         head, following = words[match.end("noun") - 1].key, letters[match.end("noun") : match.end("noun") + 1]
@@ -261,15 +271,22 @@ def _group(text: str, noun: Range, attributes: Sequence[Range]) -> Group:
     return Group(text=text[start:end], start=start, end=end, noun=noun, attributes=tuple(sorted(attributes)))
 
 
-def _letters(words: Sequence[Piece]) -> list[str]:
+def word_classes(words: Sequence[Piece]) -> list[str]:
     """One class letter per piece; what the class alone leaves open is resolved by its neighbors."""
     letters = [_letter(word, tag) for word, tag in zip(words, _tags([word.key for word in words]), strict=True)]
     for index in range(1, len(words)):
         if f"{words[index - 1].key}-{words[index].key}" in COMPOUNDS:
             letters[index - 1 : index + 1] = "NN"
+        if words[index - 1].key in PURPOSES and letters[index] == "N" and "".join(letters[: index - 1])[-1:] in "DAEJC":
+            letters[index - 1] = "N"
         if letters[index - 1] == "B" and letters[index] == "D":  # "were both red"
             letters[index] = "R" if words[index].key in ("both", "all") else "D"
     _mark_places(words, letters)
+    for index in range(1, len(letters) - 1):  # "the hook supports the robe", "the tires rest on"
+        is_closed = words[index + 1].key in ("the", "its", "their", "his", "her", "each")
+        if letters[index - 1] in "NEJ" and letters[index] == "N":
+            if is_closed or (re.sub("s$", "", words[index].key) in RESTING and letters[index + 1] in "IR"):
+                letters[index] = "X"
     for index in range(1, len(letters)):  # a verb form right after a determiner or attribute is a noun: "a red sink"
         before = letters[index - 1]
         if letters[index] in "UZ":
@@ -311,7 +328,7 @@ def _letter(word: Piece, tag: str) -> str:
 
 _QUOTES = "'\"`()[]{}\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _LISTS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("X", QUALITY),
+    ("X", QUALITY | HAVING),
     ("D", COUNTS),
     ("I", NEAR),
     ("A", COLORS | TEXTURES),

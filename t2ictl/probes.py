@@ -9,6 +9,7 @@ Legend: ``B`` batch row, ``Q`` image position, ``K`` context position, ``T`` pro
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -111,7 +112,8 @@ class AttentionRecord:
     def map(self, word: str, *, image: int = 0, place: str | None = None, step: int | None = None) -> Tensor:
         """Give the attention map of a word: the share of attention that each place in the picture pays to it.
 
-        A word of several tokens has the mean of their maps. Values are probabilities, the same
+        A word of several tokens has the mean of their maps; one that a control merged into a phrase answers with
+        the map of the phrase's one token, and a warning says so. Values are probabilities, the same
         scale for every word; nothing is stretched.
 
         Args:
@@ -129,7 +131,10 @@ class AttentionRecord:
         """
         if not 0 <= image < len(self.prompts):
             raise NotRecorded(f"There is no picture {image}.", f"This call made {len(self.prompts)}, counted from 0.")
-        tokens = self.prompts[image].find(word).tokens
+        span = self.prompts[image].find(word)
+        tokens = span.tokens
+        if span.merged:
+            warnings.warn(f"{word!r} was merged into {span.merged!r}: this is the map of the whole.", stacklevel=2)
         missing = [token for token in tokens if token not in self.columns]
         if missing:
             raise NotRecorded(f"The word {word!r} was not recorded.", "Name it in Recording(words=...).")

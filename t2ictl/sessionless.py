@@ -11,6 +11,7 @@ Legend: ``P`` prompt, ``B`` batch row, ``K`` text token, ``C`` channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from torch import Tensor
 from t2ictl.adapters import find_adapter
 from t2ictl.adapters.base import Adapter
 from t2ictl.attention import ControlledAttention, DenoiserPass, Step, Switch
+from t2ictl.controls import Control, PlanContext
 from t2ictl.errors import NotRecorded, ShapeMismatch
 from t2ictl.lanes import Lane, Lanes
 from t2ictl.probes import AttentionRecord, Recorder, Recording
 from t2ictl.sites import Site, select
 
-__all__ = ["MapRecorder", "RowMatcher"]
+__all__ = ["MapRecorder", "RowMatcher", "text_embeds"]
 
 # Encoding alone or in a batch rounds differently, by about 1e-5 in float32 and 1e-2 in half
 # precision; the states of two prompts differ by more than 1 somewhere.
@@ -72,6 +74,35 @@ def encode(adapter: Adapter, prompts: Sequence[str]) -> Tensor:
         )
     states: Tensor = encoded[0]
     return states
+
+
+def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str = "grammar") -> dict[str, Tensor]:
+    """Give the text states that a control makes of prompts, for a call without a session.
+
+    Args:
+        pipe: a diffusers pipeline.
+        control: a control whose plan rewrites text states.
+        prompts: the prompts.
+        parser: how objects and attributes are found.
+
+    Returns:
+        ``prompt_embeds``, and ``pooled_prompt_embeds`` where the family has them, one row a prompt.
+
+    Raises:
+        UnsupportedPipeline: if the pipeline is of no supported family.
+    """
+    adapter = find_adapter(pipe)
+    arguments = {"device": adapter.device}
+    found = tuple(adapter.parse((text,), parser) for text in prompts)
+    lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=1, guided=False)
+    plan = control.plan(PlanContext(adapter=adapter, prompts=found, lanes=lanes))
+    states = adapter.encode(pipe.encode_prompt, arguments, prompts)
+    if plan.text is not None:
+        dtype = states.rows.dtype
+        states = plan.text.rewrite(states, lambda texts: adapter.encode(pipe.encode_prompt, arguments, texts))
+        states = replace(states, rows=states.rows.to(dtype))
+    pooled = {} if states.pooled is None else {"pooled_prompt_embeds": states.pooled}
+    return {"prompt_embeds": states.rows, **pooled}
 
 
 class MapRecorder:

@@ -12,13 +12,12 @@ import functools
 import inspect
 import time
 import warnings
-import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from t2ictl.adapters import find_adapter
 from t2ictl.adapters.base import Encoded
@@ -44,6 +43,9 @@ from t2ictl.probes import AttentionRecord, Recording
 from t2ictl.schedulers import StepWrap
 from t2ictl.sites import Site, select
 from t2ictl.spans import Prompt
+from t2ictl.text_rows import TextRows
+from t2ictl.text_states import Encode
+from t2ictl.words import KnownWords
 
 __all__ = ["Session", "controlled"]
 
@@ -121,15 +123,15 @@ class Session:
         self.adapter = find_adapter(pipe)
         self.controls, self._measure = controls, measure
         self.cost = Cost()
-        self._pipe, self._recording, self._parser = pipe, recording, parser
-        self._words = (words,) if isinstance(words, str) else words
+        self._pipe, self._recording = pipe, recording
         self._raise_nonfinite, self._truncate = raise_nonfinite, truncate
         self._switch = Switch()
         self._hook = DenoiserHook(self._before, self._after)
         self._call: PipelineCall | None = None
         self._wrap: StepWrap | None = None
         self._processors = ProcessorInstallation(self.adapter.denoiser, self._switch)
-        self._known: list[tuple[weakref.ref[Tensor], tuple[Prompt, ...]]] = []
+        self._words = KnownWords(self.adapter, (words,) if isinstance(words, str) else words, parser)
+        self._prompts: tuple[Prompt, ...] | None = None
         self._check()
 
     def _check(self) -> None:
@@ -240,15 +242,17 @@ class Session:
         self._call = None
         self._processors.remove()
         self.adapter.check_denoiser()
-        prompts = self._prompts(encoded)
+        self._prompts = prompts = self._words.of(encoded)
         context = PlanContext(adapter=self.adapter, prompts=prompts or (), lanes=encoded.lanes)
-        plans = self._plans(prompts, context)
+        plans, context = self._plans(prompts, context)
         onlookers = tuple(Onlooker(control, control.plan(context)) for control in self._measure)
+        text = next((plan.text for plan in plans if plan.text is not None), None)
         self._call = PipelineCall(
             adapter=self.adapter,
             lanes=encoded.lanes,
-            prompts=_by_picture(prompts, encoded),
+            prompts=_by_picture(prompts if text is None else text.prompts, encoded),
             plans=plans,
+            text=None if text is None else TextRows(text),
             onlookers=onlookers,
             switch=self._switch,
             hook=self._hook,
@@ -263,41 +267,33 @@ class Session:
         self._unwrap_scheduler()
         self._wrap = StepWrap(self._pipe.scheduler, self._call.replace)
 
-    def end_encoding(self, embeddings: Tensor) -> None:
-        """Remember what ``encode_prompt`` returned: the denoiser must be called with it.
+    def end_encoding(self, encoded: Encoded, result: Any, encode: Encode) -> Any:
+        """Edit what ``encode_prompt`` returned, and remember it: the denoiser must be called with it.
 
         Args:
-            embeddings: the conditional embeddings, one row a picture.
+            encoded: what was encoded.
+            result: what ``encode_prompt`` returned.
+            encode: encodes other texts in the same way.
+
+        Returns:
+            What the pipeline gets.
         """
         assert self._call is not None
-        self._call.embeddings = embeddings
-        if self._call.prompts is not None:
-            # The user may come back with this tensor; nothing is kept alive for it.
-            self._known = [pair for pair in self._known if pair[0]() is not None]
-            self._known.append((weakref.ref(embeddings), self._call.prompts))
+        text = self._call.text
+        if text is not None and not self._words.are_edited(encoded.embeddings):
+            states = text.edit.rewrite(self.adapter.text_states(result), encode)
+            result = self.adapter.with_text_states(result, states)
+        elif text is not None and (text.edit.objectives or text.edit.during is not None):
+            # Not edited a second time; but what acts on the way learns from the words what it needs.
+            words = _by_picture(self._prompts, encoded)
+            assert words is not None
+            text.edit.rewrite(encode([each.text for each in words]), encode)
+        self._call.embeddings = result[0]
+        self._words.remember(result[0], _by_picture(self._prompts, encoded), is_edited=text is not None)
+        return result
 
-    def _prompts(self, encoded: Encoded) -> tuple[Prompt, ...] | None:
-        """The parsed prompt of each text that the pipeline was given, or None where nobody knows the words."""
-        if encoded.texts is not None:
-            return tuple(self.adapter.parse(texts, self._parser) for texts in encoded.texts)
-        assert encoded.embeddings is not None
-        rows, tokens = encoded.embeddings.shape[:2]
-        for embeddings, prompts in self._known:
-            if embeddings() is encoded.embeddings:
-                return prompts
-        if self._words is None:
-            return None
-        found = tuple(self.adapter.parse((text,), self._parser) for text in self._words)
-        lengths = {len(encoding.ids) for prompt in found for encoding in prompt.encodings}
-        if len(found) not in (1, rows) or lengths != {tokens}:
-            raise PromptUnknown(
-                f"prompt= names {len(found)} prompts of {sorted(lengths)} tokens, and the embeddings have "
-                f"{rows} rows of {tokens}.",
-                "Give the prompts from which the embeddings were made, one for each row.",
-            )
-        return found * (rows // len(found))
-
-    def _plans(self, prompts: tuple[Prompt, ...] | None, context: PlanContext) -> tuple[Plan, ...]:
+    def _plans(self, prompts: tuple[Prompt, ...] | None, context: PlanContext) -> tuple[tuple[Plan, ...], PlanContext]:
+        """The plans of all controls, and the context with the words where the plans have put them."""
         controls = (*self.controls, *self._measure)
         wanting = [type(control).__name__ for control in controls if control.needs_words]
         if self._recording is not None:
@@ -307,23 +303,29 @@ class Session:
                 f"The pipeline was called with prompt_embeds only, and {', '.join(wanting)} needs the words.",
                 "Name them: controlled(..., prompt='...'), or encode them inside the session with pipe.encode_prompt.",
             )
-        plans = tuple(control.plan(context) for control in self.controls)
+        made: dict[int, Plan] = {}
+        unmoved = context  # what all that move words see, so that two of them are refused as owners of one thing
+        for place, control in sorted(enumerate(self.controls), key=lambda pair: not pair[1].moves_words):
+            made[place] = control.plan(unmoved if control.moves_words else context)
+            if (text := made[place].text) is not None:
+                context = replace(context, prompts=text.prompts)
+        plans = tuple(made[place] for place in range(len(self.controls)))
         self._check_owners(plans)
         objectives = [objective for plan in plans for objective in plan.objectives]
         one_rule(objectives)
-        if objectives:
+        if objectives or any(plan.text is not None and plan.text.objectives for plan in plans):
             self.adapter.check_gradients()
             if torch.is_inference_mode_enabled():
                 raise UnsupportedPipeline(
                     "The pipeline is called under torch.inference_mode(), where no gradient can be taken.",
                     "Call it under torch.no_grad(), or as it is: pipelines switch gradients off themselves.",
                 )
-        return plans
+        return plans, context
 
     def _check_owners(self, plans: Sequence[Plan]) -> None:
         owners: dict[str, str] = {}
         for control, plan in zip(self.controls, plans, strict=True):
-            for thing in plan.owns:
+            for thing in (*plan.owns, *(("the text states",) if plan.text is not None else ())):
                 if thing in owners:
                     raise ControlConflict(
                         f"{owners[thing]} and {control.name} both set {thing}.", "Use one of them in a session."
@@ -333,7 +335,9 @@ class Session:
     def _needed_sites(self, plans: Sequence[Plan]) -> set[Site]:
         edited = {site for plan in plans for sites, _ in plan.edits for site in sites}
         probed = {site for plan in plans for objective in plan.objectives for site in objective.sites}
-        return edited | probed | set(self._record_sites)
+        texts = [plan.text for plan in plans if plan.text is not None]
+        passed = {site for text in texts for objective in text.objectives for site in objective.sites}
+        return edited | probed | passed | set(self._record_sites)
 
     def _unwrap_scheduler(self) -> None:
         if self._wrap is not None:
@@ -366,10 +370,13 @@ class _Learner:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        self._session.begin_call(self._session.adapter.encoded(bound.arguments))
+        adapter = self._session.adapter
+        encoded = adapter.encoded(bound.arguments)
+        self._session.begin_call(encoded)
         result = self._original(*args, **kwargs)
-        self._session.end_encoding(result[0])
-        return result
+        return self._session.end_encoding(
+            encoded, result, lambda texts: adapter.encode(self._original, bound.arguments, texts)
+        )
 
 
 def _by_picture(prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> tuple[Prompt, ...] | None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from t2ictl.bindings import Binding, bindings
 from t2ictl.encodings import Encoding, encode
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
 from t2ictl.phrases import group, known_parser, pieces
 
-__all__ = ["Phrase", "Prompt", "Span"]
+__all__ = ["Merge", "Phrase", "Prompt", "Span"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Span:
         end: one past the last character; -1 as for ``start``.
         by_encoder: for each encoder the positions in its full row; empty where the words are not in its prompt.
         role: ``"word"``, ``"mark"`` (punctuation), ``"phrase"``, ``"object"`` (a head noun) or ``"attribute"``.
+        merged: the phrase whose one composite token stands for these words, where a control merged them; else empty.
 
     Example:
         >>> Span(text="cat", start=2, end=5, by_encoder=((2,), (2,))).tokens
@@ -41,6 +43,7 @@ class Span:
     end: int
     by_encoder: tuple[tuple[int, ...], ...]
     role: str = "word"
+    merged: str = ""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -79,6 +82,28 @@ class Phrase:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Words that a control merged into one token.
+
+    Args:
+        noun: character range of the noun, whose token carries all.
+        parts: character ranges of all words that were merged.
+    """
+
+    noun: tuple[int, int]
+    parts: tuple[tuple[int, int], ...]
+
+    @property
+    def phrase(self) -> tuple[int, int]:
+        """Character range from the first to the last word that was merged."""
+        return min(self.parts)[0], max(end for _, end in self.parts)
+
+    def holds(self, start: int, end: int) -> bool:
+        """Tell whether a character range lies in what was merged."""
+        return any(part[0] <= start and end <= part[1] for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prompt:
     """A parsed prompt: text, one encoding per text encoder, and how to ask for its words.
 
@@ -89,6 +114,7 @@ class Prompt:
     text: str
     encodings: tuple[Encoding, ...]
     parser: str = "grammar"
+    merges: tuple[Merge, ...] = ()
 
     @classmethod
     def parse(
@@ -147,7 +173,8 @@ class Prompt:
         if not any(by_encoder):
             raise self._cut_off(words)
         if here := _nth(_matches(self.text, self._names(), words), occurrence):
-            return Span(text=self.text[slice(*here)], start=here[0], end=here[1], by_encoder=by_encoder)
+            text, merged = self.text[slice(*here)], self._merged(*here)
+            return Span(text=text, start=here[0], end=here[1], by_encoder=by_encoder, merged=merged)
         text = next(one.text[slice(*place)] for one, place in found if place)
         return Span(text=text, start=-1, end=-1, by_encoder=by_encoder)
 
@@ -194,19 +221,50 @@ class Prompt:
 
         Returns:
             Phrases in text order; an object whose noun was cut off by the token limit is left out,
-            and so is an attribute that was.
+            and so is an attribute that was. What a control merged into an object is not listed beside it.
 
         Raises:
             MissingExtra: the parser is not installed.
         """
         phrases = []
         for one in group(self.text, self.parser, self._names()):
+            merge = next((each for each in self.merges if each.holds(*one.noun)), None)
+            if merge is not None and merge.noun != one.noun:
+                continue  # an accessory: its map is that of the object that has it
             noun = self._span(*one.noun, "object")
             if any(noun.by_encoder):
-                attributes = (self._span(*place, "attribute") for place in one.attributes)
+                apart = one.attributes if merge is None else ()  # what was merged has no map of its own
+                attributes = (self._span(*place, "attribute") for place in apart)
                 kept = tuple(span for span in attributes if any(span.by_encoder))
                 phrases.append(Phrase(span=self._span(one.start, one.end, "phrase"), noun=noun, attributes=kept))
         return tuple(phrases)
+
+    def bindings(self) -> tuple[Binding, ...]:
+        """Objects of ``text`` with all that belongs to them, accessories too, by character.
+
+        Returns:
+            Bindings in text order; an object to which nothing belongs is left out.
+
+        Raises:
+            MissingExtra: the parser is not installed.
+        """
+        return bindings(self.text, self.parser, self._names())
+
+    def as_written(self, text: str) -> str:
+        """A piece of ``text`` as the user writes it: placeholders of several vectors by their name alone.
+
+        Pipelines expand them before they encode, so a text that is encoded anew must not be expanded already.
+
+        Args:
+            text: words of this prompt.
+
+        Returns:
+            The same with ``"<toy> <toy>_1"`` as ``"<toy>"``.
+        """
+        for name in self._names():
+            expanded = rf"({re.escape(name)})(?:\s+{re.escape(name)}_\d+)+"
+            text = re.sub(expanded, r"\1", text)
+        return text
 
     def _names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for one in self.encodings for name in one.added))
@@ -218,7 +276,26 @@ class Prompt:
             one.tokens_at(start, end) if one.text == self.text else self._elsewhere(one, start, end)
             for one in self.encodings
         )
-        return Span(text=self.text[start:end], start=start, end=end, by_encoder=by_encoder, role=role)
+        text, merged = self.text[start:end], self._merged(start, end)
+        return Span(text=text, start=start, end=end, by_encoder=by_encoder, role=role, merged=merged)
+
+    def _merged(self, start: int, end: int) -> str:
+        """The phrase into which these words were merged; nothing for the whole phrase itself."""
+        found = (each.phrase for each in self.merges if each.holds(start, end) and each.phrase != (start, end))
+        return next((self.text[slice(*phrase)] for phrase in found), "")
+
+    def merged_by(self, merges: Sequence[Merge], moved: Sequence[tuple[int, ...]]) -> Prompt:
+        """The prompt after a control merged words: they answer with the places where their meaning is now.
+
+        Args:
+            merges: what was merged.
+            moved: for each encoder the new position of every position of its row.
+
+        Returns:
+            A new prompt.
+        """
+        encodings = tuple(replace(one, moved=to) for one, to in zip(self.encodings, moved, strict=True))
+        return replace(self, encodings=encodings, merges=tuple(merges))
 
     def _elsewhere(self, encoding: Encoding, start: int, end: int) -> tuple[int, ...]:
         """Tokens of the same words, at the same occurrence, in an encoder's own prompt."""

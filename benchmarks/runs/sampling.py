@@ -38,21 +38,21 @@ class Sample:
         """Denoiser forward passes of the pipeline for one picture, in both branches of the guidance."""
         return int(self.cost.forwards) // len(self.images)
 
-    def moves(self, row: int) -> list[tuple[int, float]]:
+    def moves(self, row: int) -> list[tuple[int, float, str]]:
         """List the moves of one picture.
 
         Args:
             row: which picture.
 
         Returns:
-            Pairs (evaluation, length in scaled space) in the order in which they were made. Passes in which the
-            picture waited for others of its batch are none.
+            Triples (evaluation, length, what moved) in the order in which they were made; latents in scaled space, text
+            rows in their own. Passes in which the picture waited for others of its batch are none.
         """
-        lengths = [(entry.step.index, float(entry.length[row])) for entry in self.trace]
-        return [(index, length) for index, length in lengths if length > 0]
+        moves = [(entry.step.index, float(entry.length[row]), entry.moved) for entry in self.trace]
+        return [each for each in moves if each[1] > 0]
 
-    def updates(self, row: int) -> int:
-        """Count the passes forward and back that moving one picture took.
+    def extra_forwards(self, row: int) -> int:
+        """Count the forward passes that moving one picture took.
 
         Args:
             row: which picture.
@@ -60,13 +60,31 @@ class Sample:
         Returns:
             The number; a push, which looks at nothing, takes none.
         """
-        count, goes_on = 0, False
+        return sum(1 if each.forwards is None else int(each.forwards[row]) for each in self._looks(row))
+
+    def backwards(self, row: int) -> int:
+        """Count the passes back that moving one picture took.
+
+        Args:
+            row: which picture.
+
+        Returns:
+            The number.
+        """
+        return sum(1 if each.backwards is None else int(each.backwards[row]) for each in self._looks(row))
+
+    def _looks(self, row: int) -> list[Any]:
+        """Entries of the trace that are a picture's own, and not only of others in its batch."""
+        found, goes_on = [], False
         for entry in self.trace:
+            if entry.moved == "tokens":
+                found += [entry] if entry.terms else []
+                continue
             # A pass is the picture's own if it is the first at its evaluation, or the one before it asked for more.
             goes_on = bool(entry.terms) and (entry.iteration == 0 or goes_on)
-            count += goes_on
+            found += [entry] if goes_on else []
             goes_on = goes_on and bool(entry.refined[row])
-        return count
+        return found
 
     def loss(self, controls: Sequence[Control], row: int) -> float | None:
         """Give the loss that some controls, which were measured, find in one picture.

@@ -33,6 +33,7 @@ _AFTER = {
     "chosen_seed": "int64",
     "lengths": "list<double>",
     "length_steps": "list<int64>",
+    "moved": "list<string>",
     "loss": "float64",
 }
 #: What a reader of the table alone must know; the rest is in plan.json.
@@ -77,7 +78,8 @@ def write_results(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
     arrow, parquet = need("pyarrow"), need("pyarrow.parquet")
     flat = flat_rows(rows)
     types = {"string": arrow.string(), "int64": arrow.int64(), "float64": arrow.float64(), "bool": arrow.bool_()}
-    types |= {"list<double>": arrow.list_(arrow.float64()), "list<int64>": arrow.list_(arrow.int64())}
+    lists = {"list<double>": arrow.float64(), "list<int64>": arrow.int64(), "list<string>": arrow.string()}
+    types |= {name: arrow.list_(kind) for name, kind in lists.items()}
     known = _BEFORE | _AFTER
     names = list(flat[0]) if flat else list(known)
     schema = arrow.schema([(name, types[known.get(name, "bool")]) for name in names])

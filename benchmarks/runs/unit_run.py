@@ -145,7 +145,7 @@ class UnitRun:
         if base is None:
             raise T2ictlError(f"The arm {arm.base!r}, whose moves this one repeats, failed.")
         seeds = [direction_seed(pair, arm.label) for pair in self.unit.pairs]
-        return self._moved(arm, (RandomDirection(base.trace, seeds),))
+        return self._moved(arm, (RandomDirection(base.trace, seeds, arm.controls),))
 
     def _moved(self, arm: Arm, acting: Sequence[Control]) -> tuple[list[Sample], list[Picture]]:
         sample = self.sampler(self._prompts, self._seeds(0), acting, arm.controls)
@@ -227,11 +227,12 @@ class UnitRun:
             "error": None,
             "outcomes": verdict.outcomes,
             "failure": verdict.failure,
-            "forwards": sample.passes + sample.updates(row),
-            "backwards": sample.updates(row),
+            "forwards": sample.passes + sample.extra_forwards(row),
+            "backwards": sample.backwards(row),
             "chosen_seed": None,
-            "lengths": [length for _, length in moves],
-            "length_steps": [step for step, _ in moves],
+            "lengths": [length for _, length, _ in moves],
+            "length_steps": [step for step, _, _ in moves],
+            "moved": sorted({moved for _, _, moved in moves}),
             "loss": sample.loss(arm.controls, row),
         }
         settings = self._settings(arm, row, sample.seeds[row])

@@ -18,6 +18,7 @@ from t2ictl.errors import UnsupportedPipeline
 from t2ictl.lanes import Lanes
 from t2ictl.sites import Site
 from t2ictl.spans import Prompt
+from t2ictl.text_states import TextStates
 
 __all__ = ["Adapter", "Encoded", "unet_sites"]
 
@@ -25,6 +26,9 @@ _BLOCK = re.compile(
     r"(?P<place>down|mid|up)_block[s]?\.(?:(?P<block>\d+)\.)?attentions\.(?P<attention>\d+)"
     r"\.transformer_blocks\.(?P<layer>\d+)\.(?P<name>attn[12])\.processor"
 )
+
+# Arguments of encode_prompt that say how, and not what, is encoded.
+_HOW = ("device", "lora_scale", "clip_skip")
 
 # Names under which diffusers registers its hooks of group offloading and of layerwise casting.
 WEIGHTS_AWAY = {"group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting"}
@@ -128,6 +132,55 @@ class Adapter(ABC):
         if convert is not None:
             own = [convert(text, tokenizer) for text, tokenizer in zip(own, self.tokenizers, strict=True)]
         return Prompt.parse(own[0], self.tokenizers, texts=own, parser=parser)
+
+    def text_states(self, result: tuple[Any, ...]) -> TextStates:
+        """Read the conditional text states from what ``encode_prompt`` returned.
+
+        Args:
+            result: its return value.
+
+        Returns:
+            The states, one row a picture.
+        """
+        return TextStates(rows=result[0])
+
+    def with_text_states(self, result: tuple[Any, ...], states: TextStates) -> tuple[Any, ...]:
+        """Put other conditional text states in the place of those that ``encode_prompt`` returned.
+
+        Args:
+            result: its return value.
+            states: the states to use.
+
+        Returns:
+            A new return value.
+        """
+        return (states.rows.to(result[0].dtype), *result[1:])
+
+    def encode(self, encode_prompt: Any, arguments: Mapping[str, Any], texts: Sequence[str]) -> TextStates:
+        """Encode other texts as a call of ``encode_prompt`` encodes its prompt.
+
+        Args:
+            encode_prompt: the pipeline's own.
+            arguments: the bound arguments of the call; its device, LoRA scale and skipped layers count.
+            texts: the texts.
+
+        Returns:
+            The states, one row a text.
+
+        Raises:
+            UnsupportedPipeline: if a text encoder was taken out of the pipeline.
+        """
+        if getattr(self.pipe, "text_encoder", None) is None and getattr(self.pipe, "text_encoder_2", None) is None:
+            raise UnsupportedPipeline(
+                "This control encodes texts of its own, and the pipeline has no text encoder (any more).",
+                "Keep the text encoders until the call is over.",
+            )
+        kept = {name: arguments[name] for name in _HOW if name in arguments}
+        with torch.no_grad():
+            result = encode_prompt(
+                prompt=list(texts), num_images_per_prompt=1, do_classifier_free_guidance=False, **kept
+            )
+        return self.text_states(result)
 
     def check_denoiser(self) -> None:
         """See that the denoiser is the one that this adapter knows, and runs as it is written.

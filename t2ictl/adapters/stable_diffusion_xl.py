@@ -10,6 +10,7 @@ from transformers import CLIPTextModelWithProjection
 
 from t2ictl.adapters.base import Adapter, Encoded, batch_lanes, has_clip, listed
 from t2ictl.errors import UnsupportedPipeline
+from t2ictl.text_states import TextStates
 
 __all__ = ["StableDiffusionXLAdapter"]
 
@@ -50,3 +51,12 @@ class StableDiffusionXLAdapter(Adapter):
             embeddings=embeddings,
             lanes=batch_lanes(arguments, count),
         )
+
+    def text_states(self, result: tuple[Any, ...]) -> TextStates:
+        """Read rows and pooled states."""
+        return TextStates(rows=result[0], pooled=result[2])
+
+    def with_text_states(self, result: tuple[Any, ...], states: TextStates) -> tuple[Any, ...]:
+        """Put other rows and pooled states in their place."""
+        pooled = result[2] if states.pooled is None else states.pooled.to(result[2].dtype)
+        return (states.rows.to(result[0].dtype), result[1], pooled, *result[3:])

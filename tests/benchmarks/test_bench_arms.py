@@ -53,9 +53,9 @@ def test_random_moves_are_as_long_as_those_they_repeat(sampler: Sampler, control
     repeated = sampler(PROMPTS, SEEDS, (random_moves(base, (1, 2, 3)),), (control,))
     for row in range(len(PROMPTS)):
         wanted, found = base.moves(row), repeated.moves(row)
-        assert [step for step, _ in found] == [step for step, _ in wanted] and wanted
-        np.testing.assert_allclose([each for _, each in found], [each for _, each in wanted], rtol=1e-6)
-        assert repeated.updates(row) == 0 and base.updates(row) >= len(wanted)
+        assert [step for step, _, _ in found] == [step for step, _, _ in wanted] and wanted
+        np.testing.assert_allclose([each for _, each, _ in found], [each for _, each, _ in wanted], rtol=1e-6)
+        assert repeated.backwards(row) == 0 and base.backwards(row) >= len(wanted)
     plain = sampler(PROMPTS, SEEDS, (), ())
     assert all(one != other for one, other in zip(pixels(repeated), pixels(plain), strict=True))
 
@@ -64,14 +64,14 @@ def test_a_picture_that_is_done_waits_for_the_others_of_its_batch(sampler: Sampl
     step = [SimpleNamespace(index=index) for index in (0, 2)]
     lengths = [[0.5, 0.25, 1.0], [0.0, 0.75, 0.0], [0.5, 0.0, 0.125]]
     trace = [
-        SimpleNamespace(step=step[number // 2], length=torch.tensor(each, dtype=torch.float64))
+        SimpleNamespace(step=step[number // 2], length=torch.tensor(each, dtype=torch.float64), moved="latents")
         for number, each in enumerate(lengths)
     ]
     repeated = sampler(PROMPTS, SEEDS, (RandomDirection(trace, (1, 2, 3)),), ())
-    found = [[(index, round(length, 5)) for index, length in repeated.moves(row)] for row in range(3)]
+    found = [[(index, round(length, 5)) for index, length, _ in repeated.moves(row)] for row in range(3)]
     assert found == [[(0, 0.5), (2, 0.5)], [(0, 0.25), (0, 0.75)], [(0, 1.0), (2, 0.125)]]
     # What others do is nothing to it: its directions are those it has alone.
-    own = [SimpleNamespace(step=each.step, length=each.length[1:2]) for each in trace]
+    own = [SimpleNamespace(step=each.step, length=each.length[1:2], moved="latents") for each in trace]
     alone = sampler(PROMPTS[1:2], SEEDS[1:2], (RandomDirection(own, (2,)),), ()).images[0]
     assert np.abs(np.asarray(alone, int) - np.asarray(repeated.images[1], int)).max() <= 1
 
@@ -114,7 +114,9 @@ def test_a_random_direction_is_the_same_in_another_batch(sampler: Sampler) -> No
 def test_moves_of_length_zero_leave_the_plain_picture(sampler: Sampler) -> None:
     plain = sampler(PROMPTS, SEEDS, (), ())
     base = sampler(PROMPTS, SEEDS, (AttentionSegregation(),), ())
-    still = [SimpleNamespace(step=entry.step, length=torch.zeros_like(entry.length)) for entry in base.trace]
+    still = [
+        SimpleNamespace(step=entry.step, length=torch.zeros_like(entry.length), moved="latents") for entry in base.trace
+    ]
     for trace in (still, []):
         assert pixels(sampler(PROMPTS, SEEDS, (RandomDirection(trace, (1, 2, 3)),), ())) == pixels(plain)
 

@@ -164,7 +164,8 @@ def settings_of(name: str, **more: Any) -> Control:
     known = control.__dataclass_fields__  # type: ignore[attr-defined]
     # A length of 2 % of the latent's norm: at strength 1 the picture moves by about 5 %, far below saturation, so that
     # the order of distances says something about strength, and far above rounding.
-    wanted = {"step": RULE, "refinement": None} | more
+    moves_latents = "step" in known and known["step"].type == "StepRule"  # another step has its own size
+    wanted = ({"step": RULE} if moves_latents else {}) | {"refinement": None} | more
     return control(**{key: value for key, value in wanted.items() if key in known})
 
 

@@ -98,7 +98,7 @@ def test_embeddings_that_are_gone_are_not_kept() -> None:
     with t2ictl.controlled(pipe, record=True) as session:
         for prompt in THREE:
             tiny.run(pipe, prompt, steps=1)
-        assert sum(reference() is not None for reference, _ in session._known) <= 1
+        assert sum(each.embeddings() is not None for each in session._words.seen) <= 1
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])

@@ -1,0 +1,184 @@
+"""Our own passes through the denoiser: what an objective asks of the model, beside the passes that make the picture.
+
+Two kinds. ``maps`` runs the conditional rows up to the last layer whose attention maps are needed; the
+gradient is that of a whole pass, since nothing after that layer reaches the maps. ``noise`` runs
+rows of its own, with text states of its own, to the end.
+
+Legend: ``B`` picture, ``G`` row of a pass (any picture, any text), ``C`` channels, ``Y`` ``X`` rows and columns,
+``T`` prompt token, ``K`` position of the text row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from t2ictl.adapters import Adapter
+from t2ictl.attention import DenoiserPass, Edit, Step, StopForward, Switch
+from t2ictl.cost import Cost
+from t2ictl.hooks import DenoiserHook, Frozen
+from t2ictl.lanes import Lanes
+from t2ictl.probes import MapTap
+from t2ictl.sites import Site
+
+__all__ = ["Evaluation", "MapsOf", "OwnPasses"]
+
+Rows = slice | Tensor
+
+
+class MapsOf(Protocol):
+    """From latents ``x_BCYX`` and text states ``states_BKC`` (None: those of the evaluation) to maps, one a group."""
+
+    def __call__(self, x_BCYX: Tensor, states_BKC: Tensor | None = None) -> list[Tensor]:
+        """Give one ``maps_BYXT`` a group."""
+
+
+def take_rows(value: Any, rows: Rows, total: int) -> Any:
+    """Keep some batch rows of every tensor in a nest of arguments; leave everything else as it is."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim and value.shape[0] == total else value
+    if isinstance(value, dict):
+        return {key: take_rows(each, rows, total) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(take_rows(each, rows, total) for each in value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation that the pipeline asked for.
+
+    Args:
+        step: which one.
+        lanes: the rows of its batch.
+        inputs: the denoiser's arguments by name, all rows.
+        rest: further positional arguments.
+    """
+
+    step: Step
+    lanes: Lanes
+    inputs: Mapping[str, Any]
+    rest: tuple[Any, ...] = ()
+
+    @property
+    def cond(self) -> slice:
+        """The conditional rows, which lie together."""
+        rows = self.lanes.rows("cond")
+        return slice(rows[0], rows[-1] + 1)
+
+
+@dataclass(kw_only=True)
+class OwnPasses:
+    """Runs the denoiser for objectives.
+
+    Args:
+        adapter: the pipeline's family.
+        switch: tells the attention processors which pass is in progress.
+        hook: runs the denoiser past the session's own hook.
+        cost: counter of the session.
+        edits: edits of attention by site address.
+        truncate: end passes for maps after the last layer that is needed.
+    """
+
+    adapter: Adapter
+    switch: Switch
+    hook: DenoiserHook
+    cost: Cost
+    edits: Mapping[str, Sequence[Edit]]
+    truncate: bool = True
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """What our own passes need of the denoiser."""
+        return Frozen(self.adapter.denoiser)
+
+    def maps(self, groups: Sequence[tuple[Site, ...]], now: Evaluation) -> MapsOf:
+        """Make the function from latents and text states to attention maps.
+
+        Args:
+            groups: for each map that is wanted, the layers whose mean it is.
+            now: the evaluation that the passes stand for.
+
+        Returns:
+            A function from ``x_BCYX`` and ``states_BKC`` (None: those of the evaluation) to one ``maps_BYXT`` a group.
+        """
+        last = max((site for sites in groups for site in sites), key=lambda site: site.order)
+        extra = now.inputs["sample"][now.cond, self.adapter.latent_channels :]
+
+        def maps(x_BCYX: Tensor, states_BKC: Tensor | None = None) -> list[Tensor]:
+            taps = {sites: MapTap(sites, slice(None)) for sites in groups}
+            self.switch.current = DenoiserPass(
+                lanes=now.lanes.only("cond"),
+                latent_size=(x_BCYX.shape[-2], x_BCYX.shape[-1]),
+                step=now.step,
+                edits=self.edits,
+                taps=list(taps.values()),
+                stop_after=last.address if self.truncate else None,
+            )
+            self.cost.extra_forwards += len(x_BCYX)
+            # Objectives on text rows count their gradients themselves: not every look takes one.
+            self.cost.backwards += len(x_BCYX) if states_BKC is None else 0
+            try:
+                self._run(torch.cat([x_BCYX, extra], dim=1), states_BKC, now.cond, now)
+            except StopForward:
+                pass
+            finally:
+                self.switch.current = None
+            return [taps[sites].mean() for sites in groups]
+
+        return maps
+
+    def noise(self, states_GKC: Tensor, rows_G: Tensor, now: Evaluation) -> Tensor:
+        """Predict the noise of some pictures under other texts: whole passes, without edits or other inputs of text.
+
+        A text of one position takes the short way through cross-attention (its softmax is 1). Pooled text
+        states are zero, on which nothing can lean but the row itself.
+
+        Args:
+            states_GKC: text states, one row for each prediction.
+            rows_G: the picture of each.
+            now: the evaluation.
+
+        Returns:
+            ``noise_GCYX``, in the terms of the model (noise, or velocity).
+        """
+        rows_G = rows_G + now.cond.start
+        self.switch.current = DenoiserPass(
+            lanes=Lanes(lanes=tuple(now.lanes.lanes[row] for row in rows_G.tolist())),
+            latent_size=(now.inputs["sample"].shape[-2], now.inputs["sample"].shape[-1]),
+            step=now.step,
+            is_free=True,
+        )
+        self.cost.extra_forwards += len(states_GKC)
+        try:
+            result = self._run(now.inputs["sample"][rows_G], states_GKC, rows_G, now, free=True)
+        finally:
+            self.switch.current = None
+        noise_GCYX: Tensor = result[0]
+        return noise_GCYX
+
+    def _run(self, sample: Tensor, states: Tensor | None, rows: Rows, now: Evaluation, free: bool = False) -> Any:
+        total = len(now.inputs["sample"])
+        shared = {key: value for key, value in now.inputs.items() if key != "sample"}
+        # Anew for each pass: the denoiser empties some of these lists (residuals of a T2I-Adapter).
+        keywords, more = take_rows(shared, rows, total), take_rows(now.rest, rows, total)
+        if free:
+            keywords = _without_text(keywords)
+        own = keywords.pop("encoder_hidden_states")
+        context = own if states is None else states.to(own.dtype)
+        with self.frozen():
+            return self.hook.forward(sample, keywords.pop("timestep"), context, *more, **keywords)
+
+
+def _without_text(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Take out what speaks of the prompt beside the text states: mask of its positions, pooled states."""
+    kept = {key: value for key, value in keywords.items() if key != "encoder_attention_mask"}
+    added = kept.get("added_cond_kwargs") or {}
+    if "text_embeds" in added:
+        kept["added_cond_kwargs"] = {**added, "text_embeds": torch.zeros_like(added["text_embeds"])}
+    return kept
