@@ -27,7 +27,7 @@ from t2ictl import Control, list_controls
 from t2ictl.benchmarks.runs.plan import ArmSpec, ControlSpec
 from t2ictl.errors import BadSetting
 
-__all__ = ["Arm", "control_settings", "resolve_arms"]
+__all__ = ["Arm", "control_settings", "measurable", "resolve_arms"]
 
 PLAIN = "plain"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -85,6 +85,18 @@ def control_settings(control: Control) -> dict[str, Any]:
     return {"control": control.name, **TypeAdapter(type(control)).dump_python(control, mode="json")}
 
 
+def measurable(controls: Iterable[Control]) -> tuple[Control, ...]:
+    """Keep the controls whose losses can be read from the pass that makes the picture.
+
+    Args:
+        controls: the controls of an arm.
+
+    Returns:
+        Those that act on latents; losses on text rows need passes of their own.
+    """
+    return tuple(control for control in controls if not control.moves_words)
+
+
 def resolve_arms(specs: Mapping[str, ArmSpec | None]) -> tuple[Arm, ...]:
     """Turn labels and settings into arms.
 
@@ -130,6 +142,11 @@ def _arm(label: str, spec: ArmSpec | None, controls: Mapping[str, tuple[Control,
             f"Add {base!r} to the arms.",
         )
     behind = controls.get(base or "", ())
+    if best and base is not None and not measurable(behind):
+        raise BadSetting(
+            f"The arm {label!r} cannot choose: the losses of {base!r} need passes of their own.",
+            f"Leave it out; best-of-{best['count']} chooses by the judge.",
+        )
     if random:
         return Arm(label=label, kind="random", controls=behind, base=base)
     assert best is not None

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from t2ictl import Control, Generation
-from t2ictl.benchmarks.arms import Arm, control_settings
+from t2ictl.benchmarks.arms import Arm, control_settings, measurable
 from t2ictl.benchmarks.random_direction import RandomDirection
 from t2ictl.benchmarks.runs.sampling import Sample, Sampler
 from t2ictl.benchmarks.runs.units import Unit, direction_seed, noise_seed
@@ -148,7 +148,7 @@ class UnitRun:
         return self._moved(arm, (RandomDirection(base.trace, seeds, arm.controls),))
 
     def _moved(self, arm: Arm, acting: Sequence[Control]) -> tuple[list[Sample], list[Picture]]:
-        sample = self.sampler(self._prompts, self._seeds(0), acting, arm.controls)
+        sample = self.sampler(self._prompts, self._seeds(0), acting, measurable(arm.controls))
         verdicts = [self.judge(image, prompt) for image, prompt in zip(sample.images, self._prompts, strict=True)]
         self._controlled[arm.label] = sample
         return [sample], [self._picture(arm, row, sample, verdicts[row]) for row in self._rows]
