@@ -23,6 +23,8 @@ from t2ictl.benchmarks.suites import Item, Judgement
 from t2ictl.objectives import Refinement
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
+from t2ictl.processors.token_merging import TokenMerging
+from t2ictl.windows import Window
 
 PROMPTS = ["a red circle and a blue square", "a green star and a yellow ring", "a blue heart and a red cross"]
 SEEDS = (11, 12, 13)
@@ -109,6 +111,23 @@ def test_a_random_direction_is_the_same_in_another_batch(sampler: Sampler) -> No
     together = sampler(PROMPTS, SEEDS, (random_moves(base, (1, 2, 3)),), ()).images[1]
     apart = sampler(PROMPTS[1:2], SEEDS[1:2], (random_moves(alone, (2,)),), ()).images[0]
     assert np.abs(np.asarray(together, int) - np.asarray(apart, int)).max() <= 1
+
+
+def test_random_moves_of_text_rows_are_as_long_and_keep_the_merge(sampler: Sampler) -> None:
+    control = TokenMerging(merge=True, semantic=1, entropy=1, targets=(0.0,), window=Window(stop=0.5))
+    base = sampler(PROMPTS, SEEDS, (control,), ())
+    repeated = sampler(PROMPTS, SEEDS, (RandomDirection(base.trace, (1, 2, 3), (control,)),), ())
+    for row in range(len(PROMPTS)):
+        wanted, found = base.moves(row), repeated.moves(row)
+        assert [(step, moved) for step, _, moved in found] == [(step, moved) for step, _, moved in wanted]
+        assert len(wanted) == 4 and {moved for _, _, moved in wanted} == {"tokens"}
+        np.testing.assert_allclose([each for _, each, _ in found], [each for _, each, _ in wanted], rtol=1e-5)
+        # Two steps, two groups: a target, a look forward and back for each, and one look at the entropy.
+        assert (base.extra_forwards(row), base.backwards(row)) == (2 * (2 * 2 + 1), 2 * (2 + 1))
+        assert repeated.extra_forwards(row) == repeated.backwards(row) == 0
+    merged = sampler(PROMPTS, SEEDS, (TokenMerging(merge=True, semantic=0, entropy=0),), ())
+    still = sampler(PROMPTS, SEEDS, (RandomDirection((), (1, 2, 3), (control,)),), ())
+    assert pixels(still) == pixels(merged) != pixels(repeated)
 
 
 def test_moves_of_length_zero_leave_the_plain_picture(sampler: Sampler) -> None:

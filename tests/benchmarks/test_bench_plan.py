@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from t2ictl.benchmarks.arms import resolve_arms
+from t2ictl import list_controls
+from t2ictl.benchmarks.arms import measurable, resolve_arms
 from t2ictl.benchmarks.runs.plan import make_plan, plan_items, read_plan_file
 from t2ictl.errors import BadSetting
 
@@ -114,3 +115,11 @@ def test_a_file_that_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
         read_plan_file(path)
     with pytest.raises(BadSetting, match="cannot be read"):
         read_plan_file(tmp_path / "none.yaml")
+
+
+def test_losses_that_need_passes_of_their_own_choose_nothing() -> None:
+    arms = {"merging": {"control": "token_merging"}, "best-of-2:merging": None}
+    with pytest.raises(BadSetting, match="passes of their own"):
+        resolve_arms(make_plan({"arms": arms}).arms)
+    merging, apart = (list_controls()[name]() for name in ("token_merging", "attention_segregation"))
+    assert measurable([merging, apart]) == (apart,)

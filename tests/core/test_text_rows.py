@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from t2ictl.text_states import TokenLosses, TokenObjective, TokenStep
 from t2ictl.token_updates import push_tokens, update_tokens
 from t2ictl.windows import Window
 from tests.tiny import run, scheduler, sd, sdxl
+
+# The paper's method; by default nothing is merged and only the entropy moves rows.
+paper = functools.partial(TokenMerging, merge=True, semantic=3)
 
 PROMPT = "a red circle and a blue square"
 COMPOSITES = (2, 5)  # start a [red circle] and a [blue square] end
@@ -171,11 +175,11 @@ def test_pushes_add_up_and_are_traced_as_tokens() -> None:
 @pytest.mark.parametrize("build", [sd, sdxl])
 def test_only_composite_rows_move_and_no_unconditional_ones(build: Any, settings: dict[str, Any]) -> None:
     pipe = build(dtype=torch.float64)
-    with watched(pipe) as seen, t2ictl.controlled(pipe, [TokenMerging(entropy=0, semantic=0)]):
+    with watched(pipe) as seen, t2ictl.controlled(pipe, [paper(entropy=0, semantic=0)]):
         run(pipe, PROMPT, steps=3)
     still = pictured(seen)[0].states
     rule = TokenStep(decay=1.0)
-    with watched(pipe) as seen, t2ictl.controlled(pipe, [TokenMerging(**ALWAYS | settings, step=rule)]):
+    with watched(pipe) as seen, t2ictl.controlled(pipe, [paper(**ALWAYS | settings, step=rule)]):
         run(pipe, PROMPT, steps=3)
     before = still
     for each in pictured(seen):
@@ -193,10 +197,10 @@ def test_only_composite_rows_move_and_no_unconditional_ones(build: Any, settings
 def test_a_normalized_step_is_a_share_of_the_row_in_the_session_too() -> None:
     pipe = sd(dtype=torch.float64)
     rule = TokenStep(size=0.03, decay=1.0)
-    with watched(pipe) as seen, t2ictl.controlled(pipe, [TokenMerging(entropy=0, semantic=0)]):
+    with watched(pipe) as seen, t2ictl.controlled(pipe, [paper(entropy=0, semantic=0)]):
         run(pipe, PROMPT, steps=1)
     still = pictured(seen)[0].states[1]
-    control = TokenMerging(**ALWAYS, entropy=1, semantic=0, step=rule, strength=1.0)
+    control = paper(**ALWAYS, entropy=1, semantic=0, step=rule, strength=1.0)
     with watched(pipe) as seen, t2ictl.controlled(pipe, [control]) as session:
         run(pipe, PROMPT, steps=1)
     way_K = (pictured(seen)[0].states[1] - still).norm(dim=-1)
@@ -211,7 +215,7 @@ def test_moved_rows_lessen_the_losses_that_they_were_moved_for() -> None:
     small = TokenStep(size=1e-4, decay=1.0)
     for kind in ("entropy", "semantic"):
         counts = {"entropy": 0, "semantic": 0} | {kind: 3}
-        with t2ictl.controlled(pipe, [TokenMerging(**ALWAYS, **counts, step=small, semantic_step=small)]) as session:
+        with t2ictl.controlled(pipe, [paper(**ALWAYS, **counts, step=small, semantic_step=small)]) as session:
             run(pipe, PROMPT, steps=1)
         values = [float(each.terms[f"token_merging.{kind}"]) for each in session.trace]
         assert values[0] > values[1] > values[2]
@@ -220,14 +224,14 @@ def test_moved_rows_lessen_the_losses_that_they_were_moved_for() -> None:
 def test_a_loss_that_is_not_finite_raises_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, real = sd(), token_merging.entropy_loss
     monkeypatch.setattr(token_merging, "entropy_loss", lambda *a, **k: real(*a, **k) * float("nan"))
-    control = TokenMerging(**ALWAYS, entropy=1, semantic=0)
+    control = paper(**ALWAYS, entropy=1, semantic=0)
     with pytest.raises(NonFiniteLoss, match="evaluation 0"):
         with t2ictl.controlled(pipe, [control], on_nonfinite="raise"):
             run(pipe, PROMPT, steps=1)
     with pytest.warns(RuntimeWarning, match="updates were skipped"):
         with t2ictl.controlled(pipe, [control]):
             made = run(pipe, PROMPT, steps=1)
-    with t2ictl.controlled(pipe, [TokenMerging(entropy=0, semantic=0)]):
+    with t2ictl.controlled(pipe, [paper(entropy=0, semantic=0)]):
         assert torch.equal(made, run(pipe, PROMPT, steps=1))
 
 
@@ -255,7 +259,7 @@ def test_the_semantic_target_is_the_noise_of_the_pictures_own_latents_under_the_
         return real(predicted, target, *rest)
 
     monkeypatch.setattr(token_merging, "semantic_binding_loss", spy)
-    control = TokenMerging(**ALWAYS, semantic=1, entropy=0)
+    control = paper(**ALWAYS, semantic=1, entropy=0)
     latents: list[Tensor] = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)]
     keep = {"callback_on_step_end": collector(latents)}
     with t2ictl.controlled(pipe, [control]):
@@ -278,7 +282,7 @@ def test_all_passes_of_an_evaluation_see_the_same_latents_scaled_once(build: Any
     pipe.scheduler = scheduler("euler", pipe)
     z: list[Tensor] = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)]
     keep = {"callback_on_step_end": collector(z)}
-    with watched(pipe) as seen, t2ictl.controlled(pipe, [TokenMerging(**ALWAYS, entropy=2, semantic=2)]):
+    with watched(pipe) as seen, t2ictl.controlled(pipe, [paper(**ALWAYS, entropy=2, semantic=2)]):
         run(pipe, PROMPT, steps=3, latents=z[0], **keep)
     z[0] = z[0] * pipe.scheduler.init_noise_sigma
     times, sigmas = [float(t) for t in pipe.scheduler.timesteps], pipe.scheduler.sigmas.double()
@@ -306,7 +310,7 @@ def test_passes_of_noise_touch_nothing_of_the_scheduler(monkeypatch: pytest.Monk
         return result
 
     monkeypatch.setattr(OwnPasses, "noise", noise)
-    with t2ictl.controlled(pipe, [TokenMerging(**ALWAYS, entropy=0, semantic=2)]) as session:
+    with t2ictl.controlled(pipe, [paper(**ALWAYS, entropy=0, semantic=2)]) as session:
         run(pipe, PROMPT, steps=2)
     assert count == [2] * 6  # for each step a target and two predictions, of two groups
     assert session.cost.extra_forwards == 12 and session.cost.backwards == 8
@@ -314,7 +318,7 @@ def test_passes_of_noise_touch_nothing_of_the_scheduler(monkeypatch: pytest.Monk
 
 def test_pooled_states_are_nothing_and_sizes_are_real_in_passes_of_noise() -> None:
     pipe = sdxl()
-    with watched(pipe) as seen, t2ictl.controlled(pipe, [TokenMerging(**ALWAYS, entropy=0, semantic=1)]):
+    with watched(pipe) as seen, t2ictl.controlled(pipe, [paper(**ALWAYS, entropy=0, semantic=1)]):
         run(pipe, PROMPT, steps=1)
     *noises, main = seen
     assert [each.states.shape[1] for each in noises] == [16, 1]
@@ -329,7 +333,7 @@ def test_the_mask_of_the_call_reaches_our_passes_for_maps_and_not_those_of_noise
     pipe = sd()
     with (
         watched(pipe) as seen,
-        t2ictl.controlled(pipe, [TokenMerging(**ALWAYS, removal="mask", entropy=1, semantic=1)]),
+        t2ictl.controlled(pipe, [paper(**ALWAYS, removal="mask", entropy=1, semantic=1)]),
     ):
         run(pipe, PROMPT, steps=1)
     target, lone, maps, picture = seen
@@ -382,7 +386,7 @@ def test_one_key_alone_equals_the_whole_arithmetic(name: str, processor: Any) ->
 @pytest.mark.parametrize("build", [sd, sdxl])
 def test_a_pass_under_one_row_is_that_of_the_denoiser_itself(build: Any) -> None:
     pipe = build(dtype=torch.float64)
-    with watched(pipe) as seen, t2ictl.controlled(pipe, [TokenMerging(**ALWAYS, entropy=0, semantic=1)]):
+    with watched(pipe) as seen, t2ictl.controlled(pipe, [paper(**ALWAYS, entropy=0, semantic=1)]):
         run(pipe, PROMPT, steps=1)
     (lone,) = [each for each in seen if each.states.shape[1] == 1]
     with torch.no_grad():

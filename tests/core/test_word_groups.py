@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from t2ictl.lanes import Lanes
 from t2ictl.processors import TokenMerging
 from t2ictl.word_groups import BoundGroup, WordGroup, bound_groups
 from tests.tiny import run, sd, sdxl
+
+# The paper's method; by default nothing is merged and only the entropy moves rows.
+paper = functools.partial(TokenMerging, merge=True, semantic=3)
 
 PROMPT = "a red circle and a blue square"  # start a red circle and a blue square end: 0 to 8
 
@@ -146,13 +150,13 @@ def test_a_group_needs_a_noun_and_a_member() -> None:
 def test_second_prompt_of_sdxl_with_the_words_elsewhere_raises() -> None:
     pipe = sdxl()
     for second in ("a photo of " + PROMPT, "a blue circle and a blue square", PROMPT + " in white"):
-        with t2ictl.controlled(pipe, [TokenMerging()]) as session, pytest.raises(AmbiguousWord):
+        with t2ictl.controlled(pipe, [paper()]) as session, pytest.raises(AmbiguousWord):
             run(pipe, PROMPT, prompt_2=second, steps=1)
         assert session.cost.forwards == 0
 
 
 def test_errors_come_before_the_first_step() -> None:
     pipe, groups = sd(), (WordGroup(noun="dog", members=("red",)),)
-    with t2ictl.controlled(pipe, [TokenMerging(groups=groups)]) as session, pytest.raises(SpanNotFound, match="dog"):
+    with t2ictl.controlled(pipe, [paper(groups=groups)]) as session, pytest.raises(SpanNotFound, match="dog"):
         run(pipe, PROMPT, steps=1)
     assert session.cost.forwards == 0

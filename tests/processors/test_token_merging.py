@@ -5,6 +5,7 @@ Positions are written out; the toy tokenizer has one token for each word of thes
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -18,6 +19,9 @@ from t2ictl.processors import AttentionSegregation, TokenMerging
 from t2ictl.windows import Window
 from t2ictl.word_groups import WordGroup
 from tests.tiny import generator, run, sd, sdxl
+
+# The paper's method; by default nothing is merged and only the entropy moves rows.
+paper = functools.partial(TokenMerging, merge=True, semantic=3)
 
 PROMPT = "a red circle and a blue square"  # start a red circle and a blue square end: 0 to 8
 LONG = "a red skateboard and a cat with a hat"  # start a red skate board and a cat with a hat end: 0 to 11
@@ -85,7 +89,7 @@ def states_of(pipe: Any, prompt: Any, steps: int = 1, **settings: Any) -> list[T
         return real(sample, timestep, encoder_hidden_states, **more)
 
     pipe.unet.forward = forward
-    with t2ictl.controlled(pipe, [TokenMerging(**MERGE | settings)]):
+    with t2ictl.controlled(pipe, [paper(**MERGE | settings)]):
         run(pipe, prompt, steps=steps)
     del pipe.unet.__dict__["forward"]
     return seen
@@ -150,11 +154,11 @@ def test_without_a_merge_only_the_rows_of_the_nouns_move() -> None:
 def test_nothing_to_do_is_the_plain_picture_bit_by_bit(build: Any) -> None:
     pipe = build()
     plain = run(pipe, PROMPT, steps=2)
-    found, session = with_control(pipe, PROMPT, TokenMerging(strength=0.0), steps=2)
+    found, session = with_control(pipe, PROMPT, paper(strength=0.0), steps=2)
     assert torch.equal(found, plain) and session.trace == ()
     plain = run(pipe, "a dog and a cat", steps=2)
     with pytest.warns(UserWarning, match="nothing to merge in 'a dog and a cat'"):
-        found, session = with_control(pipe, "a dog and a cat", TokenMerging(), steps=2)
+        found, session = with_control(pipe, "a dog and a cat", paper(), steps=2)
     assert torch.equal(found, plain) and session.cost.extra_forwards == 0
 
 
@@ -163,7 +167,7 @@ def test_strength_acts_in_proportion_from_nothing_on(removal: Any) -> None:
     pipe = sd(dtype=torch.float64)
     plain, away = run(pipe, PROMPT, steps=2, latents=noise(1)), []
     for strength in (1e-3, 1e-4, 1e-5):
-        control = TokenMerging(removal=removal, strength=strength, **ALWAYS)
+        control = paper(removal=removal, strength=strength, **ALWAYS)
         found, _ = with_control(pipe, PROMPT, control, steps=2, latents=noise(1))
         away.append(float((found - plain).norm()))
     assert 0 < away[0] < 1
@@ -177,7 +181,7 @@ def test_strength_acts_in_proportion_from_nothing_on(removal: Any) -> None:
 @pytest.mark.parametrize("settings", [{}, {"removal": "mask", "window": Window()}], ids=str)
 def test_rows_are_the_pictures_they_are_alone(settings: dict[str, Any], guidance: float) -> None:
     pipe, images = sd(dtype=torch.float64), 2
-    control, latents = TokenMerging(**{"targets": (0.93,), "semantic": 1} | settings), noise(len(UNLIKE) * images)
+    control, latents = paper(**{"targets": (0.93,), "semantic": 1} | settings), noise(len(UNLIKE) * images)
     call: dict[str, Any] = {"steps": 2, "guidance_scale": guidance}
     together, session = with_control(pipe, list(UNLIKE), control, latents=latents, num_images_per_prompt=images, **call)
     plain = run(pipe, list(UNLIKE), latents=latents, num_images_per_prompt=images, **call)
@@ -198,7 +202,7 @@ def test_rows_are_the_pictures_they_are_alone(settings: dict[str, Any], guidance
 @pytest.mark.parametrize("pooled", ["keep", "merged", "zero"])
 def test_sdxl_rows_are_the_pictures_they_are_alone(pooled: Any) -> None:
     pipe, latents = sdxl(), noise(3).float()
-    control, prompts = TokenMerging(pooled=pooled, window=Window(stop=0.5), targets=(0.0,), entropy=1), UNLIKE[:3]
+    control, prompts = paper(pooled=pooled, window=Window(stop=0.5), targets=(0.0,), entropy=1), UNLIKE[:3]
     together, _ = with_control(pipe, list(prompts), control, steps=2, latents=latents)
     plain = run(pipe, list(prompts), steps=2, latents=latents)
     for row, prompt in enumerate(prompts):
@@ -222,7 +226,7 @@ def test_embeds_equal_the_session_without_losses(build: Any, settings: dict[str,
     assert set(embeds) == {"prompt_embeds"} | ({"pooled_prompt_embeds"} if build is sdxl else set())
     for guidance in (7.5, 1.0):
         call: dict[str, Any] = {"steps": 2, "guidance_scale": guidance, "latents": noise(3).float()}
-        found, _ = with_control(pipe, prompts, TokenMerging(**MERGE, **settings), **call)
+        found, _ = with_control(pipe, prompts, paper(**MERGE, **settings), **call)
         torch.testing.assert_close(run(pipe, None, **embeds, **call), found, rtol=0, atol=1e-5)
         assert (found - run(pipe, prompts, **call)).abs().max() > 0.01
 
@@ -240,7 +244,7 @@ def test_what_embeddings_cannot_carry_needs_a_session() -> None:
 @pytest.mark.parametrize("settings", [{}, {"end_tokens": "on", "end_tokens_from": 0.5}], ids=str)
 def test_embeddings_made_inside_are_not_merged_twice(settings: dict[str, Any]) -> None:
     pipe = sd(dtype=torch.float64)
-    with t2ictl.controlled(pipe, [TokenMerging(**settings)]) as session:
+    with t2ictl.controlled(pipe, [paper(**settings)]) as session:
         expected = run(pipe, PROMPT, steps=2, latents=noise(1))
         losses = [each.total for each in session.trace]
         states, negative = pipe.encode_prompt(PROMPT, "cpu", 1, True)
@@ -258,11 +262,11 @@ def plain_embeds(pipe: Any) -> dict[str, Tensor]:
 def test_embeddings_made_before_are_merged_by_their_named_prompt() -> None:
     pipe = sd(dtype=torch.float64)
     embeds = plain_embeds(pipe)
-    expected, _ = with_control(pipe, PROMPT, TokenMerging(), steps=2, latents=noise(1))
-    with t2ictl.controlled(pipe, [TokenMerging()], prompt=PROMPT):
+    expected, _ = with_control(pipe, PROMPT, paper(), steps=2, latents=noise(1))
+    with t2ictl.controlled(pipe, [paper()], prompt=PROMPT):
         found = run(pipe, None, **embeds, steps=2, latents=noise(1))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    with t2ictl.controlled(pipe, [TokenMerging()]), pytest.raises(PromptUnknown, match="TokenMerging"):
+    with t2ictl.controlled(pipe, [paper()]), pytest.raises(PromptUnknown, match="TokenMerging"):
         run(pipe, None, **embeds, steps=1)
 
 
@@ -270,7 +274,7 @@ def test_a_pipeline_without_its_text_encoder_is_named() -> None:
     pipe = sd()
     embeds = plain_embeds(pipe)
     pipe.text_encoder = None
-    with t2ictl.controlled(pipe, [TokenMerging()], prompt=PROMPT) as session:
+    with t2ictl.controlled(pipe, [paper()], prompt=PROMPT) as session:
         with pytest.raises(UnsupportedPipeline, match="no text encoder"):
             run(pipe, None, **embeds, steps=1)
     assert session.cost.forwards == 0
@@ -278,14 +282,14 @@ def test_a_pipeline_without_its_text_encoder_is_named() -> None:
 
 def test_two_of_them_conflict() -> None:
     pipe = sd()
-    with t2ictl.controlled(pipe, [TokenMerging(), TokenMerging(entropy=1)]):
+    with t2ictl.controlled(pipe, [paper(), paper(entropy=1)]):
         with pytest.raises(ControlConflict, match="the text states"):
             run(pipe, PROMPT, steps=1)
 
 
 def test_segregation_beside_it_acts_on_the_composites_in_either_order() -> None:
     pipe = sd(dtype=torch.float64)
-    merge, apart = TokenMerging(), AttentionSegregation(step=StepRule(size=0.02, mode="normalized"))
+    merge, apart = paper(), AttentionSegregation(step=StepRule(size=0.02, mode="normalized"))
     spies, made = spied(pipe), []
     for controls in ((merge, apart), (apart, merge)):
         found, session = with_control(pipe, PROMPT, *controls, steps=2, latents=noise(1))
@@ -295,8 +299,8 @@ def test_segregation_beside_it_acts_on_the_composites_in_either_order() -> None:
     assert not torch.equal(made[0], with_control(pipe, PROMPT, merge, steps=2, latents=noise(1))[0])
     # What it segregates at the first step, where nothing but the merge has acted: rows 2 and 5.
     seen = AttentionSegregation(smoothing="none")
-    _, session = with_control(pipe, PROMPT, seen, TokenMerging(**MERGE), steps=1, latents=noise(1))
-    with_control(pipe, PROMPT, TokenMerging(**MERGE), steps=1, latents=noise(1))
+    _, session = with_control(pipe, PROMPT, seen, paper(**MERGE), steps=1, latents=noise(1))
+    with_control(pipe, PROMPT, paper(**MERGE), steps=1, latents=noise(1))
     maps = torch.cat([spy.probabilities[1] for spy in spies if spy.probabilities.shape[2] == 256]).mean(dim=0)
     shares = (100 * maps[:, 1:-1]).softmax(dim=-1)
     a, b = shares[:, 2 - 1], shares[:, 5 - 1]
@@ -309,8 +313,8 @@ def test_everything_is_put_back() -> None:
     plain, processors, state = run(pipe, PROMPT, steps=1), dict(pipe.unet.attn_processors), torch.get_rng_state()
     parts = {"pipe": pipe, "unet": pipe.unet, "scheduler": pipe.scheduler}
     before = {name: set(vars(each)) for name, each in parts.items()}
-    with_control(pipe, PROMPT, TokenMerging(**ALWAYS), steps=1)
-    with t2ictl.controlled(pipe, [TokenMerging(groups=(WordGroup(noun="dog", members=("red",)),))]):
+    with_control(pipe, PROMPT, paper(**ALWAYS), steps=1)
+    with t2ictl.controlled(pipe, [paper(groups=(WordGroup(noun="dog", members=("red",)),))]):
         with pytest.raises(t2ictl.errors.SpanNotFound):
             run(pipe, PROMPT, steps=1)
     assert {name: set(vars(each)) for name, each in parts.items()} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from t2ictl.text_states import TokenStep
 from t2ictl.windows import Window
 from tests.processors.test_token_merging import ALWAYS, MERGE, OBJECTS, PROMPT, encoded, noise, spied, with_control
 from tests.tiny import run, scheduler, sd, sdxl
+
+# The paper's method; by default nothing is merged and only the entropy moves rows.
+paper = functools.partial(TokenMerging, merge=True, semantic=3)
 
 pytestmark = pytest.mark.filterwarnings("ignore:token_merging found nothing to merge:UserWarning")
 
@@ -32,7 +36,7 @@ PLACES = {
 def test_words_answer_with_the_maps_at_their_new_places(removal: Any) -> None:
     pipe = sd(dtype=torch.float64)
     spies = spied(pipe)
-    with t2ictl.controlled(pipe, [TokenMerging(removal=removal, **MERGE)], record=True) as session:
+    with t2ictl.controlled(pipe, [paper(removal=removal, **MERGE)], record=True) as session:
         run(pipe, PROMPT, steps=1, latents=noise(1))
     maps = torch.cat([spy.probabilities[1] for spy in spies if spy.probabilities.shape[2] == 256]).mean(dim=0)
     for word, place in PLACES[removal].items():
@@ -49,7 +53,7 @@ def test_words_answer_with_the_maps_at_their_new_places(removal: Any) -> None:
 def test_masked_words_get_no_attention_in_the_conditional_rows_only() -> None:
     pipe = sd(dtype=torch.float64)
     spies = spied(pipe)
-    with_control(pipe, PROMPT, TokenMerging(removal="mask", **ALWAYS), steps=1)
+    with_control(pipe, PROMPT, paper(removal="mask", **ALWAYS), steps=1)
     for spy in spies:
         negative, own = spy.probabilities
         others = [place for place in range(16) if place not in (2, 6)]
@@ -60,7 +64,7 @@ def test_masked_words_get_no_attention_in_the_conditional_rows_only() -> None:
 def test_a_masked_word_counts_by_what_is_left_of_its_strength() -> None:
     pipe = sd(dtype=torch.float64)
     spies = spied(pipe)
-    with_control(pipe, PROMPT, TokenMerging(removal="mask", strength=0.75, **MERGE), steps=1, latents=noise(1))
+    with_control(pipe, PROMPT, paper(removal="mask", strength=0.75, **MERGE), steps=1, latents=noise(1))
     masked = [spy.probabilities[1] for spy in spies][:1]
     r = encoded(pipe, PROMPT)
     rows = r.clone()
@@ -86,7 +90,7 @@ def counts(trace: Sequence[Any], term: str, row: int = 0) -> list[int]:
 @pytest.mark.parametrize("prompt", [PROMPT, OBJECTS])
 @pytest.mark.parametrize("preset", ["auto", "attribute", "object"])
 def test_presets_say_how_often_and_how_long(preset: Any, prompt: str) -> None:
-    control = TokenMerging(preset=preset, targets=(0.0,), semantic=1, semantic_step=TokenStep(decay=1.0))
+    control = paper(preset=preset, targets=(0.0,), semantic=1, semantic_step=TokenStep(decay=1.0))
     _, session = with_control(sd(), prompt, control, steps=10)
     is_object = preset == "object" or (preset == "auto" and prompt == OBJECTS)
     assert counts(session.trace, "entropy") == ([6, 6] if is_object else [4, 0]) + [0] * 8
@@ -95,23 +99,23 @@ def test_presets_say_how_often_and_how_long(preset: Any, prompt: str) -> None:
 
 
 def test_each_picture_of_a_batch_has_the_preset_of_its_prompt() -> None:
-    _, session = with_control(sd(), [PROMPT, OBJECTS], TokenMerging(targets=(0.0,), semantic=0), steps=10)
+    _, session = with_control(sd(), [PROMPT, OBJECTS], paper(targets=(0.0,), semantic=0), steps=10)
     assert [counts(session.trace, "entropy", row)[:3] for row in (0, 1)] == [[4, 0, 0], [6, 6, 0]]
 
 
 def test_a_picture_under_its_target_does_not_move() -> None:
     pipe = sd()
-    control = TokenMerging(semantic=0, entropy=3, targets=(1.0,), window=Window())
+    control = paper(semantic=0, entropy=3, targets=(1.0,), window=Window())
     found, session = with_control(pipe, PROMPT, control, steps=2)
-    assert torch.equal(found, with_control(pipe, PROMPT, TokenMerging(**MERGE), steps=2)[0])
+    assert torch.equal(found, with_control(pipe, PROMPT, paper(**MERGE), steps=2)[0])
     assert [(float(each.length), each.iteration) for each in session.trace] == [(0.0, 0)] * 2
-    _, session = with_control(pipe, PROMPT, TokenMerging(semantic=0, entropy=3, **ALWAYS), steps=2)
+    _, session = with_control(pipe, PROMPT, paper(semantic=0, entropy=3, **ALWAYS), steps=2)
     assert [each.iteration for each in session.trace] == [0, 1, 2] * 2
 
 
 def test_each_fiftieth_of_the_schedule_has_its_target_and_a_window_is_kept() -> None:
     settings: dict[str, Any] = {"semantic": 0, "entropy": 1, "step": TokenStep(decay=1.0)}
-    control = TokenMerging(**settings, targets=(0.0,) * 15 + (1.0,) * 10 + (0.0,), window=Window(start=0.1, stop=0.7))
+    control = paper(**settings, targets=(0.0,) * 15 + (1.0,) * 10 + (0.0,), window=Window(start=0.1, stop=0.7))
     _, session = with_control(sd(), PROMPT, control, steps=10)
     assert counts(session.trace, "entropy") == [0, 1, 1, 0, 0, 1, 1, 0, 0, 0]
 
@@ -120,8 +124,8 @@ def test_each_fiftieth_of_the_schedule_has_its_target_and_a_window_is_kept() -> 
 def test_schedulers_run_with_the_losses_on(name: str) -> None:
     pipe = sd()
     pipe.scheduler = scheduler(name, pipe)
-    merged, _ = with_control(pipe, PROMPT, TokenMerging(**MERGE), steps=3)
-    found, session = with_control(pipe, PROMPT, TokenMerging(**ALWAYS, semantic=1, entropy=1), steps=3)
+    merged, _ = with_control(pipe, PROMPT, paper(**MERGE), steps=3)
+    found, session = with_control(pipe, PROMPT, paper(**ALWAYS, semantic=1, entropy=1), steps=3)
     assert torch.isfinite(found).all() and (found - merged).norm() / merged.norm() > 1e-4
     assert len({each.step.index for each in session.trace}) == (5 if name == "heun" else 3)
 
@@ -130,7 +134,7 @@ def test_schedulers_run_with_the_losses_on(name: str) -> None:
 def test_half_precision_runs(build: Any) -> None:
     pipe = build(dtype=torch.bfloat16)
     for removal in ("compact", "mask"):
-        control: Any = TokenMerging(**ALWAYS, semantic=1, entropy=1, removal=removal)
+        control: Any = paper(**ALWAYS, semantic=1, entropy=1, removal=removal)
         found, session = with_control(pipe, [PROMPT, "a dog and a cat"], control, steps=2)
         assert torch.isfinite(found).all() and found.dtype == torch.bfloat16
         assert all(float(each.length[0]) > 0 for each in session.trace if each.step.index == 0)
