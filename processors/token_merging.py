@@ -9,8 +9,9 @@ What differs from the published code. Groups come from the prompt; substituted e
 position of the end token; the target of the semantic loss is predicted on the picture's own latents, as in the
 paper, all groups in one batch, and not on trajectories of their own; only composite rows move; the loss is
 compared with its threshold before a row moves; thresholds are shares of the largest entropy, so they hold for
-any size and number of objects. Merge and semantic loss are off unless asked for (``merge=True, semantic=3``): measured
-on the embedded model, as in the one independent re-run, the entropy loss on the nouns alone does best.
+any size and number of objects. Linking words ("with a") leave without being added to the sum, where the paper
+adds them; a group by hand may name them. Merge and semantic loss are off unless asked for (``merge=True,
+semantic=3``): on the embedded model, as in the one independent re-run, the entropy loss alone does best.
 
 Legend: ``B`` picture, ``N`` or ``G`` group, ``K`` position of the text row, ``C`` channels, ``Y`` ``X`` map rows
 and columns, ``T`` prompt token.

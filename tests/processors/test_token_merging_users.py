@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import t2ictl
+from t2ictl.errors import BadSetting
 from t2ictl.processors.token_merging import TokenMerging
 from t2ictl.text_states import TokenStep
 from t2ictl.windows import Window
@@ -88,3 +89,12 @@ def test_phrases_with_placeholders_are_encoded_as_the_user_writes_them() -> None
         tiny.run(pipe, "a red <toy> and a blue dog", steps=1)
     assert seen[0] == ["a red <toy> and a blue dog"]
     assert seen[1] == ["a red <toy>", "a blue dog"]
+
+
+def test_masks_by_half_are_refused_in_half_precision() -> None:
+    pipe = tiny.sd(dtype=torch.bfloat16)
+    half, whole = (TokenMerging(merge=True, removal="mask", strength=strength) for strength in (0.5, 1.0))
+    with t2ictl.controlled(pipe, [half]), pytest.raises(BadSetting, match="strength 0.5"):
+        tiny.run(pipe, PROMPT, steps=1)
+    with t2ictl.controlled(pipe, [whole]):
+        assert torch.isfinite(tiny.run(pipe, PROMPT, steps=1)).all()
