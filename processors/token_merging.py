@@ -11,7 +11,7 @@ paper, all groups in one batch, and not on trajectories of their own; only compo
 compared with its threshold before a row moves; thresholds are shares of the largest entropy, so they hold for
 any size and number of objects. Linking words ("with a") leave without being added to the sum, where the paper
 adds them; a group by hand may name them. Merge and semantic loss are off unless asked for (``merge=True,
-semantic=3``): on the embedded model, as in the one independent re-run, the entropy loss alone does best.
+semantic=3``): on the embedded model the entropy loss alone does best (docs/benchmarks.md).
 
 Legend: ``B`` picture, ``N`` or ``G`` group, ``K`` position of the text row, ``C`` channels, ``Y`` ``X`` map rows
 and columns, ``T`` prompt token.
