@@ -1,4 +1,4 @@
-"""The one attention processor, and the stages at which an edit may act.
+"""The one attention processor, which runs the edits of a layer at their stages.
 
 Instead of one full processor a method, one processor stands at each touched layer. It owns
 the attention arithmetic once. With nothing to do for a layer it hands the call, untouched,
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
@@ -27,7 +26,8 @@ from diffusers.models.attention_processor import (
 )
 from torch import Tensor
 
-from t2ictl.errors import ShapeMismatch, UnsupportedPipeline
+from t2ictl.edits import AttentionCall, Edit, Heads, Step, fused, project_keys, split_heads
+from t2ictl.errors import ControlConflict, ShapeMismatch, UnsupportedPipeline
 from t2ictl.lanes import Lanes
 from t2ictl.sites import Site
 
@@ -36,11 +36,14 @@ __all__ = [
     "ControlledAttention",
     "DenoiserPass",
     "Edit",
+    "Inputs",
     "Rows",
     "Step",
     "StopForward",
     "Switch",
     "Tap",
+    "edited_attention",
+    "lone_key_attention",
 ]
 
 Rows = slice | list[int]
@@ -54,85 +57,6 @@ STOCK_PROCESSORS = (
     SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One evaluation of the denoiser.
-
-    Args:
-        index: which evaluation of this call, from 0.
-        total: how many evaluations this call makes.
-        timestep: the scheduler's timestep.
-    """
-
-    index: int
-    total: int
-    timestep: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionCall:
-    """What an edit may know about the layer it acts on.
-
-    Args:
-        site: address of the layer.
-        size: height and width of its image positions (map cells).
-        lanes: what each batch row is.
-        step: which denoiser evaluation this is.
-        attention: the layer itself, for its projections.
-    """
-
-    site: Site
-    size: tuple[int, int]
-    lanes: Lanes
-    step: Step
-    attention: Attention
-
-
-class Edit:
-    """One intervention in attention; override the stages it needs and leave the others.
-
-    Edits of ``tokens``, ``project`` and ``output`` keep the fused kernel. Overriding
-    ``scores`` or ``weights`` costs an explicit softmax at the edit's own sites and steps.
-    An edit returns new tensors and writes into none that it was given.
-
-    Example:
-        >>> class Mute(Edit):
-        ...     def output(self, call, out_BQC):
-        ...         return out_BQC * 0
-        >>> Mute().stages
-        ('output',)
-    """
-
-    STAGES = ("tokens", "project", "scores", "weights", "output")
-
-    def tokens(self, call: AttentionCall, hidden_BQC: Tensor, context_BKC: Tensor) -> tuple[Tensor, Tensor]:
-        """Change what goes in: image states and context, before the projections."""
-        return hidden_BQC, context_BKC
-
-    def project(
-        self, call: AttentionCall, q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Change queries, keys and values, split by head."""
-        return q_BHQD, k_BHKD, v_BHKD
-
-    def scores(self, call: AttentionCall, scores_BHQK: Tensor) -> Tensor:
-        """Change the logits before the softmax."""
-        return scores_BHQK
-
-    def weights(self, call: AttentionCall, weights_BHQK: Tensor) -> Tensor:
-        """Change the attention weights after the softmax."""
-        return weights_BHQK
-
-    def output(self, call: AttentionCall, out_BQC: Tensor) -> Tensor:
-        """Change the result, before the residual is added."""
-        return out_BQC
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The stages that this edit overrides, in the order in which they run."""
-        return tuple(name for name in self.STAGES if getattr(type(self), name) is not getattr(Edit, name))
 
 
 class Tap(Protocol):
@@ -208,13 +132,13 @@ class ControlledAttention:
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        inputs = _Inputs(attn, hidden_states, encoder_hidden_states, attention_mask, kwargs)
+        inputs = Inputs(attn, hidden_states, encoder_hidden_states, attention_mask, kwargs)
         now = self.switch.current
         if now is None:
             return inputs.send(self.previous)
         if now.is_free:
             return self._free(inputs)
-        edits = now.edits.get(self.site.address, ())
+        edits = [edit for edit in now.edits.get(self.site.address, ()) if edit.acts(now.step)]
         taps = [tap for tap in now.taps if self.site.address in tap.sites]
         if not edits and not taps:
             return inputs.send(self.previous)
@@ -227,7 +151,7 @@ class ControlledAttention:
             return inputs.send(self.previous)
         return edited_attention(self.previous, call, edits, inputs)
 
-    def _free(self, inputs: _Inputs) -> Tensor:
+    def _free(self, inputs: Inputs) -> Tensor:
         is_lone = self.site.kind == "cross" and isinstance(inputs.context, Tensor) and inputs.context.shape[1] == 1
         if is_lone and isinstance(self.previous, STOCK_PROCESSORS):
             return lone_key_attention(inputs)
@@ -245,8 +169,16 @@ class ControlledAttention:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """The arguments of one attention call, so that they can be passed on exactly."""
+class Inputs:
+    """The arguments of one attention call, so that they can be passed on exactly.
+
+    Args:
+        attn: the layer.
+        hidden: image states.
+        context: text states, or a pair with an IP-Adapter's image states, or None in self-attention.
+        mask: attention mask as the denoiser gives it, or None.
+        kwargs: what else the processor was called with.
+    """
 
     attn: Attention
     hidden: Tensor
@@ -255,6 +187,7 @@ class _Inputs:
     kwargs: dict[str, Any]
 
     def send(self, processor: Callable[..., Tensor]) -> Tensor:
+        """Call a processor with all of them."""
         return processor(
             self.attn, self.hidden, encoder_hidden_states=self.context, attention_mask=self.mask, **self.kwargs
         )
@@ -268,25 +201,19 @@ class _Inputs:
         context = self.context[0] if isinstance(self.context, tuple) else self.context
         if context is None:
             return hidden_BQC, hidden_BQC
-        context_BKC = context[rows]
+        # All rows: the very tensor, by which an edit knows that the layer before read the same one.
+        context_BKC = context if rows == slice(None) else context[rows]
         return hidden_BQC, attn.norm_encoder_hidden_states(context_BKC) if attn.norm_cross else context_BKC
 
 
-def _heads(attn: Attention, x_BNC: Tensor) -> Tensor:
-    batch, length, width = x_BNC.shape
-    return x_BNC.view(batch, length, attn.heads, width // attn.heads).transpose(1, 2)
-
-
 def _query_key(attn: Attention, hidden_BQC: Tensor, context_BKC: Tensor) -> tuple[Tensor, Tensor]:
-    q_BHQD, k_BHKD = _heads(attn, attn.to_q(hidden_BQC)), _heads(attn, attn.to_k(context_BKC))
+    q_BHQD = split_heads(attn, attn.to_q(hidden_BQC))
     if attn.norm_q is not None:
         q_BHQD = attn.norm_q(q_BHQD)
-    if attn.norm_k is not None:
-        k_BHKD = attn.norm_k(k_BHKD)
-    return q_BHQD, k_BHKD
+    return q_BHQD, project_keys(attn, context_BKC)
 
 
-def _mask(inputs: _Inputs, keys: int, rows: Rows) -> Tensor | None:
+def _mask(inputs: Inputs, keys: int, rows: Rows) -> Tensor | None:
     if inputs.mask is None:
         return None
     batch = inputs.hidden.shape[0]
@@ -313,7 +240,7 @@ def _softmax(scores_BHQK: Tensor) -> Tensor:
     return exact.softmax(dim=-1)
 
 
-def _mass(inputs: _Inputs, rows: Rows) -> Tensor:
+def _mass(inputs: Inputs, rows: Rows) -> Tensor:
     """Attention weights summed over heads, computed beside the image path, for some rows."""
     attn = inputs.attn
     hidden_BQC, context_BKC = inputs.states(rows)
@@ -322,24 +249,28 @@ def _mass(inputs: _Inputs, rows: Rows) -> Tensor:
     return _softmax(_scores(attn, q_BHQD, k_BHKD, mask)).sum(dim=1)
 
 
-def _attend(
-    call: AttentionCall, edits: Sequence[Edit], q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, mask: Tensor | None
-) -> Tensor:
-    """Attention proper: fused, unless an edit has to see scores or weights."""
-    on_scores = [edit for edit in edits if "scores" in edit.stages]
-    on_weights = [edit for edit in edits if "weights" in edit.stages]
+def _attend(call: AttentionCall, edits: Sequence[Edit], heads: Heads) -> Tensor:
+    """Attention proper: fused, unless an edit has to see scores or weights, or takes its place."""
+    instead, on_scores, on_weights = (
+        [edit for edit in edits if stage in edit.stages] for stage in ("attend", "scores", "weights")
+    )
+    if len(instead) + bool(on_scores or on_weights) > 1:
+        names = ", ".join(dict.fromkeys(type(edit).__name__ for edit in [*instead, *on_scores, *on_weights]))
+        raise ControlConflict(f"At {call.site.address} several edits want the softmax: {names}.", "Use one of them.")
+    if instead:
+        return instead[0].attend(call, heads)
     if not on_scores and not on_weights:
-        return F.scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=mask, scale=call.attention.scale)
-    scores_BHQK = _scores(call.attention, q_BHQD, k_BHKD, mask)
+        return fused(call.attention, heads)
+    scores_BHQK = _scores(call.attention, heads.q, heads.k, heads.mask)
     for edit in on_scores:
         scores_BHQK = edit.scores(call, scores_BHQK)
-    weights_BHQK = _softmax(scores_BHQK).to(v_BHKD.dtype)
+    weights_BHQK = _softmax(scores_BHQK).to(heads.v.dtype)
     for edit in on_weights:
         weights_BHQK = edit.weights(call, weights_BHQK)
-    return weights_BHQK @ v_BHKD
+    return weights_BHQK @ heads.v
 
 
-def lone_key_attention(inputs: _Inputs) -> Tensor:
+def lone_key_attention(inputs: Inputs) -> Tensor:
     """Cross-attention to a single position: its softmax is 1, so every place gets ``W_o W_v s``.
 
     Queries and keys, and the projection of a result that is the same everywhere, are not computed; the
@@ -360,8 +291,8 @@ def lone_key_attention(inputs: _Inputs) -> Tensor:
     return out_BQC / attn.rescale_output_factor
 
 
-def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], inputs: _Inputs) -> Tensor:
-    """Run one attention layer with edits at the five stages.
+def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], inputs: Inputs) -> Tensor:
+    """Run one attention layer with edits at their stages.
 
     Args:
         previous: the processor that stood here; it must be a stock one, since this stands in for it.
@@ -385,12 +316,16 @@ def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], 
     hidden_BQC, context_BKC = inputs.states()
     for edit in edits:
         hidden_BQC, context_BKC = edit.tokens(call, hidden_BQC, context_BKC)
+    valued_BKC = context_BKC
+    for edit in edits:
+        valued_BKC = edit.values(call, valued_BKC)
     q_BHQD, k_BHKD = _query_key(attn, hidden_BQC, context_BKC)
-    v_BHKD = _heads(attn, attn.to_v(context_BKC))
+    v_BHKD = split_heads(attn, attn.to_v(valued_BKC))
     for edit in edits:
         q_BHQD, k_BHKD, v_BHKD = edit.project(call, q_BHQD, k_BHKD, v_BHKD)
     mask = _mask(inputs, k_BHKD.shape[2], slice(None))
-    out_BHQD = _attend(call, edits, q_BHQD, k_BHKD, v_BHKD, mask)
+    heads = Heads(q=q_BHQD, k=k_BHKD, v=v_BHKD, mask=mask, context=context_BKC)
+    out_BHQD = _attend(call, edits, heads)
     out_BQC = out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype)
     out_BQC = attn.to_out[1](attn.to_out[0](out_BQC))
     for edit in edits:

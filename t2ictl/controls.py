@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from t2ictl.objectives import Objective
     from t2ictl.sites import Site
     from t2ictl.spans import Prompt
-    from t2ictl.text_states import TextEdit
+    from t2ictl.text_states import Encode, TextEdit, TextStates
 
 __all__ = [
     "Control",
@@ -45,11 +45,32 @@ class PlanContext:
         adapter: the pipeline's family: its layers, its sizes, its text encoders.
         prompts: the parsed prompts of this call, one for each prompt that the user gave.
         lanes: the rows of the batch.
+        encode: encodes other texts as the pipeline encodes its prompt in this call; None: as it would by itself.
+        negative_prompts: the parsed negative prompts, one for each prompt; empty where there are none.
     """
 
     adapter: Adapter
     prompts: tuple[Prompt, ...]
     lanes: Lanes
+    encode: Encode | None = None
+    negative_prompts: tuple[Prompt, ...] = ()
+
+    def encoded(self, texts: Sequence[str], first: Sequence[int] | None = None) -> TextStates:
+        """Encode texts of a control's own, in one batch.
+
+        Args:
+            texts: any texts.
+            first: for each text the position from which on its words are read; None: from 1, as any text.
+
+        Returns:
+            Their states, one row a text.
+
+        Raises:
+            UnsupportedPipeline: if a text encoder was taken out of the pipeline.
+        """
+        if self.encode is not None:
+            return self.encode(texts, first)
+        return self.adapter.encode(self.adapter.pipe.encode_prompt, {"device": self.adapter.device}, texts, first)
 
     @property
     def row_prompts(self) -> tuple[Prompt, ...]:

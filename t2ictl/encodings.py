@@ -49,9 +49,12 @@ class Encoding:
 
     def tokens_at(self, start: int, end: int) -> tuple[int, ...]:
         """Positions of the tokens that overlap a half-open character range of ``text``."""
+        return tuple(sorted({self._now(position) for position in self.written_at(start, end)}))
+
+    def written_at(self, start: int, end: int) -> tuple[int, ...]:
+        """The same before any control merged rows: where ``ids`` and ``offsets`` have them."""
         known = ((position, offset) for position, offset in enumerate(self.offsets) if offset is not None)
-        found = (self._now(position) for position, offset in known if offset[0] < end and start < offset[1])
-        return tuple(sorted(set(found)))
+        return tuple(position for position, offset in known if offset[0] < end and start < offset[1])
 
     def _now(self, position: int) -> int:
         return position if self.moved is None else self.moved[position]

@@ -17,7 +17,7 @@ from typing import Any
 from t2ictl.errors import BadSetting, MissingExtra
 
 GRAMMAR_VERSION = "2"
-"""Part of the settings of a picture: raised whenever a prompt may be grouped differently than before."""
+"""Part of the settings of a picture: raised whenever objects or noun phrases may be found differently than before."""
 
 Range = tuple[int, int]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,14 +20,24 @@ from torch import Tensor
 
 from t2ictl.adapters import find_adapter
 from t2ictl.adapters.base import Adapter
-from t2ictl.attention import ControlledAttention, DenoiserPass, Step, Switch
+from t2ictl.attention import (
+    AttentionCall,
+    ControlledAttention,
+    DenoiserPass,
+    Edit,
+    Inputs,
+    Step,
+    Switch,
+    edited_attention,
+)
 from t2ictl.controls import Control, PlanContext
 from t2ictl.errors import NotRecorded, ShapeMismatch
 from t2ictl.lanes import Lane, Lanes
+from t2ictl.latest import Latest
 from t2ictl.probes import AttentionRecord, Recorder, Recording
 from t2ictl.sites import Site, select
 
-__all__ = ["MapRecorder", "RowMatcher", "text_embeds"]
+__all__ = ["MapRecorder", "RowMatcher", "attention_processors", "text_embeds"]
 
 # Encoding alone or in a batch rounds differently, by about 1e-5 in float32 and 1e-2 in half
 # precision; the states of two prompts differ by more than 1 somewhere.
@@ -99,10 +110,99 @@ def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str
     states = adapter.encode(pipe.encode_prompt, arguments, prompts)
     if plan.text is not None:
         dtype = states.rows.dtype
-        states = plan.text.rewrite(states, lambda texts: adapter.encode(pipe.encode_prompt, arguments, texts))
+        states = plan.text.rewrite(states, partial(adapter.encode, pipe.encode_prompt, arguments))
         states = replace(states, rows=states.rows.to(dtype))
     pooled = {} if states.pooled is None else {"pooled_prompt_embeds": states.pooled}
     return {"prompt_embeds": states.rows, **pooled}
+
+
+def attention_processors(
+    pipe: Any, control: Control, prompts: Sequence[str], parser: str = "grammar"
+) -> dict[str, Any]:
+    """Give plain attention processors that make a control's edits on the rows of some prompts.
+
+    Args:
+        pipe: a diffusers pipeline.
+        control: a control whose plan edits attention, and neither latents nor text states.
+        prompts: the prompts that the pipeline will be called with.
+        parser: how noun phrases, objects and attributes are found.
+
+    Returns:
+        A new dict with one processor for each attention layer; those that are not edited are the ones set now.
+
+    Raises:
+        UnsupportedPipeline: if the pipeline is of no supported family.
+    """
+    adapter = find_adapter(pipe)
+    found = tuple(adapter.parse((text,), parser) for text in prompts)
+    lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=1, guided=False)
+    plan = control.plan(PlanContext(adapter=adapter, prompts=found, lanes=lanes))
+    edits: dict[Site, list[Edit]] = {}
+    for sites, edit in plan.edits:
+        for site in sites:
+            edits.setdefault(site, []).append(edit)
+    current: dict[str, Any] = dict(adapter.denoiser.attn_processors)
+    if edits:
+        rows = MatchedLanes(RowMatcher(encode(adapter, prompts)))
+        for site, own in edits.items():
+            name = f"{site.module}.processor"
+            current[name] = _Editor(site, current[name], own, rows)
+    return current
+
+
+class MatchedLanes:
+    """Says what each batch row is by its text states; the layers of one pass ask about the very same tensor.
+
+    Args:
+        match: tells rows of known prompts.
+    """
+
+    def __init__(self, match: RowMatcher) -> None:
+        self._match, self._latest = match, Latest()
+
+    def __call__(self, context_BKC: Tensor) -> Lanes:
+        """Give the lanes; a row of no known prompt counts as unconditional."""
+        lanes: Lanes = self._latest(context_BKC, None, lambda: self._lanes(context_BKC))
+        return lanes
+
+    def _lanes(self, context_BKC: Tensor) -> Lanes:
+        numbers = enumerate(self._match(context_BKC))
+        return Lanes(
+            lanes=tuple(
+                Lane(image=row, prompt=number or 0, role="uncond" if number is None else "cond")
+                for row, number in numbers
+            )
+        )
+
+
+class _Editor(ControlledAttention):
+    """A processor that edits the rows it recognizes, and hands over to the one before it where there is none."""
+
+    def __init__(self, site: Site, previous: Any, edits: Sequence[Edit], lanes: MatchedLanes) -> None:
+        super().__init__(site, previous, Switch())
+        self._edits, self._lanes = edits, lanes
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        inputs = Inputs(attn, hidden_states, encoder_hidden_states, attention_mask, kwargs)
+        context = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
+        lanes = self._lanes(context)
+        if not lanes.rows("cond"):
+            return inputs.send(self.previous)
+        call = AttentionCall(
+            site=self.site,
+            size=(1, hidden_states.shape[1]),  # a row of positions: a processor cannot know the picture's shape
+            lanes=lanes,
+            step=Step(index=0, total=1, timestep=0.0),
+            attention=attn,
+        )
+        return edited_attention(self.previous, call, self._edits, inputs)
 
 
 class MapRecorder:

@@ -231,11 +231,12 @@ class Session:
 
     # -- one pipeline call ------------------------------------------------------------------
 
-    def begin_call(self, encoded: Encoded) -> None:
+    def begin_call(self, encoded: Encoded, encode: Encode) -> None:
         """Start a pipeline call: learn its prompt, make the plans, install what they need.
 
         Args:
             encoded: what the pipeline is about to encode.
+            encode: encodes other texts in the same way.
         """
         if self._call is not None:
             self._close_call(self._call)
@@ -243,7 +244,13 @@ class Session:
         self._processors.remove()
         self.adapter.check_denoiser()
         self._prompts = prompts = self._words.of(encoded)
-        context = PlanContext(adapter=self.adapter, prompts=prompts or (), lanes=encoded.lanes)
+        context = PlanContext(
+            adapter=self.adapter,
+            prompts=prompts or (),
+            lanes=encoded.lanes,
+            encode=encode,
+            negative_prompts=tuple(self.adapter.parse(each, self._words.parser) for each in encoded.negatives),
+        )
         plans, context = self._plans(prompts, context)
         onlookers = tuple(Onlooker(control, control.plan(context)) for control in self._measure)
         text = next((plan.text for plan in plans if plan.text is not None), None)
@@ -372,11 +379,10 @@ class _Learner:
         bound.apply_defaults()
         adapter = self._session.adapter
         encoded = adapter.encoded(bound.arguments)
-        self._session.begin_call(encoded)
+        encode: Encode = functools.partial(adapter.encode, self._original, bound.arguments)
+        self._session.begin_call(encoded, encode)
         result = self._original(*args, **kwargs)
-        return self._session.end_encoding(
-            encoded, result, lambda texts: adapter.encode(self._original, bound.arguments, texts)
-        )
+        return self._session.end_encoding(encoded, result, encode)
 
 
 def _by_picture(prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> tuple[Prompt, ...] | None:

@@ -16,6 +16,7 @@ from typing import Any
 from t2ictl.bindings import Binding, bindings
 from t2ictl.encodings import Encoding, encode
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
+from t2ictl.noun_phrases import NounPhrase, noun_phrases
 from t2ictl.phrases import group, known_parser, pieces
 
 __all__ = ["Merge", "Phrase", "Prompt", "Span"]
@@ -203,6 +204,39 @@ class Prompt:
         if any(span.by_encoder):
             return span
         raise self._cut_off(span.text)
+
+    def whole_tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """The tokens of a character range, if the token limit left all of it: half a phrase is not the phrase.
+
+        Args:
+            start: first character of ``text``.
+            end: one past the last; no white space stands before it.
+
+        Returns:
+            Positions that hold for every encoder; none where the limit cut the range.
+
+        Raises:
+            AmbiguousWord: the encoders have the words at different positions.
+        """
+        own = [one for one in self.encodings if one.text == self.text]
+        if any(one.truncated_at is not None and one.truncated_at < end for one in own):
+            return ()  # the limit may fall inside a character, of which then some tokens are there
+        try:
+            self.span_at(end - 1, end)
+            return self.span_at(start, end).tokens
+        except SpanNotFound:
+            return ()
+
+    def noun_phrases(self) -> tuple[NounPhrase, ...]:
+        """Noun phrases of ``text`` at every level, by character.
+
+        Returns:
+            Phrases in text order, an outer one before those inside.
+
+        Raises:
+            MissingExtra: the parser is not installed.
+        """
+        return noun_phrases(self.text, self.parser, self._names())
 
     def words(self, marks: bool = False) -> tuple[Span, ...]:
         """Every word of ``text`` with its tokens; words that were cut off have none.

@@ -39,8 +39,11 @@ class TextStates:
     pooled: Tensor | None = None
 
 
-Encode = Callable[[Sequence[str]], TextStates]
-"""Encodes texts, one row each, as the pipeline encodes its prompt in this call."""
+class Encode(Protocol):
+    """Encodes texts, one row each, as the pipeline encodes its prompt in this call."""
+
+    def __call__(self, texts: Sequence[str], first: Sequence[int] | None = None) -> TextStates:
+        """Give the states; ``first`` is for each text the position from which on its words are read (None: 1)."""
 
 
 class TextPasses(Protocol):

@@ -156,7 +156,7 @@ def _check_apart(prompt: Prompt, found: Sequence[_Named]) -> None:
 
 def _bound(prompt: Prompt, words: Binding, parts: Sequence[tuple[int, int]]) -> BoundGroup | None:
     """The group with its tokens, or None where the token limit cut its noun or all of its members."""
-    by_range = {place: _tokens(prompt, place) for place in (words.noun, *words.members, *parts)}
+    by_range = {place: prompt.whole_tokens(*place) for place in (words.noun, *words.members, *parts)}
     noun = by_range[words.noun]
     members = tuple(token for place in words.members for token in by_range[place] if token not in noun)
     if not noun or not members:
@@ -169,15 +169,6 @@ def _bound(prompt: Prompt, words: Binding, parts: Sequence[tuple[int, int]]) -> 
         anchor=prompt.as_written(_anchor(prompt.text, words)),
         accessories=words.accessories,
     )
-
-
-def _tokens(prompt: Prompt, place: tuple[int, int]) -> tuple[int, ...]:
-    """The tokens of some words; none where the limit cut their end: half a word is not the word."""
-    try:
-        prompt.span_at(place[1] - 1, place[1])
-        return prompt.span_at(*place).tokens
-    except SpanNotFound:
-        return ()
 
 
 def _anchor(text: str, words: Binding) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from t2ictl.errors import UnsupportedPipeline
 from t2ictl.lanes import Lanes
 from t2ictl.sites import Site
 from t2ictl.spans import Prompt
+from t2ictl.text_positions import reading_from
 from t2ictl.text_states import TextStates
 
 __all__ = ["Adapter", "Encoded", "unet_sites"]
@@ -42,11 +44,13 @@ class Encoded:
         texts: for each prompt the text of each encoder; None if the caller gave embeddings only.
         embeddings: the embeddings that the caller gave, or None.
         lanes: the rows of the batch that the denoiser will see.
+        negatives: for each prompt the negative text of each encoder; empty where the caller gave none.
     """
 
     texts: tuple[tuple[str, ...], ...] | None
     embeddings: Tensor | None
     lanes: Lanes
+    negatives: tuple[tuple[str, ...], ...] = ()
 
 
 class Adapter(ABC):
@@ -156,19 +160,26 @@ class Adapter(ABC):
         """
         return (states.rows.to(result[0].dtype), *result[1:])
 
-    def encode(self, encode_prompt: Any, arguments: Mapping[str, Any], texts: Sequence[str]) -> TextStates:
+    def encode(
+        self,
+        encode_prompt: Any,
+        arguments: Mapping[str, Any],
+        texts: Sequence[str],
+        first: Sequence[int] | None = None,
+    ) -> TextStates:
         """Encode other texts as a call of ``encode_prompt`` encodes its prompt.
 
         Args:
             encode_prompt: the pipeline's own.
             arguments: the bound arguments of the call; its device, LoRA scale and skipped layers count.
             texts: the texts.
+            first: for each text the position from which on its words are read; None: from 1.
 
         Returns:
             The states, one row a text.
 
         Raises:
-            UnsupportedPipeline: if a text encoder was taken out of the pipeline.
+            UnsupportedPipeline: if a text encoder was taken out of the pipeline, or cannot read from elsewhere.
         """
         if getattr(self.pipe, "text_encoder", None) is None and getattr(self.pipe, "text_encoder_2", None) is None:
             raise UnsupportedPipeline(
@@ -176,7 +187,9 @@ class Adapter(ABC):
                 "Keep the text encoders until the call is over.",
             )
         kept = {name: arguments[name] for name in _HOW if name in arguments}
-        with torch.no_grad():
+        names = ("text_encoder", "text_encoder_2")
+        encoders = [each for name in names if (each := getattr(self.pipe, name, None)) is not None]
+        with torch.no_grad(), nullcontext() if first is None else reading_from(encoders, first):
             result = encode_prompt(
                 prompt=list(texts), num_images_per_prompt=1, do_classifier_free_guidance=False, **kept
             )
@@ -263,6 +276,24 @@ def listed(value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def negative_texts(arguments: Mapping[str, Any], prompts: int) -> tuple[tuple[str, ...], ...]:
+    """Read the negative prompts of a call of ``encode_prompt``: one for each prompt, one text stands for all.
+
+    Args:
+        arguments: its bound arguments.
+        prompts: number of prompts.
+
+    Returns:
+        For each prompt the texts of the encoders; nothing where the caller gave none, or embeddings in their place.
+    """
+    first = listed(arguments.get("negative_prompt"))
+    if not first or arguments.get("negative_prompt_embeds") is not None:
+        return ()
+    second = listed(arguments.get("negative_prompt_2") or None) or first
+    both = [one * (prompts if len(one) == 1 else 1) for one in (first, second)]
+    return tuple(zip(*both, strict=True)) if {len(one) for one in both} == {prompts} else ()
 
 
 def batch_lanes(arguments: Mapping[str, Any], prompts: int) -> Lanes:

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from t2ictl.adapters.base import Adapter, Encoded, batch_lanes, has_clip, listed
+from t2ictl.adapters.base import Adapter, Encoded, batch_lanes, has_clip, listed, negative_texts
 
 __all__ = ["StableDiffusionAdapter"]
 
@@ -42,4 +42,5 @@ class StableDiffusionAdapter(Adapter):
             texts=tuple((text,) for text in prompts) if embeddings is None else None,
             embeddings=embeddings,
             lanes=batch_lanes(arguments, count),
+            negatives=negative_texts(arguments, count),
         )

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModelWithProjection
 
-from t2ictl.adapters.base import Adapter, Encoded, batch_lanes, has_clip, listed
+from t2ictl.adapters.base import Adapter, Encoded, batch_lanes, has_clip, listed, negative_texts
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.text_states import TextStates
 
@@ -50,6 +50,7 @@ class StableDiffusionXLAdapter(Adapter):
             texts=tuple(zip(first, second, strict=True)) if embeddings is None else None,
             embeddings=embeddings,
             lanes=batch_lanes(arguments, count),
+            negatives=negative_texts(arguments, count),
         )
 
     def text_states(self, result: tuple[Any, ...]) -> TextStates:

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention import Step, _Inputs, lone_key_attention
+from t2ictl.attention import Inputs, Step, lone_key_attention
 from t2ictl.errors import NonFiniteLoss
 from t2ictl.passes import OwnPasses
 from t2ictl.processors import TokenMerging, token_merging
@@ -373,7 +373,7 @@ def test_one_key_alone_equals_the_whole_arithmetic(name: str, processor: Any) ->
     found = []
     for run_layer in (
         lambda hidden, context: layer(hidden, encoder_hidden_states=context),
-        lambda hidden, context: lone_key_attention(_Inputs(layer, hidden, context, None, {})),
+        lambda hidden, context: lone_key_attention(Inputs(layer, hidden, context, None, {})),
     ):
         leaf_BKC = context_BKC.clone().requires_grad_(True)
         out_BQC = run_layer(hidden_BQC, leaf_BKC)
