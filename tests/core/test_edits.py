@@ -13,6 +13,7 @@ from t2ictl.adapters.base import negative_texts
 from t2ictl.attention import Inputs
 from t2ictl.edits import AttentionCall, Edit, Heads, Step, fused, project_keys, split_heads
 from t2ictl.errors import ControlConflict
+from t2ictl.latest import Latest
 from tests.core.test_attention import CONTEXT, OPTIONS, Spy, given, installed, layer, masks
 
 CROSS = {name: each for name, each in OPTIONS.items() if "cross_attention_dim" in each}
@@ -197,6 +198,26 @@ def test_edits_are_handed_the_very_context_of_the_call() -> None:
     for _ in range(2):
         ours(attn, hidden, encoder_hidden_states=context)
     assert edit.got[0] is context and edit.got[1] is context
+
+
+def test_a_result_is_kept_for_one_tensor_as_it_was_and_one_key() -> None:
+    made: list[None] = []
+    latest = Latest()
+
+    def make() -> int:
+        made.append(None)
+        return len(made)
+
+    first, second = torch.zeros(2), torch.zeros(2)
+    asked = [(first, "a"), (first, "a"), (first, "b"), (first, "a"), (second, "a"), (second, "a"), (first, "a")]
+    assert [latest(each, key, make) for each, key in asked] == [1, 1, 2, 3, 4, 4, 5]
+    first.add_(1)
+    assert [latest(first, "a", make), latest(first, "a", make)] == [6, 6]
+    wanting = torch.zeros(2, requires_grad=True)
+    assert [latest(wanting, "a", make), latest(wanting, "a", make), latest(first, "a", make)] == [7, 8, 6]
+    with torch.inference_mode():
+        uncounted = torch.zeros(2)
+        assert [latest(uncounted, "a", make), latest(uncounted, "a", make)] == [9, 9]
 
 
 @pytest.mark.parametrize(
