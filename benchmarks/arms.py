@@ -92,9 +92,9 @@ def measurable(controls: Iterable[Control]) -> tuple[Control, ...]:
         controls: the controls of an arm.
 
     Returns:
-        Those that act on latents; losses on text rows need passes of their own.
+        Those with losses on latents; losses on text rows need passes of their own.
     """
-    return tuple(control for control in controls if not control.moves_words)
+    return tuple(control for control in controls if control.has_losses and not control.moves_words)
 
 
 def resolve_arms(specs: Mapping[str, ArmSpec | None]) -> tuple[Arm, ...]:
@@ -144,8 +144,13 @@ def _arm(label: str, spec: ArmSpec | None, controls: Mapping[str, tuple[Control,
     behind = controls.get(base or "", ())
     if best and base is not None and not measurable(behind):
         raise BadSetting(
-            f"The arm {label!r} cannot choose: the losses of {base!r} need passes of their own.",
+            f"The arm {label!r} cannot choose: {base!r} has no losses, or such that need passes of their own.",
             f"Leave it out; best-of-{best['count']} chooses by the judge.",
+        )
+    if random and not any(control.has_losses for control in behind):
+        raise BadSetting(
+            f"The arm {label!r} has nothing to repeat: {base!r} moves nothing, it edits attention.",
+            "Leave it out; plain is what it would be.",
         )
     if random:
         return Arm(label=label, kind="random", controls=behind, base=base)

@@ -98,6 +98,8 @@ class StructuredGuidance(Control):
     window: Window = setting(default=Window(), help="part of the schedule in which it acts")
     sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: every cross-attention")
 
+    has_losses = False
+
     def plan(self, context: PlanContext) -> Plan:
         """Find and encode the phrases, and say at which layers they act."""
         if self.strength == 0:

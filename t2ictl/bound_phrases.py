@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from t2ictl.adapters import Adapter
 from t2ictl.errors import BadSetting, SpanNotFound
@@ -15,7 +17,10 @@ from t2ictl.spans import Prompt
 __all__ = ["BoundPhrase", "Levels", "PhraseNames", "bound_phrases"]
 
 Levels = Literal["all", "highest", "lowest"]
-PhraseNames = tuple[str, ...] | tuple[tuple[str, ...], ...]
+PhraseNames = Annotated[
+    tuple[str, ...] | tuple[tuple[str, ...], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),  # one phrase need not be a list
+]
 
 
 @dataclass(frozen=True, kw_only=True)

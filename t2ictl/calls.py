@@ -9,7 +9,7 @@ Legend: ``B`` batch row, ``C`` channels, ``Y`` ``X`` rows and columns, ``T`` pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from itertools import pairwise
@@ -87,7 +87,7 @@ class PipelineCall:
     owed: dict[int, float] = field(default_factory=dict)
     pending: Tensor | None = None
     is_in_pass: bool = False
-    watchers: list[tuple[Objective, MapTap]] = field(default_factory=list)
+    watchers: list[tuple[Callable[[Tensor, Step], None], MapTap]] = field(default_factory=list)
 
     @property
     def objectives(self) -> list[Objective]:
@@ -308,7 +308,9 @@ class PipelineCall:
 
     def _listen(self, acting: Sequence[Objective], step: Step, sample: Tensor) -> None:
         """Set edits and taps for the pass that the pipeline is about to make."""
-        self.watchers = [(each, MapTap(each.sites, self.cond)) for each in acting if each.observe is not None]
+        wanted = [(each.observe, each.sites) for each in acting if each.observe is not None]
+        wanted += [(watch.take, watch.sites) for plan in self.plans for watch in plan.watches]
+        self.watchers = [(take, MapTap(sites, self.cond)) for take, sites in wanted]
         taps: list[Tap] = [tap for _, tap in self.watchers]
         is_discarded = discards_sample(self.adapter.pipe.scheduler)
         taps += [tap for each in self.onlookers for tap in each.begin(step, self.cond, is_discarded)]
@@ -327,9 +329,8 @@ class PipelineCall:
         """End the pass that made the picture: hand its maps to those who asked for them."""
         self.switch.current = None
         self.is_in_pass = False
-        for objective, tap in self.watchers:
-            assert objective.observe is not None
-            objective.observe(tap.mean(), self._step)
+        for take, tap in self.watchers:
+            take(tap.mean(), self._step)
         self.watchers = []
         for onlooker in self.onlookers:
             onlooker.end(self._step)

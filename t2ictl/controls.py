@@ -28,6 +28,7 @@ __all__ = [
     "Control",
     "Plan",
     "PlanContext",
+    "Watch",
     "broken_controls",
     "control_from_dict",
     "control_to_dict",
@@ -79,6 +80,19 @@ class PlanContext:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Reads the maps of the passes that make the picture, and changes nothing in them.
+
+    Args:
+        sites: the cross-attention layers whose mean map it wants.
+        take: gets ``maps_BYXT`` of the conditional rows and the step, at the end of each evaluation.
+    """
+
+    sites: tuple[Site, ...]
+    take: Callable[[Tensor, Step], None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a control does in one pipeline call. All state of the call lives behind it.
 
@@ -90,6 +104,7 @@ class Plan:
             picture, and the step; gives the moves ``dx_BCYX`` to make one after the other, or none. They are made where
             objectives would make theirs, after these.
         text: what is done to the text states; only one control of a session can.
+        watches: who reads the maps of the passes that make the picture.
     """
 
     objectives: tuple[Objective, ...] = ()
@@ -97,6 +112,7 @@ class Plan:
     owns: tuple[str, ...] = ()
     push: Callable[[Tensor, Step], Sequence[Tensor]] | None = None
     text: TextEdit | None = None
+    watches: tuple[Watch, ...] = ()
 
 
 class Control:
@@ -112,6 +128,8 @@ class Control:
     needs_words: ClassVar[bool] = True
     moves_words: ClassVar[bool] = False
     """Whether its plan gives words other places in the text rows; such a control plans before the others."""
+    has_losses: ClassVar[bool] = True
+    """Whether its plan has losses, by which something moves; a control without edits attention only."""
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the plan for one pipeline call.

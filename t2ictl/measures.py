@@ -55,7 +55,8 @@ class Onlooker:
         found: the losses, one entry an evaluation.
 
     Raises:
-        BadSetting: if the control acts on text rows: its losses are not read from the maps of the picture's own pass.
+        BadSetting: if the control has no losses, or acts on text rows: then they are not read from the maps of
+            the picture's own pass.
     """
 
     control: Control
@@ -64,6 +65,11 @@ class Onlooker:
     _watching: list[_Watch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if not self.control.has_losses:
+            raise BadSetting(
+                f"{type(self.control).__name__} has no loss to measure: it edits attention.",
+                "Leave it out of measure=; in a benchmark, leave out best-of-N:<its arm>.",
+            )
         if self.plan.text is not None:
             raise BadSetting(
                 f"The losses of {type(self.control).__name__} need passes of their own and cannot be measured beside.",

@@ -342,9 +342,10 @@ class Session:
     def _needed_sites(self, plans: Sequence[Plan]) -> set[Site]:
         edited = {site for plan in plans for sites, _ in plan.edits for site in sites}
         probed = {site for plan in plans for objective in plan.objectives for site in objective.sites}
+        watched = {site for plan in plans for watch in plan.watches for site in watch.sites}
         texts = [plan.text for plan in plans if plan.text is not None]
         passed = {site for text in texts for objective in text.objectives for site in objective.sites}
-        return edited | probed | passed | set(self._record_sites)
+        return edited | probed | watched | passed | set(self._record_sites)
 
     def _unwrap_scheduler(self) -> None:
         if self._wrap is not None:

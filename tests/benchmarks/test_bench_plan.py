@@ -123,3 +123,11 @@ def test_losses_that_need_passes_of_their_own_choose_nothing() -> None:
         resolve_arms(make_plan({"arms": arms}).arms)
     merging, apart = (list_controls()[name]() for name in ("token_merging", "attention_segregation"))
     assert measurable([merging, apart]) == (apart,)
+
+
+@pytest.mark.parametrize(("label", "why"), [("best-of-2:guided", "no losses"), ("random:guided", "nothing to repeat")])
+def test_a_control_without_losses_chooses_nothing_and_moves_nothing(label: str, why: str) -> None:
+    guided = {"control": "structured_guidance"}
+    with pytest.raises(BadSetting, match=why):
+        resolve_arms(make_plan({"arms": {"guided": guided, label: None}}).arms)
+    assert measurable([list_controls()["structured_guidance"]()]) == ()

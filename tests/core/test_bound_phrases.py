@@ -15,6 +15,7 @@ from t2ictl.bound_phrases import BoundPhrase, bound_phrases
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound, T2ictlError
 from t2ictl.noun_phrases import NounPhrase
 from t2ictl.phrases import pieces
+from t2ictl.processors.structured_guidance import StructuredGuidance
 from t2ictl.spans import Merge, Prompt
 from tests.core.test_spans import clip
 from tests.tiny import TEXT_WIDTH, generator, sd, sdxl
@@ -295,3 +296,7 @@ def test_odd_prompts_give_named_errors_or_tokens_that_spell_the_phrase(seed: int
             for each in own:
                 check(prompt, each, adapter)
     assert made["named"] > 100 and made["found"] > 50
+
+
+def test_one_phrase_need_not_be_a_list() -> None:
+    assert StructuredGuidance(phrases="a red circle") == StructuredGuidance(phrases=("a red circle",))

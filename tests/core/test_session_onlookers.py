@@ -13,6 +13,7 @@ from t2ictl.attention import Step
 from t2ictl.errors import BadSetting
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
+from t2ictl.processors.structured_guidance import StructuredGuidance
 from tests import tiny
 from tests.core.session_cases import SMALL, THREE, pipeline
 
@@ -71,6 +72,13 @@ def test_one_control_can_look_on_while_another_acts() -> None:
     seen, session = call(pipe, acting, measure=[AttendAndExcite()])
     assert torch.equal(alone, seen)
     assert {entry.control.name for entry in session.measured} == {"attend_and_excite"}
+
+
+def test_a_control_without_losses_has_nothing_to_measure() -> None:
+    pipe = tiny.sd()
+    with pytest.raises(BadSetting, match="StructuredGuidance has no loss"):
+        with t2ictl.controlled(pipe, measure=[StructuredGuidance()]):
+            tiny.run(pipe, "a red circle and a blue square", steps=1)
 
 
 def test_what_looks_on_must_be_a_control() -> None:
