@@ -48,14 +48,22 @@ class RandomDirection(Control):
     def plan(self, context: PlanContext) -> Plan:
         """Make the moves of one call; every call draws the same directions."""
         for_latents, for_rows = ([torch.Generator("cpu").manual_seed(seed) for seed in self._seeds] for _ in range(2))
-        text = next((plan.text for plan in (each.plan(context) for each in self._base) if plan.text is not None), None)
+        plans: list[Plan] = []
+        for each in sorted(self._base, key=lambda control: not control.moves_words):
+            plans.append(each.plan(context))
+            if plans[-1].text is not None:  # as in a session, the others see where words have moved
+                context = replace(context, prompts=plans[-1].text.prompts)
+        text = next((plan.text for plan in plans if plan.text is not None), None)
+        # What the base does without moving anything stays: the two arms differ by the direction alone.
+        edits = tuple(edit for plan in plans for edit in plan.edits)
+        watches = tuple(watch for plan in plans for watch in plan.watches)
 
         def push(x_BCYX: Tensor, step: Any) -> list[Tensor]:
             found = self._lengths.get(("latents", step.index), ())
             return [torch.stack(_vectors(torch.ones_like(x_BCYX), length_B, for_latents)) for length_B in found]
 
         if text is None:
-            return Plan(push=push)
+            return Plan(push=push, edits=edits, watches=watches)
         mask_BK = torch.stack([each.rows for each in text.objectives]).any(dim=0) if text.objectives else None
 
         def push_rows(rows_BKC: Tensor, step: Any) -> list[Tensor]:
@@ -65,7 +73,8 @@ class RandomDirection(Control):
             found = self._lengths.get(("tokens", step.index), ())
             return [torch.stack(_vectors(free_BKC, length_B, for_rows)) for length_B in found]
 
-        return Plan(push=push, text=replace(text, objectives=(), push=push_rows))
+        moved = replace(text, objectives=(), push=push_rows)
+        return Plan(push=push, edits=edits, watches=watches, text=moved)
 
 
 def _vectors(free: Tensor, length_B: Tensor, generators: Sequence[torch.Generator]) -> list[Tensor]:

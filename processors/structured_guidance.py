@@ -57,6 +57,7 @@ class StructuredGuidance(Control):
         phrases: the phrases, by their words; empty for the noun phrases that the parser finds; or one list for
             each prompt. In the negative prompt they are always found. A phrase at the very beginning of a prompt has
             the same rows alone, since a causal encoder has read nothing before it; only its share in the mean counts.
+            ``"a red ring#2"`` is the second of two.
         levels: of the noun phrases found, all, the ``"highest"`` (inside no other) or the ``"lowest"`` (with no other
             inside). The whole prompt is never one.
         strength: 0 is the untouched model, 1 the published mean; more extrapolates.
@@ -145,11 +146,11 @@ class StructuredGuidance(Control):
 
         Args:
             pipe: a diffusers pipeline.
-            prompts: the prompts that it will be called with.
+            prompts: the prompts that it will be called with, one or several.
             **settings: the control's fields.
 
         Returns:
-            A dict for ``unet.set_attn_processor``.
+            A new dict for ``unet.set_attn_processor``, which empties the one that it is given.
 
         Raises:
             NeedsSession: for a window or the unconditional branch, which a processor cannot know.
@@ -160,7 +161,7 @@ class StructuredGuidance(Control):
             >>> before = pipe.unet.attn_processors
             >>> pipe.unet.set_attn_processor(StructuredGuidance.processors(pipe, [prompt]))
             >>> image = pipe(prompt, num_inference_steps=2).images[0]
-            >>> pipe.unet.set_attn_processor(before)
+            >>> pipe.unet.set_attn_processor(dict(before))
         """
         control = cls(**settings)
         if control.window != Window() or control.branch != "cond":
@@ -249,6 +250,16 @@ class Structure:
         levels_N = torch.tensor([phrase.level for _, phrase in widest_first], device=states_NKC.device)
         return cls(states=states_NKC, holds=holds_NK, levels=levels_N)
 
+    def like(self, context: Tensor) -> Structure:
+        """The same on the device of a context, and in its precision or float32 if that is better."""
+        dtype = torch.promote_types(context.dtype, torch.float32)
+        if self.states.device == context.device and self.states.dtype == dtype:
+            return self
+        device = context.device
+        return Structure(
+            states=self.states.to(device, dtype), holds=self.holds.to(device), levels=self.levels.to(device)
+        )
+
     def mean(self, context_KC: Tensor, weighting: Weighting, strength: float) -> Tensor:
         """The averaged value context ``W + strength (mean - W)`` of the prompt's rows ``context_KC``."""
         weights_NK = phrase_weights(self.holds, self.levels, weighting).to(self.states)
@@ -279,14 +290,20 @@ class _Structured(Edit):
         """Inside the window only."""
         return self.settings.window.contains(step.index, step.total)
 
-    def _rows(self, lanes: Lanes) -> list[tuple[int, Structure]]:
-        named = ((row, self.structures.get((lane.role, lane.prompt))) for row, lane in enumerate(lanes.lanes))
-        return [(row, structure) for row, structure in named if structure is not None]
+    def _rows(self, lanes: Lanes, like: Tensor) -> list[tuple[int, Structure]]:
+        """The rows that have phrases, which lie where the context does: it may have moved since they were encoded."""
+        found = []
+        for row, lane in enumerate(lanes.lanes):
+            key = (lane.role, lane.prompt)
+            if key in self.structures:
+                self.structures[key] = self.structures[key].like(like)
+                found.append((row, self.structures[key]))
+        return found
 
     def _replaced(self, context_BKC: Tensor, lanes: Lanes, make: Callable[[Structure, Tensor], Tensor]) -> Tensor:
         """A copy of the context in which the rows with phrases are made anew, computed in at least float32."""
         made_BKC = context_BKC.clone()
-        for row, structure in self._rows(lanes):
+        for row, structure in self._rows(lanes, context_BKC):
             made_BKC[row] = make(structure, _exact(context_BKC[row])).to(made_BKC)
         return made_BKC
 
@@ -350,7 +367,7 @@ class _Conjunction(_Structured):
     def _key_sets(self, context_BKC: Tensor, lanes: Lanes) -> list[_KeySet]:
         """The keys beside the prompt's own, the first of all rows together, then the second, and so on."""
         columns: list[list[tuple[int, Tensor, float]]] = []
-        for row, structure in self._rows(lanes):
+        for row, structure in self._rows(lanes, context_BKC):
             context_KC = _exact(context_BKC[row])
             keys = list(structure.each(context_KC))
             weight = self.settings.strength / (len(keys) + 1)

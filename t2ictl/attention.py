@@ -311,7 +311,8 @@ def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], 
         raise UnsupportedPipeline(
             f"The attention processor at {call.site.address} is {type(previous).__name__}, "
             "which an edit cannot replace.",
-            "Unload it (for an IP-Adapter: pipe.unload_ip_adapter()), or keep this control's sites away from it.",
+            "Put the earlier processors back if you set this one yourself, unload it (for an IP-Adapter: "
+            "pipe.unload_ip_adapter()), or keep this control's sites away from it.",
         )
     hidden_BQC, context_BKC = inputs.states()
     for edit in edits:

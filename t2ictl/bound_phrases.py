@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from t2ictl.adapters import Adapter
-from t2ictl.errors import BadSetting, SpanNotFound
+from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
 from t2ictl.phrases import Range
 from t2ictl.spans import Prompt
 
@@ -56,11 +56,12 @@ def bound_phrases(
     """Give the phrases of each prompt: those named by the user, or the noun phrases that the parser finds.
 
     A phrase that is the whole prompt is left out, since it says nothing new; and so, with a warning, is one that the
-    token limit cut, one whose words a control merged, and one that the tokenizer splits in another way when it
-    stands alone.
+    token limit cut, one whose words a control merged, one that the tokenizer splits in another way when it stands
+    alone, and one that was found, not named, and stands at different positions for two text encoders.
 
     Args:
-        named: phrases for every prompt; or one list for each prompt; or nothing.
+        named: phrases for every prompt; or one list for each prompt; or nothing. The first place where the words
+            stand is meant; ``"a red ring#2"`` is the second.
         levels: of the phrases found, all, those inside no other, or those with no other inside.
         prompts: the prompts.
         adapter: the pipeline's family, which tokenizes.
@@ -72,7 +73,7 @@ def bound_phrases(
     Raises:
         SpanNotFound: if a named phrase is not in its prompt.
         BadSetting: if there is one list a prompt and their numbers differ.
-        AmbiguousWord: if a phrase stands at different positions for two text encoders.
+        AmbiguousWord: if a named phrase stands at different positions for two text encoders.
     """
     nested = [each for each in named if not isinstance(each, str)]
     if nested and len(nested) != len(prompts):
@@ -94,12 +95,20 @@ def _of_prompt(
     places = _named(prompt, named) if named is not None else [(each.start, each.end) for each in prompt.noun_phrases()]
     places = sorted(set(places), key=lambda place: (place[0], -place[1]))
     parts = [place for place in places if not _is_whole(prompt, place)]
-    bound = [_bound(prompt, place, adapter, control) for place in parts]
-    kept = _at(levels if named is None else "all", _with_levels([each for each in bound if each is not None]))
-    if not bound and prompt.text.strip() and named != ():
+    bound: list[BoundPhrase] = []
+    left: dict[str, list[str]] = {}
+    for place in parts:
+        made = _bound(prompt, place, adapter, is_named=named is not None)
+        if isinstance(made, BoundPhrase):
+            bound.append(made)
+        else:
+            left.setdefault(made, []).append(prompt.text[slice(*place)])
+    for why, words in left.items():
+        _warn(f"{control} leaves out {', '.join(map(repr, words))}: {why}.")
+    if not parts and prompt.text.strip() and named != ():
         why = "holds no phrase but the whole of it" if places else "has no phrase"
-        _warn(f"{control}: {prompt.text!r} {why}, and its picture is left alone; name phrases=.")
-    return kept
+        _warn(f"{control}: {prompt.text!r} {why}, and its picture is left alone{'' if named else '; name phrases='}.")
+    return _at(levels if named is None else "all", _with_levels(bound))
 
 
 def _named(prompt: Prompt, named: Sequence[str]) -> list[Range]:
@@ -116,16 +125,19 @@ def _is_whole(prompt: Prompt, place: Range) -> bool:
     return not words
 
 
-def _bound(prompt: Prompt, place: Range, adapter: Adapter, control: str) -> BoundPhrase | None:
-    """The phrase with its tokens, or None where it has none of its own."""
+def _bound(prompt: Prompt, place: Range, adapter: Adapter, *, is_named: bool) -> BoundPhrase | str:
+    """The phrase with its tokens, or why it has none of its own."""
     words = prompt.text[slice(*place)]
     if any(part[0] < place[1] and place[0] < part[1] for each in prompt.merges for part in each.parts):
-        _warn(f"{control} leaves out {words!r}: its words are merged into one token.")
-        return None
-    positions = prompt.whole_tokens(*place)
+        return "words of it are merged into one token"
+    try:
+        positions = prompt.whole_tokens(*place)
+    except AmbiguousWord:
+        if is_named:
+            raise
+        return "the prompts of the text encoders have it at different positions"
     if not positions:
-        _warn(f"{control} leaves out {words!r}: the token limit cut it off.")
-        return None
+        return "the token limit cut it off"
     text = prompt.as_written(words)
     alone = adapter.parse((text,), prompt.parser)
     rows = alone.whole_tokens(0, len(alone.text.rstrip()))
@@ -133,8 +145,7 @@ def _bound(prompt: Prompt, place: Range, adapter: Adapter, control: str) -> Boun
         is_same = written.text == prompt.text  # else the phrase was found at the same positions of another prompt
         there = [written.ids[token] for token in (written.written_at(*place) if is_same else positions)]
         if there != [own.ids[row] for row in rows]:
-            _warn(f"{control} leaves out {words!r}: standing alone it has other tokens than in the prompt.")
-            return None
+            return "standing alone it has other tokens than in the prompt"
     written = prompt.encodings[0]
     first = min(written.written_at(*place) if written.text == prompt.text else positions)
     return BoundPhrase(text=text, start=place[0], end=place[1], positions=positions, rows=rows, first=first)

@@ -25,7 +25,7 @@ class Latest:
     """
 
     def __init__(self) -> None:
-        self._known: tuple[weakref.ref[Tensor], int | None, Hashable, Any] | None = None
+        self._known: tuple[weakref.ref[Tensor], int, Hashable, Any] | None = None
 
     def __call__(self, tensor: Tensor, key: Hashable, make: Callable[[], Any]) -> Any:
         """Give the result.
@@ -36,14 +36,12 @@ class Latest:
             make: makes it.
 
         Returns:
-            The kept result, or a new one; of a tensor that wants a gradient nothing is kept, since that
-            would keep its graph.
+            The kept result, or a new one. Nothing is kept of a tensor that wants a gradient, since that would keep
+            its graph, and of one made under ``torch.inference_mode()``, which does not count what is written into it.
         """
-        if tensor.requires_grad:
+        if tensor.requires_grad or tensor.is_inference():
             return make()
-        # Writing into a tensor raises its version; one made under torch.inference_mode() counts none.
-        version = None if tensor.is_inference() else tensor._version
         known = self._known
-        if known is None or known[0]() is not tensor or known[1:3] != (version, key):
-            self._known = known = (weakref.ref(tensor), version, key, make())
+        if known is None or known[0]() is not tensor or known[1:3] != (tensor._version, key):
+            self._known = known = (weakref.ref(tensor), tensor._version, key, make())
         return known[3]

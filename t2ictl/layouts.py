@@ -22,7 +22,7 @@ from t2ictl.fields import setting, settings_class
 from t2ictl.masks import box_mask, resize_mask
 from t2ictl.spans import Prompt, Span
 
-__all__ = ["Layout", "Region"]
+__all__ = ["Layout", "Mask", "Region"]
 
 # Maps have at most 64 cells a side in the supported families; a finer mask would say nothing more.
 MASK_CELLS = 64
@@ -54,6 +54,9 @@ def _at_size(mask_YX: Tensor, height: int, width: int) -> Tensor:
     return coverage_YX >= min(0.5, float(coverage_YX.max()))
 
 
+Mask = Annotated[tuple[tuple[int, ...], ...], BeforeValidator(_rows)]
+
+
 @settings_class
 class Region:
     """The part of the picture in which a word shall be.
@@ -76,9 +79,7 @@ class Region:
 
     word: str = setting(default="", help="a word or phrase that is one of the concepts")
     box: tuple[float, float, float, float] | None = setting(default=None, help="edges x0, y0, x1, y1 (fractions)")
-    mask: Annotated[tuple[tuple[int, ...], ...] | None, BeforeValidator(_rows)] = setting(
-        default=None, help="picture file or array, above one half inside"
-    )
+    mask: Mask | None = setting(default=None, help="picture file or array, above one half inside")
 
     def __post_init__(self) -> None:
         if not self.word or (self.box is None) == (self.mask is None):

@@ -264,7 +264,7 @@ def _verb_or_noun(unit: _Unit, before: _Unit, past: str, rest: str) -> str:
         if re.search("IA(?:C?A)*$", past) and follows in ("I", "d", "O", ""):  # "a man in white looks up"
             return "V"
         return "V" if is_strong and not (follows in ("N", "F", "E") and re.search(r"[dDP][RAECQ,]*$", past)) else "N"
-    if last in ("W", "O") or before.key == "to" or unit.letter == "V":
+    if last in ("W", "O") or before.key in ("to", "can", "could", "will", "would", "may", "must") or unit.letter == "V":
         return "V"
     is_third = bool(re.search("[^s]s$", unit.key))
     if last not in ("N", "E"):

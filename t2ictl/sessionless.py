@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from t2ictl.adapters import find_adapter
-from t2ictl.adapters.base import Adapter
+from t2ictl.adapters.base import Adapter, listed
 from t2ictl.attention import (
     AttentionCall,
     ControlledAttention,
@@ -31,42 +31,22 @@ from t2ictl.attention import (
     edited_attention,
 )
 from t2ictl.controls import Control, PlanContext
-from t2ictl.errors import NotRecorded, ShapeMismatch
+from t2ictl.errors import ControlConflict, NotRecorded, ShapeMismatch
 from t2ictl.lanes import Lane, Lanes
-from t2ictl.latest import Latest
 from t2ictl.probes import AttentionRecord, Recorder, Recording
+from t2ictl.row_matching import MatchedLanes, RowMatcher
 from t2ictl.sites import Site, select
 
-__all__ = ["MapRecorder", "RowMatcher", "attention_processors", "text_embeds"]
-
-# Encoding alone or in a batch rounds differently, by about 1e-5 in float32 and 1e-2 in half
-# precision; the states of two prompts differ by more than 1 somewhere.
-SAME_STATES = 0.05
+__all__ = ["MapRecorder", "attention_processors", "text_embeds"]
 
 
-class RowMatcher:
-    """Tells which prompt each row of a batch of text states belongs to.
-
-    Args:
-        encoded_PKC: the text states of the prompts.
-
-    Example:
-        >>> match = RowMatcher(torch.tensor([[[1.0]], [[2.0]]]))
-        >>> match(torch.tensor([[[0.0]], [[2.0]], [[1.0]]]))
-        (None, 1, 0)
-    """
-
-    def __init__(self, encoded_PKC: Tensor) -> None:
-        self._encoded_PKC = encoded_PKC
-
-    def __call__(self, context_BKC: Tensor) -> tuple[int | None, ...]:
-        """Give the number of the prompt for each row, None for a row of no known prompt."""
-        encoded_PKC = self._encoded_PKC.to(context_BKC.device, context_BKC.dtype)
-        if context_BKC.shape[1:] != encoded_PKC.shape[1:]:
-            return (None,) * len(context_BKC)
-        far_BP = (context_BKC[:, None] - encoded_PKC).abs().amax(dim=(2, 3))
-        nearest = zip(far_BP.min(dim=1).values.tolist(), far_BP.argmin(dim=1).tolist(), strict=True)
-        return tuple(number if far <= SAME_STATES else None for far, number in nearest)
+def _check_free(adapter: Adapter) -> None:
+    """An open session would take the encoding for the beginning of a call."""
+    if adapter.denoiser.__dict__.get("_t2ictl"):
+        raise ControlConflict(
+            "This pipeline has an open session.",
+            "Make what is used without a session before it opens, or use it alone.",
+        )
 
 
 def encode(adapter: Adapter, prompts: Sequence[str]) -> Tensor:
@@ -101,8 +81,10 @@ def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str
 
     Raises:
         UnsupportedPipeline: if the pipeline is of no supported family.
+        ControlConflict: if it has an open session.
     """
-    adapter = find_adapter(pipe)
+    adapter, prompts = find_adapter(pipe), listed(prompts)
+    _check_free(adapter)
     arguments = {"device": adapter.device}
     found = tuple(adapter.parse((text,), parser) for text in prompts)
     lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=1, guided=False)
@@ -124,16 +106,19 @@ def attention_processors(
     Args:
         pipe: a diffusers pipeline.
         control: a control whose plan edits attention, and neither latents nor text states.
-        prompts: the prompts that the pipeline will be called with.
+        prompts: the prompts that the pipeline will be called with, one or several.
         parser: how noun phrases, objects and attributes are found.
 
     Returns:
-        A new dict with one processor for each attention layer; those that are not edited are the ones set now.
+        A new dict with one processor for each attention layer (diffusers empties the one that it is given); those that
+        are not edited are the ones set now.
 
     Raises:
         UnsupportedPipeline: if the pipeline is of no supported family.
+        ControlConflict: if it has an open session.
     """
-    adapter = find_adapter(pipe)
+    adapter, prompts = find_adapter(pipe), listed(prompts)
+    _check_free(adapter)
     found = tuple(adapter.parse((text,), parser) for text in prompts)
     lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=1, guided=False)
     plan = control.plan(PlanContext(adapter=adapter, prompts=found, lanes=lanes))
@@ -141,38 +126,17 @@ def attention_processors(
     for sites, edit in plan.edits:
         for site in sites:
             edits.setdefault(site, []).append(edit)
-    current: dict[str, Any] = dict(adapter.denoiser.attn_processors)
+    # Those of an earlier call are not stood upon: the new ones take their place.
+    current = {
+        name: each.previous if isinstance(each, _Editor) else each
+        for name, each in adapter.denoiser.attn_processors.items()
+    }
     if edits:
         rows = MatchedLanes(RowMatcher(encode(adapter, prompts)))
         for site, own in edits.items():
             name = f"{site.module}.processor"
             current[name] = _Editor(site, current[name], own, rows)
     return current
-
-
-class MatchedLanes:
-    """Says what each batch row is by its text states; the layers of one pass ask about the very same tensor.
-
-    Args:
-        match: tells rows of known prompts.
-    """
-
-    def __init__(self, match: RowMatcher) -> None:
-        self._match, self._latest = match, Latest()
-
-    def __call__(self, context_BKC: Tensor) -> Lanes:
-        """Give the lanes; a row of no known prompt counts as unconditional."""
-        lanes: Lanes = self._latest(context_BKC, None, lambda: self._lanes(context_BKC))
-        return lanes
-
-    def _lanes(self, context_BKC: Tensor) -> Lanes:
-        numbers = enumerate(self._match(context_BKC))
-        return Lanes(
-            lanes=tuple(
-                Lane(image=row, prompt=number or 0, role="uncond" if number is None else "cond")
-                for row, number in numbers
-            )
-        )
 
 
 class _Editor(ControlledAttention):
@@ -231,7 +195,7 @@ class MapRecorder:
         >>> recorder, before = MapRecorder(pipe, ["a red circle"]), pipe.unet.attn_processors
         >>> pipe.unet.set_attn_processor(recorder.processors())
         >>> image = pipe("a red circle", num_inference_steps=2).images[0]
-        >>> pipe.unet.set_attn_processor(before)
+        >>> pipe.unet.set_attn_processor(dict(before))
         >>> recorder.record.map("circle").shape
         torch.Size([16, 16])
     """
@@ -246,7 +210,8 @@ class MapRecorder:
         size: tuple[int, int] | None = None,
         budget_mb: float = 512.0,
     ) -> None:
-        self._adapter = find_adapter(pipe)
+        self._adapter, prompts = find_adapter(pipe), listed(prompts)
+        _check_free(self._adapter)
         self._prompts = tuple(self._adapter.parse((text,)) for text in prompts)
         self._settings = Recording(words=tuple(words), per_step=False, budget_mb=budget_mb)
         for word in words if len(prompts) == 1 else ():

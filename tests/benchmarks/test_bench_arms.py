@@ -23,6 +23,7 @@ from t2ictl.benchmarks.suites import Item, Judgement
 from t2ictl.objectives import Refinement
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
+from t2ictl.processors.structured_guidance import StructuredGuidance
 from t2ictl.processors.token_merging import TokenMerging
 from t2ictl.windows import Window
 
@@ -60,6 +61,12 @@ def test_random_moves_are_as_long_as_those_they_repeat(sampler: Sampler, control
         assert repeated.backwards(row) == 0 and base.backwards(row) >= len(wanted)
     plain = sampler(PROMPTS, SEEDS, (), ())
     assert all(one != other for one, other in zip(pixels(repeated), pixels(plain), strict=True))
+
+
+def test_what_the_base_edits_stays_in_its_random_arm(sampler: Sampler) -> None:
+    guided, plain = sampler(PROMPTS, SEEDS, (StructuredGuidance(),), ()), sampler(PROMPTS, SEEDS, (), ())
+    still = sampler(PROMPTS, SEEDS, (RandomDirection((), SEEDS, (StructuredGuidance(),)),), ())
+    assert pixels(still) == pixels(guided) != pixels(plain)
 
 
 def test_a_picture_that_is_done_waits_for_the_others_of_its_batch(sampler: Sampler) -> None:

@@ -124,6 +124,8 @@ def test_two_encoders_must_have_a_phrase_at_the_same_place() -> None:
             bound(pipe, ("a red circle",), (PROMPT, second))
     with pytest.raises(SpanNotFound, match="'a dog' stands only in the second"):
         bound(pipe, ("a dog",), (PROMPT, "a dog and a cat"))
+    with pytest.warns(UserWarning, match="'a red circle', 'a blue square': the prompts of the text encoders have it"):
+        assert bound(pipe, (), (PROMPT, "a photo of " + PROMPT)) == ((),)  # nobody named it
     (own,) = bound(pipe, ("a blue square",), (PROMPT, "a green circle and a blue square"))
     assert places(own) == [("a blue square", (5, 6, 7), (1, 2, 3))]
 
@@ -190,7 +192,7 @@ def test_words_that_were_merged_are_left_out_and_the_others_have_moved() -> None
     adapter = find_adapter(sd())
     merge = Merge(noun=(6, 12), parts=((2, 5), (6, 12)))  # red circle, of which one token stays
     prompt = adapter.parse((PROMPT,)).merged_by([merge], [(0, 1, 2, 2, *range(3, 15))])
-    with pytest.warns(UserWarning, match="leaves out 'a red circle': its words are merged into one token"):
+    with pytest.warns(UserWarning, match="leaves out 'a red circle': words of it are merged into one token"):
         (own,) = bound_phrases(("a red circle", "a blue square"), "all", [prompt], adapter, control="mine")
     assert places(own) == [("a blue square", (4, 5, 6), (1, 2, 3))]
 

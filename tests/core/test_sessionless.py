@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from t2ictl.errors import NoSiteMatched, NotRecorded, ShapeMismatch, SpanNotFound
-from t2ictl.sessionless import MapRecorder, RowMatcher, encode
+from t2ictl.row_matching import RowMatcher
+from t2ictl.sessionless import MapRecorder, encode
 from t2ictl.sessions import controlled
 from tests.tiny import run, sd, sdxl
 

@@ -16,7 +16,7 @@ from t2ictl.errors import NeedsSession, NoSiteMatched, UnsupportedPipeline
 from t2ictl.lanes import Lanes
 from t2ictl.processors import StructuredGuidance
 from t2ictl.processors.structured_guidance import phrase_weights
-from t2ictl.sessionless import MatchedLanes, RowMatcher
+from t2ictl.row_matching import MatchedLanes, RowMatcher
 from t2ictl.windows import Window
 from tests.processors.structured_cases import (
     NEGATIVES,

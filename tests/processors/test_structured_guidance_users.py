@@ -135,7 +135,7 @@ def test_a_merged_phrase_is_left_out_and_the_others_are_where_the_merge_put_them
     # start photo of a [red circle] and a blue square end
     pipe = sd()
     merge = TokenMerging(merge=True, entropy=0, semantic=0, groups=(WordGroup(noun="circle", members=("red",)),))
-    with pytest.warns(UserWarning, match="leaves out 'a red circle': its words are merged"):
+    with pytest.warns(UserWarning, match="leaves out 'a red circle': words of it are merged"):
         heard = heard_in(pipe, PROMPT, OWN | settings, merge, steps=1)
     check(pipe, heard, settings, places={"a blue square": (6, 7, 8)})
 
