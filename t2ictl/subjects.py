@@ -1,0 +1,277 @@
+"""Subjects of several pictures: who they are, where they are, and which picture of a batch shows them alone.
+
+Legend: ``B`` picture, ``N`` subject, ``Y`` ``X`` map rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from t2ictl.concepts import ConceptMaps, Concepts, chosen_concepts
+from t2ictl.controls import PlanContext
+from t2ictl.errors import BadSetting, SpanNotFound
+from t2ictl.fields import setting, settings_class
+from t2ictl.lanes import Lanes
+from t2ictl.layouts import Layout, Mask, Region
+from t2ictl.masks import binarize, box_mask, resize_mask
+from t2ictl.spans import Prompt, Span
+
+__all__ = ["Cast", "Places", "Regions", "Subject"]
+
+Regions = tuple[Region, ...] | tuple[tuple[Region, ...], ...]
+
+
+@settings_class
+class Subject:
+    """Someone, or something, that shall look the same in several pictures.
+
+    Args:
+        name: the word or phrase by which prompts call it.
+        prompt: the prompt of the picture that shows it alone (its portrait), one of the prompts of the call.
+        box: where it is in its portrait, edges as fractions; or
+        mask: the same as a picture file, image, array or nested list; neither: where its word looks.
+
+    Raises:
+        BadSetting: without name or prompt, or with box and mask.
+
+    Example:
+        >>> Subject(name="cat", prompt="a photo of a cat").box is None
+        True
+    """
+
+    name: str = setting(default="", help="the word or phrase by which prompts call it")
+    prompt: str = setting(default="", help="prompt of the picture that shows it alone")
+    box: tuple[float, float, float, float] | None = setting(default=None, help="where it is there: x0, y0, x1, y1")
+    mask: Mask | None = setting(default=None, help="where it is there: picture file or array")
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.prompt:
+            raise BadSetting(f"The subject {self.name!r} is not clear.", "Give a name and the prompt of its portrait.")
+        if self.box is not None and self.mask is not None:
+            raise BadSetting(f"The subject {self.name!r} has a box and a mask.", "Give one of them.")
+        if self.box is not None:
+            box_mask(self.box, 1, 1)  # raises for edges in the wrong order
+
+    @property
+    def region(self) -> Region | None:
+        """Where it is in its portrait, if that was said."""
+        if self.box is None and self.mask is None:
+            return None
+        return Region(word=self.name, box=self.box, mask=self.mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cast:
+    """Who is in which picture of a batch.
+
+    Args:
+        rows: the subjects of each picture; of a portrait the one that it shows.
+        regions: for each of them the region that the user gave, or None.
+        portraits: for each picture and subject the picture that shows it alone, or None.
+    """
+
+    rows: tuple[tuple[Span, ...], ...]
+    regions: tuple[tuple[Region | None, ...], ...]
+    portraits: tuple[tuple[int | None, ...], ...]
+
+    @classmethod
+    def of(
+        cls, subjects: Sequence[Subject], concepts: Concepts, layout: Regions, context: PlanContext, *, control: str
+    ) -> Cast:
+        """Find the subjects in the prompts of a call.
+
+        A picture whose prompt is that of a subject is its portrait. Of several pictures of one prompt the n-th reads
+        the n-th portrait.
+
+        Args:
+            subjects: those with portraits.
+            concepts: all that are kept apart in a scene; empty for the subjects that it names, or, without any
+                subjects, all its objects.
+            layout: regions, for all prompts or one list for each.
+            context: the pipeline call.
+            control: name of the control, for messages.
+
+        Returns:
+            The cast.
+
+        Raises:
+            SpanNotFound: if a named word is not in its prompt.
+            BadSetting: if two subjects share name or prompt, a portrait is missing from the call, or a list is
+                not one for each prompt.
+        """
+        shown = {subject.prompt.strip(): subject for subject in subjects}
+        _check_apart(subjects, shown, context)
+        prompts = context.row_prompts
+        if subjects:
+            names = _names(subjects, shown, concepts, context)
+            rows = [
+                context.prompts[lane.prompt].find_all(names[lane.prompt]) for lane in context.lanes.only("cond").lanes
+            ]
+        else:
+            rows = list(chosen_concepts(concepts, context, control=control))
+        regions = [list(each) for each in _regions(layout, rows, context)]
+        places: dict[str, list[int]] = {subject.name: [] for subject in subjects}
+        for image, prompt in enumerate(prompts):
+            if prompt.text.strip() in shown:
+                subject = shown[prompt.text.strip()]
+                places[subject.name].append(image)
+                is_own = bool(layout) and not isinstance(layout[0], Region)  # a flat layout speaks of scenes
+                regions[image] = [subject.region or (regions[image][0] if is_own else None)]
+        portraits = []
+        for image, prompt in enumerate(prompts):
+            of = [None if prompt.text.strip() in shown else _subject_of(span, prompt, subjects) for span in rows[image]]
+            copy = [each.text for each in prompts[:image]].count(prompt.text)
+            portraits.append(tuple(None if name is None else places[name][copy % len(places[name])] for name in of))
+        return cls(rows=tuple(rows), regions=tuple(map(tuple, regions)), portraits=tuple(portraits))
+
+    @property
+    def scenes(self) -> tuple[int, ...]:
+        """The pictures in which somebody is kept apart or reads a portrait."""
+        apart = (image for image, own in enumerate(self.rows) if len(own) > 1 or any_known(self.portraits[image]))
+        return tuple(apart)
+
+
+def any_known(portraits: Sequence[int | None]) -> bool:
+    """Whether one of the subjects of a picture has a portrait in the batch."""
+    return any(each is not None for each in portraits)
+
+
+def _check_apart(subjects: Sequence[Subject], shown: dict[str, Subject], context: PlanContext) -> None:
+    names = [subject.name for subject in subjects]
+    if len(set(names)) < len(names) or len(shown) < len(names):
+        raise BadSetting(
+            f"Two of the subjects {names} have the same name, or the same prompt.", "Give each its own portrait."
+        )
+    texts = [prompt.text.strip() for prompt in context.prompts]
+    for subject in subjects:
+        if subject.prompt.strip() not in texts:
+            raise BadSetting(
+                f"The portrait of {subject.name!r}, {subject.prompt!r}, is none of the prompts of this call: {texts}.",
+                "Put the prompts of the portraits into the list of prompts.",
+            )
+
+
+def _names(
+    subjects: Sequence[Subject], shown: dict[str, Subject], concepts: Concepts, context: PlanContext
+) -> tuple[tuple[str, ...], ...]:
+    """Whom each prompt is about: a portrait its subject, a scene the concepts, or else the subjects that it names."""
+    nested = [words for words in concepts if not isinstance(words, str)]
+    if nested and len(nested) != len(context.prompts):
+        raise BadSetting(
+            f"concepts has {len(nested)} lists for {len(context.prompts)} prompts.",
+            "Give one list of words for each prompt, or one flat list for all.",
+        )
+    flat = tuple(words for words in concepts if isinstance(words, str))
+    found = []
+    for number, prompt in enumerate(context.prompts):
+        own = (nested[number] if nested else flat) or _named(prompt, subjects)
+        found.append((shown[prompt.text.strip()].name,) if prompt.text.strip() in shown else own)
+    return tuple(found)
+
+
+def _named(prompt: Prompt, subjects: Sequence[Subject]) -> tuple[str, ...]:
+    """Names of the subjects that a prompt holds; a "hat" inside a "red hat" is not another subject."""
+    spans = {subject.name: span for subject in subjects if (span := _found(prompt, subject.name)) is not None}
+    return tuple(
+        name
+        for name, span in spans.items()
+        if not any(set(span.tokens) < set(other.tokens) for other in spans.values())
+    )
+
+
+def _found(prompt: Prompt, words: str) -> Span | None:
+    try:
+        return prompt.find(words)
+    except SpanNotFound:
+        return None
+
+
+def _subject_of(span: Span, prompt: Prompt, subjects: Sequence[Subject]) -> str | None:
+    """The subject that a concept of a prompt is: the one whose name shares most tokens with it and adds fewest."""
+    best: str | None = None
+    score = (0, 0)
+    for subject in subjects:
+        found = _found(prompt, subject.name)
+        shared = 0 if found is None else len(set(found.tokens) & set(span.tokens))
+        if found is not None and shared and (best is None or (shared, -len(found.tokens)) > score):
+            best, score = subject.name, (shared, -len(found.tokens))
+    return best
+
+
+def _regions(layout: Regions, rows: Sequence[Sequence[Span]], context: PlanContext) -> list[tuple[Region | None, ...]]:
+    """The region of each subject of each picture."""
+    flat = tuple(each for each in layout if isinstance(each, Region))
+    nested = [each for each in layout if not isinstance(each, Region)]
+    if not nested:
+        return list(Layout.of(flat, context, rows).regions)
+    if len(nested) != len(context.prompts):
+        raise BadSetting(
+            f"layout has {len(nested)} lists for {len(context.prompts)} prompts.",
+            "Give one list of regions for each prompt, or one flat list for all.",
+        )
+    alone = Lanes.of_batch(prompts=1, images_per_prompt=1, guided=False)
+    found = []
+    for image, lane in enumerate(context.lanes.only("cond").lanes):
+        here = replace(context, prompts=(context.prompts[lane.prompt],), lanes=alone)
+        found.append(Layout.of(nested[lane.prompt], here, [rows[image]]).regions[0])
+    return found
+
+
+class Places:
+    """Where the subjects of each picture are: given regions, or those that their words look at.
+
+    Maps are averaged over the evaluations, each new one with the weight ``1 - memory``. A cell belongs to the subject
+    whose map, over its own mean, is largest there, if it lies above that map's Otsu threshold.
+
+    Args:
+        cast: who is in which picture.
+        maps: concept maps of the subjects.
+        memory: weight of the maps before, in [0, 1).
+    """
+
+    def __init__(self, cast: Cast, maps: ConceptMaps, memory: float) -> None:
+        self.cast, self.maps = cast, maps
+        self.version = 0
+        self._memory = memory
+        self._held_BNYX: Tensor | None = None
+        self._seen_BNYX: Tensor | None = None
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether some subject has no given region."""
+        return any(region is None for own in self.cast.regions for region in own)
+
+    def take(self, maps_BYXT: Tensor) -> None:
+        """Learn from the maps of an evaluation."""
+        maps_BNYX = self.maps(maps_BYXT.detach())
+        held = self._held_BNYX
+        self._held_BNYX = held = maps_BNYX if held is None else torch.lerp(maps_BNYX, held, self._memory)
+        share_BNYX = held / held.mean(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(held.dtype).tiny)
+        is_largest_BNYX = share_BNYX == share_BNYX.amax(dim=1, keepdim=True)
+        self._seen_BNYX = (binarize(held) & is_largest_BNYX).float().cpu()  # the one wait for the device in a step
+        self.version += 1
+
+    def coverage(self, image: int, size: tuple[int, int]) -> Tensor:
+        """Give the share of each cell of a map that each subject of a picture covers.
+
+        Args:
+            image: the picture.
+            size: height and width of the map.
+
+        Returns:
+            ``coverage_NYX``; zero for a subject of which nothing is known yet.
+        """
+        regions = self.cast.regions[image]
+        coverage = torch.zeros(len(regions), *size)
+        for number, region in enumerate(regions):
+            if region is not None:
+                coverage[number] = region.cells(*size)
+        free_YX = 1 - coverage.amax(dim=0) if regions else coverage  # what was given is nobody else's
+        for number, region in enumerate(regions):
+            if region is None and self._seen_BNYX is not None:
+                coverage[number] = resize_mask(self._seen_BNYX[image, number], *size) * free_YX
+        return coverage
