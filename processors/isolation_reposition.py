@@ -177,6 +177,7 @@ class _Scenes:
     ) -> Grouping | None:
         settings, labels_N = self.settings, self.labels(image, call.size)
         readings: dict[int, Reading] = {}
+        drawn_N = self._drawn(call, image) if reads else labels_N
         for number, portrait in enumerate(self.cast.portraits[image], start=1) if reads else ():
             if portrait is None:
                 continue
@@ -187,7 +188,7 @@ class _Scenes:
                     (labels_N == number).view(call.size), self._portrait(portrait, call.size), settings.aspect
                 ),
                 strength=settings.ref_strength + math.log(settings.strength),
-                reads=self._drawn(call, image),
+                reads=drawn_N,
             )
         isolation = settings.isolation * settings.strength if apart else 0.0
         found = isolated_groups(labels_N, readings, isolation)

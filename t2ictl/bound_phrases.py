@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from t2ictl.adapters import Adapter
-from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
+from t2ictl.errors import AmbiguousWord, SpanNotFound
+from t2ictl.per_prompt import per_prompt
 from t2ictl.phrases import Range
 from t2ictl.spans import Prompt
 
@@ -75,14 +76,7 @@ def bound_phrases(
         BadSetting: if there is one list a prompt and their numbers differ.
         AmbiguousWord: if a named phrase stands at different positions for two text encoders.
     """
-    nested = [each for each in named if not isinstance(each, str)]
-    if nested and len(nested) != len(prompts):
-        raise BadSetting(
-            f"{control}.phrases has {len(nested)} lists for {len(prompts)} prompts.",
-            "Give one list of phrases for each prompt, or one flat list for all.",
-        )
-    flat = tuple(each for each in named if isinstance(each, str))
-    wanted = nested or [flat] * len(prompts)
+    wanted = per_prompt(named, len(prompts), setting=f"{control}.phrases", things="phrases")
     return tuple(
         _of_prompt(prompt, own if named else None, levels, adapter, control)
         for prompt, own in zip(prompts, wanted, strict=True)
@@ -94,7 +88,8 @@ def _of_prompt(
 ) -> tuple[BoundPhrase, ...]:
     places = _named(prompt, named) if named is not None else [(each.start, each.end) for each in prompt.noun_phrases()]
     places = sorted(set(places), key=lambda place: (place[0], -place[1]))
-    parts = [place for place in places if not _is_whole(prompt, place)]
+    words = [(word.start, word.end) for word in prompt.words()]
+    parts = [place for place in places if not all(place[0] <= start and end <= place[1] for start, end in words)]
     bound: list[BoundPhrase] = []
     left: dict[str, list[str]] = {}
     for place in parts:
@@ -103,8 +98,8 @@ def _of_prompt(
             bound.append(made)
         else:
             left.setdefault(made, []).append(prompt.text[slice(*place)])
-    for why, words in left.items():
-        _warn(f"{control} leaves out {', '.join(map(repr, words))}: {why}.")
+    for why, phrases in left.items():
+        _warn(f"{control} leaves out {', '.join(map(repr, phrases))}: {why}.")
     if not parts and prompt.text.strip() and named != ():
         why = "holds no phrase but the whole of it" if places else "has no phrase"
         _warn(f"{control}: {prompt.text!r} {why}, and its picture is left alone{'' if named else '; name phrases='}.")
@@ -117,12 +112,6 @@ def _named(prompt: Prompt, named: Sequence[str]) -> list[Range]:
         away = next(span.text for span in spans if span.start < 0)
         raise SpanNotFound(f"{away!r} stands only in the second encoder's prompt.", "Use one prompt.")
     return [(span.start, span.end) for span in spans]
-
-
-def _is_whole(prompt: Prompt, place: Range) -> bool:
-    """Whether a range holds every word of the prompt."""
-    words = [span for span in prompt.words() if not place[0] <= span.start < place[1]]
-    return not words
 
 
 def _bound(prompt: Prompt, place: Range, adapter: Adapter, *, is_named: bool) -> BoundPhrase | str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from t2ictl.analysis import concept_maps, gaussian_kernel, smooth, token_softmax
 from t2ictl.controls import PlanContext
-from t2ictl.errors import BadSetting
+from t2ictl.per_prompt import per_prompt
 from t2ictl.sites import Site, select
 from t2ictl.spans import Prompt, Span
 
@@ -45,13 +45,7 @@ def chosen_concepts(concepts: Concepts, context: PlanContext, *, control: str) -
         SpanNotFound: if a named word is not in its prompt.
         BadSetting: if there is one list a prompt, and their numbers differ.
     """
-    nested = [words for words in concepts if not isinstance(words, str)]
-    if nested and len(nested) != len(context.prompts):
-        raise BadSetting(
-            f"{control}.concepts has {len(nested)} lists for {len(context.prompts)} prompts.",
-            "Give one list of words for each prompt, or one flat list for all.",
-        )
-    words = nested or [tuple(str(word) for word in concepts)] * len(context.prompts)
+    words = per_prompt(concepts, len(context.prompts), setting=f"{control}.concepts", things="words")
     found = [_concepts_of(prompt, own, control) for prompt, own in zip(context.prompts, words, strict=True)]
     return tuple(found[lane.prompt] for lane in context.lanes.only("cond").lanes)
 

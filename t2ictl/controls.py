@@ -204,6 +204,7 @@ def register_control(name: str, *, paper: str, families: tuple[str, ...] = ("sd"
     """
 
     def register(cls: C) -> C:
+        """File the class, unless another one has the name."""
         if not name.isidentifier() or name != name.lower():
             raise BadSetting(f"{name!r} cannot be a control's name.", "Use lower case and underscores.")
         known = _REGISTRY.get(name)

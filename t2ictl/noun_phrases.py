@@ -12,65 +12,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from t2ictl.bindings import CREATURES, LARGE, ROOMS, SCENERY, WORN
-from t2ictl.phrases import COLORS, EITHER, OBJECTS, TEXTURES, VIEWS, Piece, Range, known_parser, pieces
-from t2ictl.phrases import _load_spacy as load_spacy
-from t2ictl.phrases import _tags as penn_tags
-
-# One letter per word: d article or possessive, B before an article, D number or quantity, A attribute, N noun,
-# E either, R adverb, O pronoun, P possessive 's, F of, H with, C and/or, I other preposition, V finite verb, W opens a
-# clause, X where something is or a mark that parts, Q quote or bracket. Until resolved: U finite verb or noun, G in
-# -ing, T participle; then G is one that opens a clause. Later lists win; what they leave out is left to the tagger.
-_WORDS = {
-    word: letter
-    for letter, words in (
-        ("A", " ".join(COLORS | TEXTURES)), ("N", " ".join(OBJECTS)),
-        ("N", """bear bears bristles doily handle leaves mop moped peel picks sail sink sinks sprinkles stem stems stick
-            stop tabby trim trolly turn watch bed flatbed shed sled seed feed speed hundred chop urinal"""),
-        ("U", """hang rest snatches take paint jump swim wait show sleep follow pull ride hit talk line tows surfs
-            squints sails leaps chases grazes stretches balances steps swings drinks presses watches perches sports
-            skis ties rolls tops contrasts sprawls faces covers handles"""),
-        ("V", """is are was were be am has have had can do sat stood held wore lay stares talks jumps proceeds
-            rides drives features smiles sits stands lays lies holds looks flies plays eats hangs shows throws"""),
-        ("E", " ".join(EITHER)), ("F", "of"), ("H", "with without"), ("C", "/ &"), ("-", "-"), ("P", "'s"), (",", ","),
-        ("d", "a an the my our your this these those"), ("B", "all both half such"), ("R", "too so quite rather"),
-        ("D", "any every several many few various other same dozen multiple numerous most more"),
-        ("O", "something someone anything everything everyone nothing here"), ("I", "next past down nearby like"),
-        ("W", "that while as when if but how why than yet because"), ("T", "lit clad made worn cut hung led broken"),
-        ("X", "overhead indoors outdoors downhill uphill downwards backwards upstairs downstairs awake whilst"),
-    )
-    for word in words.split()
-}  # fmt: skip
-_TAGS = "JJ JJR JJS RB RBR RBS CD DT VB VBP VBZ VBD VBN IN TO RP PRP EX PRP$ MD CC WDT WP WP$ WRB".split()
-_PENN = dict(zip(_TAGS, "AAARRRDDUUUUTIIIOOdVCWWWW", strict=True))
-_QUOTES = "'\"`()[]{}\u2018\u2019\u201c\u201d\u00ab\u00bb"
-_DYES = COLORS | TEXTURES
-# Forms in -ing that are nouns or stand in compounds; after a noun those of _DEEDS are what it does.
-_DEEDS = frozenset(
-    "boarding snowboarding skateboarding skiing surfing swimming cooking cutting painting writing".split()
+from t2ictl.noun_phrase_words import (
+    APART,
+    BODY,
+    COMPOUNDING,
+    COUNTED,
+    DEEDS,
+    DYES,
+    GERUNDS,
+    PAIRS,
+    PENN,
+    PLURALS,
+    QUANTITIES,
+    QUOTES,
+    STATES,
+    STRONG,
+    TAKING,
+    TOOLS,
+    WORDS,
 )
-_GERUNDS = _DEEDS | frozenset("""living dining parking building ceiling clothing railing awning crossing wedding wing
-    icing frosting flooring bathing lettering scaffolding shelving carpeting evening morning string ring king swing
-    topping lighting serving shopping watering pudding bedding siding setting opening""".split())  # fmt: skip
-# These describe the noun after them even if nothing stands before ("sleeping cats"), the next never ("wearing hats").
-_STATES = frozenset("""sleeping smiling resting grazing sitting standing flying running walking laughing glowing
-    floating shining hanging jumping blooming burning melting moving rising matching""".split())  # fmt: skip
-_TAKING = frozenset("""wearing holding carrying riding having using pulling eating playing catching throwing showing
-    featuring making taking doing containing""".split())  # fmt: skip
-# With the noun before them these describe the noun after them: "snow covered hills", but "a cake decorated with".
-_COMPOUNDING = frozenset("""covered lined shaped colored coloured haired striped checkered themed tiled sized sleeved
-    handled wheeled flavored framed trimmed sliced stuffed eyed capped clothed clad drawn""".split())  # fmt: skip
-# Plurals of things that are verbs only before a determiner; the next are hardly ever nouns.
-_COUNTED = frozenset("steps drinks crosses covers faces flops handles watches skis ties rolls tops".split())
-_STRONG = frozenset("sit hold lie lay graze wear eat look hang play roam".split())
-_PLURALS = frozenset("people men women children cattle sheep geese mice fish deer".split())
-# Before "of" a word of quantity, kind or picture and no thing of its own.
-_QUANTITIES = VIEWS | frozenset(
-    "stack pile piece string sheet herd flock crowd plenty load dozen handful amount".split()
+from t2ictl.phrases import (
+    Piece,
+    Range,
+    known_parser,
+    load_spacy,
+    penn_tags,
+    pieces,
 )
-_TOOLS = frozenset("fork knife spoon spatula chopstick racket racquet bat brush scissor stick".split())
-_BODY = frozenset("mouth hand lap face head neck beak arm paw back".split())
-_APART = frozenset("behind beside near next around background foreground distance".split())
-_PAIRS = {"each other": "O", "one another": "O", "close up": "N", "cross country": "A"}
 
 # One base phrase. Attributes may be joined, a label in quotes may stand before the noun, a possessor belongs to it, and
 # so do bare nouns joined to it. Letter E fits both an attribute and a noun. Bounded, so that no prompt takes long.
@@ -173,13 +141,13 @@ def _units(text: str, names: Sequence[str]) -> list[_Unit]:
 def _letter(word: Piece, tag: str) -> str:
     """Class of a word by our lists, else by its ending or by the tagger; neighbors are not asked yet."""
     key = word.key
-    if key in _GERUNDS or (key.endswith("ing") and len(key) > 4 and key not in _WORDS):
+    if key in GERUNDS or (key.endswith("ing") and len(key) > 4 and key not in WORDS):
         return "G"
-    if (key in _WORDS and key not in _COMPOUNDING) or word.kind == "mark":
-        return _WORDS.get(key, "Q" if key in _QUOTES else "X")
+    if (key in WORDS and key not in COMPOUNDING) or word.kind == "mark":
+        return WORDS.get(key, "Q" if key in QUOTES else "X")
     if not key[0].isalnum():  # an emoji, a placeholder of textual inversion
         return "N"
-    return "V" if key.endswith("n't") else "T" if key.endswith("ed") or key in _COMPOUNDING else _PENN.get(tag, "N")
+    return "V" if key.endswith("n't") else "T" if key.endswith("ed") or key in COMPOUNDING else PENN.get(tag, "N")
 
 
 def _join_words(units: list[_Unit]) -> None:
@@ -195,7 +163,7 @@ def _join_words(units: list[_Unit]) -> None:
             unit.letter = "Q" if any(one.key == unit.key for one in units[:index]) else "P"
         elif unit.key in ("to", "by") and before.key == after.key:
             before.letter = unit.letter = after.letter = "A"
-        elif letter := _PAIRS.get(f"{unit.key} {after.key}", ""):
+        elif letter := PAIRS.get(f"{unit.key} {after.key}", ""):
             unit.letter = after.letter = letter
             after.key = f"{unit.key}-{after.key}"
         elif before.letter == "I" and unit.key in ("top", "front", "back", "side"):
@@ -210,7 +178,7 @@ def _resolved(unit: _Unit, before: _Unit, past: str, rest: str) -> str:
     if letter in "GT":
         return _participle(unit, before, past, rest)
     is_form = letter in "NU" and re.search("[^sui]s$", key) and last in ("N", "E") and not unit.is_in(WORN)
-    if is_form and before.key in CREATURES - _PLURALS and rest[:1] in tuple("dDOIA"):
+    if is_form and before.key in CREATURES - PLURALS and rest[:1] in tuple("dDOIA"):
         return "V"  # "a girl knits a scarf"
     if letter == "U" or (letter == "V" and key.endswith("s") and key not in ("is", "was", "has")):
         return _verb_or_noun(unit, before, past, rest)
@@ -222,7 +190,7 @@ def _resolved(unit: _Unit, before: _Unit, past: str, rest: str) -> str:
         return "A" if is_nominal else "N" if letter == "I" else letter
     if letter == "B" and last in ("d", "R") and is_nominal:  # "an all white kitchen"
         return "R"
-    if letter == "A" and last in ("d", "A") and key not in _DYES and rest[:1] in ("", *"XIVHFWO"):
+    if letter == "A" and last in ("d", "A") and key not in DYES and rest[:1] in ("", *"XIVHFWO"):
         return "N"  # "a red liquid"
     if key == "snow" and (re.search("AC$", past) or (last in ("d", "") and re.match("CA", rest))):
         return "A"  # its color
@@ -234,30 +202,30 @@ def _participle(unit: _Unit, before: _Unit, past: str, rest: str) -> str:
     last, key, follows, is_nominal = past[-1:], unit.key, rest[:1], bool(_NOMINAL.match(rest))
     is_gerund, is_opened = unit.letter == "G", last != "E" and re.search(r"[dDBP]Q*(?:N(?=A))?[RAEC,Q]*$", past)
     follows_noun = last == "N" or (last == "E" and (is_gerund or follows != "N"))
-    if key in _GERUNDS:
-        if before.key in ("snow", "surf") and key in _DEEDS and follows not in ("N", "E"):
+    if key in GERUNDS:
+        if before.key in ("snow", "surf") and key in DEEDS and follows not in ("N", "E"):
             before.letter = "G"  # "a man snow boarding"
         is_free = before.is_in(CREATURES) or not is_nominal if follows_noun else follows in ("I", "") and not is_opened
-        return "G" if (key in _DEEDS and past and is_free) or (follows in ("d", "O") and follows_noun) else "N"
-    if follows in ("d", "O") or key in _TAKING or (last in ("V", "G") and is_gerund):
+        return "G" if (key in DEEDS and past and is_free) or (follows in ("d", "O") and follows_noun) else "N"
+    if follows in ("d", "O") or key in TAKING or (last in ("V", "G") and is_gerund):
         return "G"
     if follows_noun:
-        is_compound = key in _COMPOUNDING and re.match(r"[ATE]*(?:C[AE]+)?[NE]", rest)
+        is_compound = key in COMPOUNDING and re.match(r"[ATE]*(?:C[AE]+)?[NE]", rest)
         if is_gerund or not (is_compound or (key == "painted" and follows == "N")):
             return "G"
         before.letter = "A"
         return "A"
-    if re.search(r"(?:^|[IC])A(?:C?A)*$", past) and key not in _STATES:  # "a man in black riding"
+    if re.search(r"(?:^|[IC])A(?:C?A)*$", past) and key not in STATES:  # "a man in black riding"
         return "G" if is_gerund or not is_nominal else "A"
-    if is_nominal and (is_opened or not is_gerund or key in _STATES):
+    if is_nominal and (is_opened or not is_gerund or key in STATES):
         return "A"
-    is_thing = last == "d" or (last == "A" and is_opened and before.key not in _DYES)
+    is_thing = last == "d" or (last == "A" and is_opened and before.key not in DYES)
     return "N" if is_thing and is_gerund and not is_nominal else "G"  # "a public gathering"
 
 
 def _verb_or_noun(unit: _Unit, before: _Unit, past: str, rest: str) -> str:
     """V for a finite verb, N for a noun of the same form ("a man stands", "a fruit stand")."""
-    last, follows, is_strong = past[-1:], rest[:1], unit.letter == "V" or unit.key in _STRONG
+    last, follows, is_strong = past[-1:], rest[:1], unit.letter == "V" or unit.key in STRONG
     if last in ("d", "P") or (last in ("D", "T") and not is_strong):
         return "N"
     if last == "A" or (last == "E" and not is_strong):
@@ -268,13 +236,11 @@ def _verb_or_noun(unit: _Unit, before: _Unit, past: str, rest: str) -> str:
         return "V"
     is_third = bool(re.search("[^s]s$", unit.key))
     if last not in ("N", "E"):
-        is_free = last in ("R", "", "X", ",") or (
-            last == "C" and (is_strong or (is_third and unit.key not in _COUNTED))
-        )
+        is_free = last in ("R", "", "X", ",") or (last == "C" and (is_strong or (is_third and unit.key not in COUNTED)))
         return "V" if is_free and follows in ("d", "I", "D") else "N"
     if is_third:
-        return "V" if follows in ("d", "D", "O") or unit.key not in _COUNTED else "N"
-    is_plural = before.key in _PLURALS or re.search("[^sui]s$", before.key) or re.search("C[dA]*N$", past)
+        return "V" if follows in ("d", "D", "O") or unit.key not in COUNTED else "N"
+    is_plural = before.key in PLURALS or re.search("[^sui]s$", before.key) or re.search("C[dA]*N$", past)
     is_deed = follows == "I" and (is_strong or before.key in CREATURES) or unit.key in ("play", "roam")
     return "V" if follows in ("d", "O") or is_plural or is_deed else "N"
 
@@ -284,7 +250,7 @@ def _items(units: Sequence[_Unit]) -> tuple[list[_Unit], set[Range]]:
     letters, items, base, cursor = "".join(unit.letter for unit in units), [], set(), 0
     while cursor < len(units):
         match = _PHRASE.match(letters, cursor)
-        if match and match["headless"] and units[cursor].key != "the" and units[match.end() - 1].key in _DYES:
+        if match and match["headless"] and units[cursor].key != "the" and units[match.end() - 1].key in DYES:
             match = None  # "a red and a blue car"
         inside = units[cursor : match.end() if match else cursor + 1]
         first = next((unit for unit in inside if unit.letter not in "QRB"), inside[0])
@@ -292,7 +258,7 @@ def _items(units: Sequence[_Unit]) -> tuple[list[_Unit], set[Range]]:
         letter, is_opened = "n" if match else first.letter, first.letter in "dD"
         items.append(_Unit(inside[0].start, inside[-1].end, head.key, letter, is_opened))
         cursor += len(inside)
-        counts = letters[cursor : cursor + 1] == "F" and items[-1].is_in(_QUANTITIES)
+        counts = letters[cursor : cursor + 1] == "F" and items[-1].is_in(QUANTITIES)
         if match and len(inside) > 1 and not (counts or match["number"] or match["color"]):
             base.add((items[-1].start, items[-1].end))
     return items, base
@@ -361,13 +327,13 @@ class _Reader:
         """Whether "with" belongs to the noun right before it."""
         thing, had, link = self.items[left], self.items[right], re.match("I+[On]", self.letters[right + 1 :])
         place = self.items[right + link.end()] if link else had
-        if link and (place.key in _APART or (place.letter == "O" and self.items[right + 1].key in _APART)):
+        if link and (place.key in APART or (place.letter == "O" and self.items[right + 1].key in APART)):
             return False  # "with a tree behind it"
         people = [item for item in self.items[:left] if item.letter == "n" and item.is_in(CREATURES)]
         if not people or thing.is_in(CREATURES) or self.letters[left - 1] not in "IGV":
             return True
         is_company = had.is_in(CREATURES) and not thing.is_in(SCENERY)
-        return not (had.is_in(WORN | LARGE | _TOOLS) or is_company or (link and place.is_in(_BODY)))
+        return not (had.is_in(WORN | LARGE | TOOLS) or is_company or (link and place.is_in(BODY)))
 
 
 def _spacy(text: str, names: Sequence[str]) -> set[Range]:
@@ -388,7 +354,7 @@ def _reach(noun: Any, starts: dict[Any, int], found: set[Range], is_joined: bool
     bare, joined = noun, [one for one in rights if one.dep_ == "conj"]
     while following := [one for one in bare.rights if one.dep_ == "conj" and not list(one.lefts)]:
         bare = following[0]
-    if not (links and links[0].text == "of" and noun.lemma_ in _QUANTITIES or is_joined and not list(noun.lefts)):
+    if not (links and links[0].text == "of" and noun.lemma_ in QUANTITIES or is_joined and not list(noun.lefts)):
         found.add((start, bare.idx + len(bare.text) if not links else end))
     for other in [one for link in links for one in link.rights if one.dep_ == "pobj"] + joined:
         end = max(end, _reach(other, starts, found, is_joined=other in joined))

@@ -111,6 +111,7 @@ class OwnPasses:
         extra = now.inputs["sample"][now.cond, self.adapter.latent_channels :]
 
         def maps(x_BCYX: Tensor, states_BKC: Tensor | None = None) -> list[Tensor]:
+            """Run one pass, and give the mean map of each group."""
             taps = {sites: MapTap(sites, slice(None)) for sites in groups}
             self.switch.current = DenoiserPass(
                 lanes=now.lanes.only("cond"),

@@ -170,7 +170,7 @@ def parser_version(parser: str) -> str:
     """
     if known_parser(parser) == "grammar":
         return f"{GRAMMAR_VERSION}+textblob-{importlib.metadata.version('textblob')}"
-    meta = _load_spacy().meta
+    meta = load_spacy().meta
     return f"spacy-{importlib.metadata.version('spacy')}+{meta['name']}-{meta['version']}"
 
 
@@ -273,7 +273,7 @@ def _group(text: str, noun: Range, attributes: Sequence[Range]) -> Group:
 
 def word_classes(words: Sequence[Piece]) -> list[str]:
     """One class letter per piece; what the class alone leaves open is resolved by its neighbors."""
-    letters = [_letter(word, tag) for word, tag in zip(words, _tags([word.key for word in words]), strict=True)]
+    letters = [_letter(word, tag) for word, tag in zip(words, penn_tags([word.key for word in words]), strict=True)]
     for index in range(1, len(words)):
         if f"{words[index - 1].key}-{words[index].key}" in COMPOUNDS:
             letters[index - 1 : index + 1] = "NN"
@@ -357,15 +357,15 @@ def _mark_places(words: Sequence[Piece], letters: list[str]) -> None:
         index = max(end, index + 1)
 
 
-def _tags(words: Sequence[str]) -> list[str]:
+def penn_tags(words: Sequence[str]) -> list[str]:
     """Penn tags by TextBlob's bundled pattern tagger, which needs no download."""
     from textblob.en import parser
 
-    tagged: list[list[str]] = parser.find_tags(list(words))
-    return [tag for _, tag in tagged]
+    return [str(tag) for _, tag in parser.find_tags(list(words))]
 
 
-def _load_spacy() -> Any:
+def load_spacy() -> Any:
+    """SpaCy with its English model; a missing one raises :class:`MissingExtra`."""
     try:
         import spacy
 
@@ -383,7 +383,7 @@ def _spacy(text: str, names: Sequence[str]) -> tuple[Group, ...]:
     for word in pieces(text, names) if names else ():
         if word.key in {name.casefold() for name in names}:
             shown = shown[: word.start] + "q" * (word.end - word.start) + shown[word.end :]
-    for chunk in _load_spacy()(shown).noun_chunks:
+    for chunk in load_spacy()(shown).noun_chunks:
         head = chunk.root
         if head.pos_ not in ("NOUN", "PROPN") or (head.lemma_ in VIEWS and any(c.text == "of" for c in head.rights)):
             continue

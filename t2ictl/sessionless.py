@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from t2ictl.adapters import find_adapter
@@ -59,12 +58,7 @@ def encode(adapter: Adapter, prompts: Sequence[str]) -> Tensor:
     Returns:
         ``encoded_PKC``, the text states that the denoiser gets.
     """
-    with torch.no_grad():
-        encoded = adapter.pipe.encode_prompt(
-            prompt=list(prompts), device=adapter.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-    states: Tensor = encoded[0]
-    return states
+    return adapter.encode(adapter.pipe.encode_prompt, {"device": adapter.device}, prompts).rows
 
 
 def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str = "grammar") -> dict[str, Tensor]:
@@ -98,16 +92,13 @@ def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str
     return {"prompt_embeds": states.rows, **pooled}
 
 
-def attention_processors(
-    pipe: Any, control: Control, prompts: Sequence[str], parser: str = "grammar"
-) -> dict[str, Any]:
+def attention_processors(pipe: Any, control: Control, prompts: Sequence[str]) -> dict[str, Any]:
     """Give plain attention processors that make a control's edits on the rows of some prompts.
 
     Args:
         pipe: a diffusers pipeline.
         control: a control whose plan edits attention, and neither latents nor text states.
         prompts: the prompts that the pipeline will be called with, one or several.
-        parser: how noun phrases, objects and attributes are found.
 
     Returns:
         A new dict with one processor for each attention layer (diffusers empties the one that it is given); those that
@@ -119,7 +110,7 @@ def attention_processors(
     """
     adapter, prompts = find_adapter(pipe), listed(prompts)
     _check_free(adapter)
-    found = tuple(adapter.parse((text,), parser) for text in prompts)
+    found = tuple(adapter.parse((text,)) for text in prompts)
     lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=1, guided=False)
     plan = control.plan(PlanContext(adapter=adapter, prompts=found, lanes=lanes))
     edits: dict[Site, list[Edit]] = {}

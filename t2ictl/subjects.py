@@ -18,6 +18,7 @@ from t2ictl.fields import setting, settings_class
 from t2ictl.lanes import Lanes
 from t2ictl.layouts import Layout, Mask, Region
 from t2ictl.masks import binarize, box_mask, resize_mask
+from t2ictl.per_prompt import per_prompt
 from t2ictl.spans import Prompt, Span
 
 __all__ = ["Cast", "Places", "Regions", "Subject"]
@@ -131,13 +132,8 @@ class Cast:
     @property
     def scenes(self) -> tuple[int, ...]:
         """The pictures in which somebody is kept apart or reads a portrait."""
-        apart = (image for image, own in enumerate(self.rows) if len(own) > 1 or any_known(self.portraits[image]))
-        return tuple(apart)
-
-
-def any_known(portraits: Sequence[int | None]) -> bool:
-    """Whether one of the subjects of a picture has a portrait in the batch."""
-    return any(each is not None for each in portraits)
+        both = enumerate(zip(self.rows, self.portraits, strict=True))
+        return tuple(image for image, (own, shown) in both if len(own) > 1 or any(each is not None for each in shown))
 
 
 def _check_apart(subjects: Sequence[Subject], shown: dict[str, Subject], context: PlanContext) -> None:
@@ -159,18 +155,11 @@ def _names(
     subjects: Sequence[Subject], shown: dict[str, Subject], concepts: Concepts, context: PlanContext
 ) -> tuple[tuple[str, ...], ...]:
     """Whom each prompt is about: a portrait its subject, a scene the concepts, or else the subjects that it names."""
-    nested = [words for words in concepts if not isinstance(words, str)]
-    if nested and len(nested) != len(context.prompts):
-        raise BadSetting(
-            f"concepts has {len(nested)} lists for {len(context.prompts)} prompts.",
-            "Give one list of words for each prompt, or one flat list for all.",
-        )
-    flat = tuple(words for words in concepts if isinstance(words, str))
-    found = []
-    for number, prompt in enumerate(context.prompts):
-        own = (nested[number] if nested else flat) or _named(prompt, subjects)
-        found.append((shown[prompt.text.strip()].name,) if prompt.text.strip() in shown else own)
-    return tuple(found)
+    given = per_prompt(concepts, len(context.prompts), setting="concepts", things="words")
+    return tuple(
+        (shown[prompt.text.strip()].name,) if prompt.text.strip() in shown else own or _named(prompt, subjects)
+        for prompt, own in zip(context.prompts, given, strict=True)
+    )
 
 
 def _named(prompt: Prompt, subjects: Sequence[Subject]) -> tuple[str, ...]:
@@ -204,20 +193,15 @@ def _subject_of(span: Span, prompt: Prompt, subjects: Sequence[Subject]) -> str 
 
 def _regions(layout: Regions, rows: Sequence[Sequence[Span]], context: PlanContext) -> list[tuple[Region | None, ...]]:
     """The region of each subject of each picture."""
-    flat = tuple(each for each in layout if isinstance(each, Region))
-    nested = [each for each in layout if not isinstance(each, Region)]
-    if not nested:
-        return list(Layout.of(flat, context, rows).regions)
-    if len(nested) != len(context.prompts):
-        raise BadSetting(
-            f"layout has {len(nested)} lists for {len(context.prompts)} prompts.",
-            "Give one list of regions for each prompt, or one flat list for all.",
-        )
+    given = per_prompt(layout, len(context.prompts), setting="layout", things="regions")
+    if all(isinstance(each, Region) for each in layout):
+        # One word need not be in all prompts, but it has to be in one of them.
+        return list(Layout.of(given[0] if given else (), context, rows).regions)
     alone = Lanes.of_batch(prompts=1, images_per_prompt=1, guided=False)
     found = []
     for image, lane in enumerate(context.lanes.only("cond").lanes):
         here = replace(context, prompts=(context.prompts[lane.prompt],), lanes=alone)
-        found.append(Layout.of(nested[lane.prompt], here, [rows[image]]).regions[0])
+        found.append(Layout.of(given[lane.prompt], here, [rows[image]]).regions[0])
     return found
 
 

@@ -10,6 +10,7 @@ from t2ictl.bindings import Binding
 from t2ictl.controls import PlanContext
 from t2ictl.errors import BadSetting, SpanNotFound
 from t2ictl.fields import setting, settings_class
+from t2ictl.per_prompt import per_prompt
 from t2ictl.phrases import pieces
 from t2ictl.row_merging import RowGroup
 from t2ictl.spans import Merge, Prompt
@@ -85,14 +86,7 @@ def bound_groups(groups: WordGroups, context: PlanContext, *, control: str) -> t
         BadSetting: if there is one list a prompt and their numbers differ, or two groups share a word.
         AmbiguousWord: if a word stands at different positions for two text encoders.
     """
-    nested = [each for each in groups if not isinstance(each, WordGroup)]
-    if nested and len(nested) != len(context.prompts):
-        raise BadSetting(
-            f"{control}.groups has {len(nested)} lists for {len(context.prompts)} prompts.",
-            "Give one list of groups for each prompt, or one flat list for all.",
-        )
-    flat = tuple(each for each in groups if isinstance(each, WordGroup))
-    named = nested or [flat] * len(context.prompts)
+    named = per_prompt(groups, len(context.prompts), setting=f"{control}.groups", things="groups")
     return tuple(
         _of_prompt(prompt, own, is_named=bool(groups), control=control)
         for prompt, own in zip(context.prompts, named, strict=True)

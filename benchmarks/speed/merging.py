@@ -49,6 +49,7 @@ def _look(unet: UNet2DConditionModel, switch: Switch, tokens: int, now: Denoiser
     switch.current = now
 
     def forward() -> Tensor:
+        """Run to the last map, or to the noise where none is wanted."""
         try:
             noise = unet(sample.detach(), torch.ones((), device="meta"), **{**keywords, "encoder_hidden_states": text})
         except StopForward:

@@ -49,6 +49,7 @@ class _SeveralValues(Edit):
         self._phrases = phrases
 
     def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
+        """Attend k + 1 times in the conditional row."""
         out_BHQD, cond = fused(call.attention, heads), slice(1, 2)
         own = replace(heads, q=heads.q[cond], k=heads.k[cond], v=heads.v[cond])
         more = [out_BHQD[cond]]

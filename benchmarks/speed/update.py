@@ -71,6 +71,7 @@ def _update(unet: UNet2DConditionModel, factor: int, *, truncate: bool) -> Calla
     sample, keywords = _inputs(unet)
 
     def run() -> Tensor:
+        """Run to the last map, and give a loss of it."""
         switch.current = DenoiserPass(
             lanes=Lanes.of_batch(prompts=1, images_per_prompt=1, guided=False),
             latent_size=(sample.shape[-2], sample.shape[-1]),

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2ictl.errors import ShapeMismatch
 from t2ictl.grouped_attention import AttentionGroup, Grouping, KeySource, grouped_attention
 from t2ictl.subject_groups import Reading, isolated_groups, resampled_positions, subject_labels
+from tests.allocations import Largest
 
 HEADS, WIDTH, SCALE = 2, 8, 0.3
 
@@ -118,19 +118,6 @@ def test_a_repeated_position_weighs_like_its_count() -> None:
             assert grouping is not None
             made.append(grouped_attention(q, k, v, (0,), grouping, SCALE))
         torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-5)
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        made = func(*args, **(kwargs or {}))
-        for each in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(each, Tensor):
-                self.elements = max(self.elements, each.numel())
-        return made
 
 
 def test_no_tensor_of_positions_by_positions() -> None:

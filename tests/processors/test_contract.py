@@ -166,6 +166,12 @@ def test_it_acts_the_same_each_time_and_leaves_everything_as_it_was(cls: Any, bu
 
 
 @every_control
+def test_it_says_whether_it_has_losses(cls: Any) -> None:
+    made = plan(cls(), sd())
+    assert cls.has_losses == bool(made.objectives or (made.text is not None and made.text.objectives))
+
+
+@every_control
 def test_two_plans_share_no_state(cls: Any) -> None:
     pipe = sd()
     first, second = plan(cls(), pipe), plan(cls(), pipe)

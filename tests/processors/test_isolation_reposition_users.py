@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import t2ictl
 from t2ictl.controls import control_from_dict, control_to_dict
@@ -19,6 +18,7 @@ from t2ictl.processors import AttentionSegregation, IsolationReposition, Structu
 from t2ictl.subjects import Subject
 from t2ictl.windows import Window
 from t2ictl.word_groups import WordGroup
+from tests.allocations import Largest
 from tests.core.test_session_users import fuse, give_image_prompt, old_processors, slice_attention
 from tests.processors.isolation_cases import (
     CAST,
@@ -267,19 +267,6 @@ def test_image_prompts_and_masks_are_refused_and_everything_is_put_back() -> Non
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        made = func(*args, **(kwargs or {}))
-        for each in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(each, Tensor):
-                self.elements = max(self.elements, each.numel())
-        return made
 
 
 @pytest.mark.parametrize(("settings", "steps"), [(CAST | {"strength": 0.5}, 1), (ONLINE, 2)], ids=["given", "learned"])
