@@ -1,0 +1,125 @@
+"""Arms of a story run: ways to make all pictures of a story.
+
+An arm is any function of a pipeline, a story, a number of steps and a guidance that gives the pictures. Most arms are
+one call of the pipeline under controls (:class:`ControlledArm`); another one may make its portraits first. What an arm
+did to a story is kept with its ``settings``, where it has such, so that a changed arm does not go on in an old folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from t2ictl import Control, controlled
+from t2ictl.benchmarks.stories.key_gather import KeyGather
+from t2ictl.benchmarks.stories.suite import Story
+from t2ictl.processors import IsolationReposition
+from t2ictl.subjects import Subject
+
+__all__ = ["ARMS", "Arm", "ControlledArm", "StoryPictures", "arm_settings", "noise", "story_subjects"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryPictures:
+    """The pictures of one story.
+
+    Args:
+        portraits: one a subject.
+        scenes: one a scene.
+    """
+
+    portraits: tuple[Image.Image, ...]
+    scenes: tuple[Image.Image, ...]
+
+
+class Arm(Protocol):
+    """A way to make the pictures of a story."""
+
+    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryPictures:
+        """Make all pictures from the story's own noise."""
+
+
+def noise(story: Story) -> list[torch.Generator]:
+    """Give the generators of a story's pictures, portraits first: on the CPU, so the noise is that of any device.
+
+    Args:
+        story: the story.
+
+    Returns:
+        One generator a picture, with the story's seeds.
+    """
+    return [torch.Generator("cpu").manual_seed(seed) for seed in story.seeds]
+
+
+def story_subjects(story: Story) -> tuple[Subject, ...]:
+    """Give the subjects of a story as controls want them: where they are is learned from their words.
+
+    Args:
+        story: the story.
+
+    Returns:
+        One subject a portrait.
+    """
+    return tuple(
+        Subject(name=name, prompt=prompt) for name, prompt in zip(story.subjects, story.portraits, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class ControlledArm:
+    """One call of the pipeline for the whole story, portraits and scenes in one batch.
+
+    Args:
+        controls: gives the controls of a story.
+        settings: what they are, as plain JSON data.
+    """
+
+    controls: Callable[[Story], tuple[Control, ...]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryPictures:
+        """Make the pictures."""
+        with controlled(pipe, list(self.controls(story))):
+            images = pipe(
+                list(story.prompts), num_inference_steps=steps, guidance_scale=guidance, generator=noise(story)
+            ).images
+        count = len(story.portraits)
+        return StoryPictures(portraits=tuple(images[:count]), scenes=tuple(images[count:]))
+
+
+def _isolation_arm(**settings: Any) -> ControlledArm:
+    def controls(story: Story) -> tuple[Control, ...]:
+        return (IsolationReposition(subjects=story_subjects(story), **settings),)
+
+    return ControlledArm(controls, {"control": IsolationReposition.name, **settings})
+
+
+def _gather(story: Story) -> tuple[Control, ...]:
+    return (KeyGather(story_subjects(story)),)
+
+
+#: Arms by label. ``isolation`` keeps subjects apart and reads no portrait; ``resample`` is all of the published method;
+#: ``resample-untold`` leaves out its second half, the words of the portrait in cross-attention.
+ARMS: dict[str, Arm] = {
+    "plain": ControlledArm(lambda story: ()),
+    "isolation": _isolation_arm(reposition="off", cross=0.0),
+    "resample": _isolation_arm(),
+    "resample-untold": _isolation_arm(cross=0.0),
+    "gather": ControlledArm(_gather, {"control": KeyGather.name, "dropout": 0.5, "memory": 0.5, "first": 1}),
+}
+
+
+def arm_settings(arm: Arm) -> dict[str, Any]:
+    """Give what is kept of an arm with each of its stories.
+
+    Args:
+        arm: any arm.
+
+    Returns:
+        Its ``settings``; empty where it has none.
+    """
+    return dict(getattr(arm, "settings", {}))
