@@ -54,6 +54,7 @@ class RandomDirection(Control):
             if plans[-1].text is not None:  # as in a session, the others see where words have moved
                 context = replace(context, prompts=plans[-1].text.prompts)
         text = next((plan.text for plan in plans if plan.text is not None), None)
+        pin = next((plan.pin for plan in plans if plan.pin is not None), None)
         # What the base does without moving anything stays: the two arms differ by the direction alone.
         edits = tuple(edit for plan in plans for edit in plan.edits)
         watches = tuple(watch for plan in plans for watch in plan.watches)
@@ -63,7 +64,7 @@ class RandomDirection(Control):
             return [torch.stack(_vectors(torch.ones_like(x_BCYX), length_B, for_latents)) for length_B in found]
 
         if text is None:
-            return Plan(push=push, edits=edits, watches=watches)
+            return Plan(push=push, pin=pin, edits=edits, watches=watches)
         mask_BK = torch.stack([each.rows for each in text.objectives]).any(dim=0) if text.objectives else None
 
         def push_rows(rows_BKC: Tensor, step: Any) -> list[Tensor]:
@@ -74,7 +75,7 @@ class RandomDirection(Control):
             return [torch.stack(_vectors(free_BKC, length_B, for_rows)) for length_B in found]
 
         moved = replace(text, objectives=(), push=push_rows)
-        return Plan(push=push, edits=edits, watches=watches, text=moved)
+        return Plan(push=push, pin=pin, edits=edits, watches=watches, text=moved)
 
 
 def _vectors(free: Tensor, length_B: Tensor, generators: Sequence[torch.Generator]) -> list[Tensor]:

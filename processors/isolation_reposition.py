@@ -28,11 +28,13 @@ from torch import Tensor
 from t2ictl.attention import AttentionCall, Edit, Step
 from t2ictl.concepts import ConceptMaps, Concepts
 from t2ictl.controls import Control, Plan, PlanContext, Watch, register_control
-from t2ictl.edits import Heads, fused
+from t2ictl.edits import Heads, fused, project_keys, split_heads
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.fields import setting, settings_class
 from t2ictl.grouped_attention import Grouping, grouped_attention
 from t2ictl.lanes import Lanes
+from t2ictl.pinned_rows import PinnedRows
+from t2ictl.shown_pictures import ShownPictures
 from t2ictl.sites import Site, select
 from t2ictl.subject_groups import Aspect, Reading, isolated_groups, resampled_positions, subject_labels
 from t2ictl.subjects import Cast, Places, Regions, Subject
@@ -64,13 +66,16 @@ class IsolationReposition(Control):
     ``(1 - cross) CA(Q, scene) + cross CA(Q, portrait's prompt)``.
 
     Args:
-        subjects: who has a portrait in the batch; its prompt must be one of the call. Without, subjects are only
-            kept apart.
+        subjects: who has a portrait. Its prompt must be one of the call (but for ``"latent"``); with an ``image`` the
+            portrait's row shows that picture, noised as far as the schedule has come. Without subjects, concepts are
+            only kept apart.
         concepts: who is kept apart; empty for the subjects that a prompt names, or, without subjects, all its objects.
         layout: where they are; for all prompts or one list for each. Those without a region are where their words look.
         strength: 0 is the untouched model, 1 all of it; in between isolation, reading and text are scaled.
         isolation: 1: subjects do not see each other; below, with logits lowered by ``log(1 - isolation)``.
-        reposition: ``"resample"``: the portrait's positions, resampled to the size in the scene; ``"off"``: none.
+        reposition: ``"resample"``: the portrait's positions, resampled to the size in the scene (as published);
+            ``"latent"``: the first picture of each prompt is a composite with every subject where the scene wants it,
+            and the others read it there, position for position; it needs ``image`` and regions; ``"off"``: none.
         aspect: resampled to the whole box (``"stretch"``, as published) or with one scale for both sides (``"fit"``).
         ref_strength: added to the logits of the portrait's keys.
         ref_dropout: share of a subject's positions that do not read the portrait in a step, drawn anew for each.
@@ -80,7 +85,7 @@ class IsolationReposition(Control):
         window: part of the schedule in which it acts.
         sites: self-attention layers in which subjects are kept apart; empty for all.
         ref_sites: those in which portraits are read; empty for the published ones.
-        seed: of the draws of ``ref_dropout``.
+        seed: of the draws of ``ref_dropout``, and of the noise of given pictures.
 
     Example:
         >>> cat = Subject(name="cat", prompt="a photo of a cat")
@@ -97,7 +102,7 @@ class IsolationReposition(Control):
     layout: Regions = setting(default=(), help="where they are; others: where their words look")
     strength: float = setting(default=1.0, help="0 is the untouched model, 1 all of it", low=0.0, high=1.0)
     isolation: float = setting(default=1.0, help="1: subjects do not see each other", low=0.0, high=1.0)
-    reposition: Literal["resample", "off"] = setting(default="resample", help="how portraits are read")
+    reposition: Literal["resample", "latent", "off"] = setting(default="resample", help="how portraits are read")
     aspect: Aspect = setting(default="stretch", help="resampled to the whole box, or with one scale")
     ref_strength: float = setting(default=0.0, help="added to the logits of the portrait's keys", low=-10.0, high=10.0)
     ref_dropout: float = setting(default=0.5, help="share of positions that do not read, in a step", low=0.0, high=1.0)
@@ -107,7 +112,7 @@ class IsolationReposition(Control):
     window: Window = setting(default=Window(), help="part of the schedule in which it acts")
     sites: tuple[str, ...] = setting(default=(), help="layers that keep subjects apart; empty: every self-attention")
     ref_sites: tuple[str, ...] = setting(default=(), help="layers that read portraits; empty: the published ones")
-    seed: int = setting(default=0, help="seed of the dropout", low=0)
+    seed: int = setting(default=0, help="seed of the dropout, and of the noise of given pictures", low=0)
 
     has_losses = False
 
@@ -115,7 +120,8 @@ class IsolationReposition(Control):
         """Find the subjects of each picture, and say who reads what at which layers."""
         if self.strength == 0:
             return Plan()
-        cast = Cast.of(self.subjects, self.concepts, self.layout, context, control=self.name)
+        is_composed = self.reposition == "latent"
+        cast = Cast.of(self.subjects, self.concepts, self.layout, context, control=self.name, composed=is_composed)
         if not cast.scenes:
             return Plan()
         adapter = context.adapter
@@ -124,14 +130,28 @@ class IsolationReposition(Control):
         reading = select(layers, self.ref_sites) if self.ref_sites else published_reading_sites(adapter.family, layers)
         reading = reading if self.reposition != "off" else ()
         maps = ConceptMaps.of(context, cast.rows, (), "gaussian", "none")
-        scenes = _Scenes(self, context, cast, Places(cast, maps, self.memory), frozenset(reading))
+        shown = ShownPictures(cast, context)
+        scenes = _Scenes(self, context, cast, Places(cast, maps, self.memory), frozenset(reading), shown)
         owns: tuple[str, ...] = ("self.keys",)
         edits: list[tuple[tuple[Site, ...], Edit]] = [(tuple({*apart, *reading}), _Apart(scenes, frozenset(apart)))]
+        if self.cross and cast.composites:
+            scenes.texts = told_texts(cast, context)
         if self.cross and any(each is not None for own in cast.portraits for each in own):
             edits.append((tuple(site for site in adapter.sites if site.kind == "cross"), _Told(scenes)))
             owns += ("cross.keys",)
         watches = (Watch(sites=maps.sites, take=scenes.look),) if scenes.places.needs_maps else ()
-        return Plan(edits=tuple(edits), owns=owns, watches=watches)
+        pin = None
+        if shown.by_image:
+            names = {image: context.row_prompts[image].text for image in shown.by_image}
+            pin = PinnedRows(adapter=adapter, pictures=shown.by_image, names=names, seed=self.seed)
+            owns += ("latents.rows",)
+        return Plan(edits=tuple(edits), owns=owns, watches=watches, pin=pin)
+
+
+def told_texts(cast: Cast, context: PlanContext) -> dict[str, Tensor]:
+    """Encode the prompts of the subjects, ``states_KC`` by prompt, where no row of the batch has them."""
+    found = dict.fromkeys(each.prompt for own in cast.who for each in own if each is not None)
+    return dict(zip(found, context.encoded(list(found)).rows, strict=True))
 
 
 @dataclass
@@ -143,6 +163,8 @@ class _Scenes:
     cast: Cast
     places: Places
     reading: frozenset[Site]
+    shown: ShownPictures
+    texts: dict[str, Tensor] = field(default_factory=dict)
     _labels: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     _groupings: dict[tuple[Any, ...], Grouping | None] = field(default_factory=dict)
 
@@ -160,7 +182,9 @@ class _Scenes:
         key = (self.places.version, image, size)
         if key not in self._labels:
             self._labels = {each: kept for each, kept in self._labels.items() if each[0] == self.places.version}
-            self._labels[key] = subject_labels(self.places.coverage(image, size)).flatten()
+            pasted_NYX = self.shown.coverage(image, size)
+            coverage_NYX = self.places.coverage(image, size) if pasted_NYX is None else pasted_NYX
+            self._labels[key] = subject_labels(coverage_NYX).flatten()
         return self._labels[key]
 
     def grouping(self, call: AttentionCall, image: int, rows: dict[str, int], *, apart: bool) -> Grouping | None:
@@ -184,15 +208,20 @@ class _Scenes:
             there = self.rows(call.lanes, portrait)
             readings[number] = Reading(
                 row=tuple(there[role] for role in rows),
-                positions=resampled_positions(
-                    (labels_N == number).view(call.size), self._portrait(portrait, call.size), settings.aspect
-                ),
+                positions=self._positions(labels_N == number, number, portrait, call.size),
                 strength=settings.ref_strength + math.log(settings.strength),
                 reads=drawn_N,
             )
         isolation = settings.isolation * settings.strength if apart else 0.0
         found = isolated_groups(labels_N, readings, isolation)
         return None if found is None else found.to(self.context.adapter.device)
+
+    def _positions(self, here_N: Tensor, number: int, portrait: int, size: tuple[int, int]) -> Tensor:
+        """Positions of the portrait that a subject reads: resampled, or, in a composite, its own."""
+        if portrait in self.cast.composites:
+            covered_N = self.labels(portrait, size) == number
+            return covered_N.nonzero().flatten()
+        return resampled_positions(here_N.view(size), self._portrait(portrait, size), self.settings.aspect)
 
     def _portrait(self, image: int, size: tuple[int, int]) -> Tensor:
         """Where the subject is in its portrait; everywhere as long as nothing is known."""
@@ -256,25 +285,35 @@ class _Told(Edit):
     def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
         """Blend the two at the positions of subjects."""
         out_BHND, weight = fused(call.attention, heads), self.scenes.settings.cross * self.scenes.settings.strength
-        for image in self.scenes.cast.scenes:
+        cast = self.scenes.cast
+        for image in cast.scenes:
             row = self.scenes.rows(call.lanes, image).get("cond")
             labels_N = self.scenes.labels(image, call.size)
-            for number, portrait in enumerate(self.scenes.cast.portraits[image], start=1):
+            for number, portrait in enumerate(cast.portraits[image], start=1):
                 places_Q = (labels_N == number).nonzero().flatten().to(out_BHND.device)
-                if row is None or portrait is None or not len(places_Q):
+                is_told = portrait is not None or image in cast.composites
+                subject = cast.who[image][number - 1]
+                if row is None or subject is None or not is_told or not len(places_Q):
                     continue
-                there = self.scenes.rows(call.lanes, portrait)["cond"]
-                told = replace(
-                    heads,
-                    q=heads.q[row : row + 1].index_select(2, places_Q),
-                    k=heads.k[there : there + 1],
-                    v=heads.v[there : there + 1],
-                    mask=None if heads.mask is None else heads.mask[there : there + 1],
-                )
+                k_1HKD, v_1HKD, mask = self._text(call, heads, subject, None if cast.composites else portrait)
+                q_1HQD = heads.q[row : row + 1].index_select(2, places_Q)
                 own_HQD = out_BHND[row].index_select(1, places_Q)
-                blended_HQD = torch.lerp(own_HQD, fused(call.attention, told)[0], weight)
-                out_BHND = _with_positions(out_BHND, row, places_Q, blended_HQD)
+                told_HQD = fused(call.attention, replace(heads, q=q_1HQD, k=k_1HKD, v=v_1HKD, mask=mask))[0]
+                out_BHND = _with_positions(out_BHND, row, places_Q, torch.lerp(own_HQD, told_HQD, weight))
         return out_BHND
+
+    def _text(
+        self, call: AttentionCall, heads: Heads, subject: Subject, portrait: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and mask of a portrait's prompt: those of its row, or, where it has none, of its encoding."""
+        if portrait is not None:
+            there = self.scenes.rows(call.lanes, portrait)["cond"]
+            own = slice(there, there + 1)
+            return heads.k[own], heads.v[own], None if heads.mask is None else heads.mask[own]
+        attention, states_1KC = call.attention, self.scenes.texts[subject.prompt][None].to(heads.context)
+        if attention.norm_cross:
+            states_1KC = attention.norm_encoder_hidden_states(states_1KC)
+        return project_keys(attention, states_1KC), split_heads(attention, attention.to_v(states_1KC)), None
 
 
 def _with_positions(out_BHND: Tensor, row: int, places_Q: Tensor, values_HQD: Tensor) -> Tensor:

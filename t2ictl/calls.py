@@ -149,7 +149,7 @@ class PipelineCall:
             inputs |= self.text.inputs(now)
         sample = inputs["sample"]
         acting = self._acting(step)
-        if acting or any(plan.push is not None for plan in self.plans):
+        if acting or any(plan.push is not None or plan.pin is not None for plan in self.plans):
             inputs["sample"] = sample = self._move(acting, now)
         self.cost.forwards += len(sample)
         self._listen(acting, step, sample)
@@ -274,6 +274,7 @@ class PipelineCall:
         pushes = self._pushes(moves[-1] if moves else None, sample[self.cond, :channels], step)
         self.trace.extend(entry for move in pushes for entry in move.trace)
         moves += pushes
+        moves += self._pins(moves[-1].latents if moves else sample[self.cond, :channels], step)
         if not moves:
             return sample
         # The scheduler steps from its own, unscaled sample: dz = dx / c.
@@ -292,6 +293,17 @@ class PipelineCall:
             if vectors:
                 made.append(push(now_BCYX, vectors, step, first=done))
                 done += len(vectors)
+        return made
+
+    def _pins(self, x_BCYX: Tensor, step: Step) -> list[Move]:
+        """Pictures that are held somewhere, whatever the others do; no move that anybody would count."""
+        made: list[Move] = []
+        for plan in self.plans:
+            if plan.pin is not None:
+                before_BCYX = made[-1].latents if made else x_BCYX
+                held_BCYX = plan.pin(before_BCYX, step)
+                exact = torch.promote_types(x_BCYX.dtype, torch.float32)
+                made.append(Move(latents=held_BCYX, delta=held_BCYX.to(exact) - before_BCYX.to(exact), trace=()))
         return made
 
     def _check_finite(self, trace: Sequence[MoveTrace], step: Step) -> None:

@@ -103,6 +103,8 @@ class Plan:
         push: moves the latents without a look at the maps. Gets the scaled latents ``x_BCYX``, one row a
             picture, and the step; gives the moves ``dx_BCYX`` to make one after the other, or none. They are made where
             objectives would make theirs, after these.
+        pin: puts other latents in the place of some pictures'. Gets the scaled latents ``x_BCYX``, one row a picture,
+            and the step; gives all of them, the others as they were. It comes last, at every evaluation.
         text: what is done to the text states; only one control of a session can.
         watches: who reads the maps of the passes that make the picture.
     """
@@ -111,6 +113,7 @@ class Plan:
     edits: tuple[tuple[tuple[Site, ...], Edit], ...] = ()
     owns: tuple[str, ...] = ()
     push: Callable[[Tensor, Step], Sequence[Tensor]] | None = None
+    pin: Callable[[Tensor, Step], Tensor] | None = None
     text: TextEdit | None = None
     watches: tuple[Watch, ...] = ()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import types
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["StepWrap", "discards_sample", "input_scale"]
+from t2ictl.errors import UnsupportedPipeline
+
+__all__ = ["StepWrap", "discards_sample", "input_scale", "noise_levels"]
 
 
 def input_scale(scheduler: Any, timestep: Any) -> float:
@@ -41,6 +44,47 @@ def input_scale(scheduler: Any, timestep: Any) -> float:
     if not hasattr(scheduler, "scale_model_input"):
         return 1.0
     return float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep))
+
+
+def noise_levels(scheduler: Any, timestep: float) -> tuple[float, float]:
+    """Give the shares of picture and noise in the latents that the denoiser sees at a timestep.
+
+    All schedulers of the supported families hand the denoiser ``x = sqrt(a) z0 + sqrt(1 - a) eps``, with ``a`` the
+    cumulated alpha: those with samples ``z0 + sigma eps`` scale them by ``1 / sqrt(1 + sigma^2)``. Between two whole
+    timesteps the logarithm of ``sigma`` is interpolated, as Karras-type schedules do.
+
+    Args:
+        scheduler: a diffusers scheduler.
+        timestep: the timestep, not necessarily whole.
+
+    Returns:
+        ``sqrt(a), sqrt(1 - a)``.
+
+    Raises:
+        UnsupportedPipeline: if the scheduler scales its samples in another way (EDM).
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> signal, noise = noise_levels(DDIMScheduler(), 0)
+        >>> round(signal, 4), round(signal**2 + noise**2, 6)
+        (0.9999, 1.0)
+    """
+    alphas_T = getattr(scheduler, "alphas_cumprod", None)
+    if alphas_T is None or "sigma_data" in scheduler.config:
+        raise UnsupportedPipeline(
+            f"{type(scheduler).__name__} does not noise pictures as the supported families do.",
+            "Use one of the ordinary schedulers, such as DDIM, Euler or DPM++.",
+        )
+    last = len(alphas_T) - 1
+    low = min(max(int(timestep), 0), last)
+    ends = [float(alphas_T[each]) for each in (low, min(low + 1, last))]
+    share = min(max(timestep - low, 0.0), 1.0)
+    if share == 0 or min(ends) <= 0:
+        alpha = ends[0]
+    else:
+        odds = [math.log((1 - each) / each) for each in ends]
+        alpha = 1 / (1 + math.exp(odds[0] + share * (odds[1] - odds[0])))
+    return math.sqrt(alpha), math.sqrt(1 - alpha)
 
 
 def discards_sample(scheduler: Any) -> bool:

@@ -19,6 +19,7 @@ from t2ictl.lanes import Lanes
 from t2ictl.layouts import Layout, Mask, Region
 from t2ictl.masks import binarize, box_mask, resize_mask
 from t2ictl.per_prompt import per_prompt
+from t2ictl.picture_fields import Picture
 from t2ictl.spans import Prompt, Span
 
 __all__ = ["Cast", "Places", "Regions", "Subject"]
@@ -32,7 +33,8 @@ class Subject:
 
     Args:
         name: the word or phrase by which prompts call it.
-        prompt: the prompt of the picture that shows it alone (its portrait), one of the prompts of the call.
+        prompt: the prompt of the picture that shows it alone (its portrait).
+        image: a picture that shows it, in the place of a portrait that is generated: file, PIL image or array.
         box: where it is in its portrait, edges as fractions; or
         mask: the same as a picture file, image, array or nested list; neither: where its word looks.
 
@@ -46,6 +48,7 @@ class Subject:
 
     name: str = setting(default="", help="the word or phrase by which prompts call it")
     prompt: str = setting(default="", help="prompt of the picture that shows it alone")
+    image: Picture | None = setting(default=None, help="a picture that shows it; empty: it is generated")
     box: tuple[float, float, float, float] | None = setting(default=None, help="where it is there: x0, y0, x1, y1")
     mask: Mask | None = setting(default=None, help="where it is there: picture file or array")
 
@@ -65,23 +68,34 @@ class Subject:
         return Region(word=self.name, box=self.box, mask=self.mask)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Cast:
     """Who is in which picture of a batch.
 
     Args:
         rows: the subjects of each picture; of a portrait the one that it shows.
         regions: for each of them the region that the user gave, or None.
-        portraits: for each picture and subject the picture that shows it alone, or None.
+        portraits: for each picture and subject the picture of the batch in which it is read, or None.
+        who: for each picture and subject the one with a portrait that it is, or None.
+        composites: the pictures that are not scenes of their own, but show the subjects of one where it wants them.
     """
 
     rows: tuple[tuple[Span, ...], ...]
     regions: tuple[tuple[Region | None, ...], ...]
     portraits: tuple[tuple[int | None, ...], ...]
+    who: tuple[tuple[Subject | None, ...], ...]
+    composites: tuple[int, ...] = ()
 
     @classmethod
     def of(
-        cls, subjects: Sequence[Subject], concepts: Concepts, layout: Regions, context: PlanContext, *, control: str
+        cls,
+        subjects: Sequence[Subject],
+        concepts: Concepts,
+        layout: Regions,
+        context: PlanContext,
+        *,
+        control: str,
+        composed: bool = False,
     ) -> Cast:
         """Find the subjects in the prompts of a call.
 
@@ -95,17 +109,20 @@ class Cast:
             layout: regions, for all prompts or one list for each.
             context: the pipeline call.
             control: name of the control, for messages.
+            composed: the first picture of each prompt is the composite that its other pictures read, and there are no
+                portraits in the call.
 
         Returns:
             The cast.
 
         Raises:
             SpanNotFound: if a named word is not in its prompt.
-            BadSetting: if two subjects share name or prompt, a portrait is missing from the call, or a list is
-                not one for each prompt.
+            BadSetting: if two subjects share name or prompt, a portrait or a composite is missing from the call, or a
+                list is not one for each prompt.
         """
-        shown = {subject.prompt.strip(): subject for subject in subjects}
-        _check_apart(subjects, shown, context)
+        _check_names(subjects)
+        shown = {} if composed else {subject.prompt.strip(): subject for subject in subjects}
+        _check_portraits(shown, context)
         prompts = context.row_prompts
         if subjects:
             names = _names(subjects, shown, concepts, context)
@@ -122,33 +139,75 @@ class Cast:
                 places[subject.name].append(image)
                 is_own = bool(layout) and not isinstance(layout[0], Region)  # a flat layout speaks of scenes
                 regions[image] = [subject.region or (regions[image][0] if is_own else None)]
-        portraits = []
-        for image, prompt in enumerate(prompts):
-            of = [None if prompt.text.strip() in shown else _subject_of(span, prompt, subjects) for span in rows[image]]
-            copy = [each.text for each in prompts[:image]].count(prompt.text)
-            portraits.append(tuple(None if name is None else places[name][copy % len(places[name])] for name in of))
-        return cls(rows=tuple(rows), regions=tuple(map(tuple, regions)), portraits=tuple(portraits))
+        who = [
+            tuple(_subject_of(span, prompt, subjects) for span in own)
+            for own, prompt in zip(rows, prompts, strict=True)
+        ]
+        texts = [prompt.text for prompt in prompts]
+        first = [texts.index(text) for text in texts]
+        portraits: list[tuple[int | None, ...]] = []
+        for image, own in enumerate(who):
+            if composed:
+                portraits.append(tuple(None if each is None or first[image] == image else first[image] for each in own))
+                continue
+            is_portrait, copy = texts[image].strip() in shown, texts[:image].count(texts[image])
+            among = [None if each is None or is_portrait else places[each.name] for each in own]
+            portraits.append(tuple(None if each is None else each[copy % len(each)] for each in among))
+        composites = (
+            tuple(dict.fromkeys(each for own in portraits for each in own if each is not None)) if composed else ()
+        )
+        found = cls(tuple(rows), tuple(map(tuple, regions)), tuple(portraits), tuple(who), composites)
+        if composed:
+            _check_composed(found, first, texts)
+        return found
 
     @property
     def scenes(self) -> tuple[int, ...]:
         """The pictures in which somebody is kept apart or reads a portrait."""
         both = enumerate(zip(self.rows, self.portraits, strict=True))
-        return tuple(image for image, (own, shown) in both if len(own) > 1 or any(each is not None for each in shown))
+        return tuple(
+            image
+            for image, (own, shown) in both
+            if len(own) > 1 or image in self.composites or any(each is not None for each in shown)
+        )
 
 
-def _check_apart(subjects: Sequence[Subject], shown: dict[str, Subject], context: PlanContext) -> None:
+def _check_names(subjects: Sequence[Subject]) -> None:
     names = [subject.name for subject in subjects]
-    if len(set(names)) < len(names) or len(shown) < len(names):
+    if len(set(names)) < len(names) or len({subject.prompt.strip() for subject in subjects}) < len(names):
         raise BadSetting(
             f"Two of the subjects {names} have the same name, or the same prompt.", "Give each its own portrait."
         )
+
+
+def _check_portraits(shown: dict[str, Subject], context: PlanContext) -> None:
     texts = [prompt.text.strip() for prompt in context.prompts]
-    for subject in subjects:
-        if subject.prompt.strip() not in texts:
+    for text, subject in shown.items():
+        if text not in texts:
             raise BadSetting(
                 f"The portrait of {subject.name!r}, {subject.prompt!r}, is none of the prompts of this call: {texts}.",
                 "Put the prompts of the portraits into the list of prompts.",
             )
+
+
+def _check_composed(cast: Cast, first: Sequence[int], texts: Sequence[str]) -> None:
+    """A composite needs a picture of its own in the batch, and for each subject a picture and both places."""
+    for image, own in enumerate(cast.who):
+        for subject, region in zip(own, cast.regions[image], strict=True):
+            if subject is None:
+                continue
+            if first.count(first[image]) == 1:
+                raise BadSetting(
+                    f"The prompt {texts[image]!r} is in the call once.",
+                    "With reposition='latent' give it twice: its first picture is the composite that the others read.",
+                )
+            if subject.image is None or subject.region is None or region is None:
+                missing = "picture" if subject.image is None else "place in it" if region is not None else "region"
+                raise BadSetting(
+                    f"With reposition='latent' the subject {subject.name!r} of {texts[image]!r} has no {missing}.",
+                    "Give Subject(image=..., box=... or mask=...), and a region for it in layout=; "
+                    "t2ictl.story does all of it.",
+                )
 
 
 def _names(
@@ -179,15 +238,15 @@ def _found(prompt: Prompt, words: str) -> Span | None:
         return None
 
 
-def _subject_of(span: Span, prompt: Prompt, subjects: Sequence[Subject]) -> str | None:
+def _subject_of(span: Span, prompt: Prompt, subjects: Sequence[Subject]) -> Subject | None:
     """The subject that a concept of a prompt is: the one whose name shares most tokens with it and adds fewest."""
-    best: str | None = None
+    best: Subject | None = None
     score = (0, 0)
     for subject in subjects:
         found = _found(prompt, subject.name)
         shared = 0 if found is None else len(set(found.tokens) & set(span.tokens))
         if found is not None and shared and (best is None or (shared, -len(found.tokens)) > score):
-            best, score = subject.name, (shared, -len(found.tokens))
+            best, score = subject, (shared, -len(found.tokens))
     return best
 
 
