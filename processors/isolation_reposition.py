@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from t2ictl.attention import AttentionCall, Edit, Step
@@ -34,6 +35,7 @@ from t2ictl.fields import setting, settings_class
 from t2ictl.grouped_attention import Grouping, grouped_attention
 from t2ictl.lanes import Lanes
 from t2ictl.pinned_rows import PinnedRows
+from t2ictl.reference_bank import Telling
 from t2ictl.shown_pictures import ShownPictures
 from t2ictl.sites import Site, select
 from t2ictl.subject_groups import Aspect, Reading, isolated_groups, resampled_positions, subject_labels
@@ -118,11 +120,33 @@ class IsolationReposition(Control):
 
     def plan(self, context: PlanContext) -> Plan:
         """Find the subjects of each picture, and say who reads what at which layers."""
+        return self.plan_within(context, None)
+
+    def plan_within(self, context: PlanContext, telling: Telling | None) -> Plan:
+        """Make the plan of a call that may be a part of a story, whose portraits other parts read too.
+
+        Args:
+            context: the pipeline call.
+            telling: what it knows of the story; None for a call of its own.
+
+        Returns:
+            The plan.
+        """
         if self.strength == 0:
             return Plan()
-        is_composed = self.reposition == "latent"
-        cast = Cast.of(self.subjects, self.concepts, self.layout, context, control=self.name, composed=is_composed)
-        if not cast.scenes:
+        texts = tuple(prompt.text.strip() for prompt in context.prompts)
+        shown_by = {subject.name: subject.prompt.strip() for subject in self.subjects}
+        cast = Cast.of(
+            self.subjects,
+            self.concepts,
+            self.layout,
+            context,
+            control=self.name,
+            composed=self.reposition == "latent",
+            absent=() if telling is None else telling.absent(texts, shown_by),
+        )
+        keeps = telling is not None and telling.bank is not None
+        if not cast.scenes and not keeps:
             return Plan()
         adapter = context.adapter
         layers = [site for site in adapter.sites if site.kind == "self"]
@@ -131,10 +155,10 @@ class IsolationReposition(Control):
         reading = reading if self.reposition != "off" else ()
         maps = ConceptMaps.of(context, cast.rows, (), "gaussian", "none")
         shown = ShownPictures(cast, context)
-        scenes = _Scenes(self, context, cast, Places(cast, maps, self.memory), frozenset(reading), shown)
+        scenes = _Scenes(self, context, cast, Places(cast, maps, self.memory), frozenset(reading), shown, telling)
         owns: tuple[str, ...] = ("self.keys",)
         edits: list[tuple[tuple[Site, ...], Edit]] = [(tuple({*apart, *reading}), _Apart(scenes, frozenset(apart)))]
-        if self.cross and cast.composites:
+        if self.cross and (cast.composites or cast.absent):
             scenes.texts = told_texts(cast, context)
         if self.cross and any(each is not None for own in cast.portraits for each in own):
             edits.append((tuple(site for site in adapter.sites if site.kind == "cross"), _Told(scenes)))
@@ -164,6 +188,7 @@ class _Scenes:
     places: Places
     reading: frozenset[Site]
     shown: ShownPictures
+    telling: Telling | None = None
     texts: dict[str, Tensor] = field(default_factory=dict)
     _labels: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     _groupings: dict[tuple[Any, ...], Grouping | None] = field(default_factory=dict)
@@ -175,7 +200,34 @@ class _Scenes:
     def rows(self, lanes: Lanes, image: int) -> dict[str, int]:
         """The batch rows of a picture, by the side of the guidance."""
         roles = ("uncond", "cond") if self.settings.branch == "both" else ("cond",)
+        behind = image - lanes.images
+        if behind >= 0:  # a portrait that an earlier call showed: its rows lie behind those of the batch
+            here = [role for role in roles if any(lane.role == role for lane in lanes.lanes)]
+            return {role: len(lanes) + behind * len(here) + place for place, role in enumerate(here)}
         return {lane.role: row for row, lane in enumerate(lanes.lanes) if lane.image == image and lane.role in roles}
+
+    def absent_states(self, call: AttentionCall, context_BKC: Tensor) -> Tensor | None:
+        """``states_BNC`` of the rows behind the batch, or None if there are none."""
+        bank, lanes = None if self.telling is None else self.telling.bank, call.lanes
+        if bank is None or not self.cast.absent or call.site not in self.reading:
+            return None
+        rows = [
+            bank.states(name, call, role)
+            for number, name in enumerate(self.cast.absent)
+            for role in self.rows(lanes, lanes.images + number)
+        ]
+        return torch.stack(rows).to(context_BKC)
+
+    def keep(self, call: AttentionCall, context_BKC: Tensor) -> None:
+        """Keep what this layer sees of the portraits, for later calls of the story."""
+        bank = None if self.telling is None else self.telling.bank
+        if bank is None or call.site not in self.reading:
+            return
+        for image in self.cast.shown:
+            (subject,) = self.cast.who[image]
+            assert subject is not None
+            for role, row in self.rows(call.lanes, image).items():
+                bank.keep(subject.name, call, role, context_BKC[row], self._portrait(image, call))
 
     def labels(self, image: int, size: tuple[int, int]) -> Tensor:
         """Which subject each position belongs to: ``labels_N``, from 1."""
@@ -208,7 +260,7 @@ class _Scenes:
             there = self.rows(call.lanes, portrait)
             readings[number] = Reading(
                 row=tuple(there[role] for role in rows),
-                positions=self._positions(labels_N == number, number, portrait, call.size),
+                positions=self._positions(labels_N == number, number, portrait, call),
                 strength=settings.ref_strength + math.log(settings.strength),
                 reads=drawn_N,
             )
@@ -216,23 +268,27 @@ class _Scenes:
         found = isolated_groups(labels_N, readings, isolation)
         return None if found is None else found.to(self.context.adapter.device)
 
-    def _positions(self, here_N: Tensor, number: int, portrait: int, size: tuple[int, int]) -> Tensor:
+    def _positions(self, here_N: Tensor, number: int, portrait: int, call: AttentionCall) -> Tensor:
         """Positions of the portrait that a subject reads: resampled, or, in a composite, its own."""
         if portrait in self.cast.composites:
-            covered_N = self.labels(portrait, size) == number
+            covered_N = self.labels(portrait, call.size) == number
             return covered_N.nonzero().flatten()
-        return resampled_positions(here_N.view(size), self._portrait(portrait, size), self.settings.aspect)
+        return resampled_positions(here_N.view(call.size), self._portrait(portrait, call), self.settings.aspect)
 
-    def _portrait(self, image: int, size: tuple[int, int]) -> Tensor:
+    def _portrait(self, image: int, call: AttentionCall) -> Tensor:
         """Where the subject is in its portrait; everywhere as long as nothing is known."""
-        covered_YX = self.labels(image, size).view(size) > 0
+        if image >= call.lanes.images:
+            assert self.telling is not None and self.telling.bank is not None
+            return self.telling.bank.inside(self.cast.absent[image - call.lanes.images], call)
+        covered_YX = self.labels(image, call.size).view(call.size) > 0
         return covered_YX if covered_YX.any() else torch.ones_like(covered_YX)
 
     def _drawn(self, call: AttentionCall, image: int) -> Tensor:
         """Positions that read in this step: the same whatever else is in the batch."""
         texts = [prompt.text for prompt in self.context.row_prompts]
-        copy = texts[:image].count(texts[image])
-        name = f"{self.settings.seed}|{texts[image]}|{copy}|{call.step.index}|{call.size}"
+        alone = f"{texts[image]}|{texts[:image].count(texts[image])}"
+        own = alone if self.telling is None else self.telling.names[image]
+        name = f"{self.settings.seed}|{own}|{call.step.index}|{call.size}"
         dice = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         return torch.rand(math.prod(call.size), generator=dice) >= self.settings.ref_dropout
 
@@ -254,6 +310,11 @@ class _Apart(Edit):
             raise UnsupportedPipeline(
                 f"The self-attention of {call.site.address} has a mask.", "Keep this control's sites away from it."
             )
+        self.scenes.keep(call, heads.context)
+        states_BNC = self.scenes.absent_states(call, heads.context)
+        if states_BNC is not None:
+            k_BHND, v_BHND = projected(call.attention, states_BNC)
+            heads = replace(heads, k=torch.cat([heads.k, k_BHND]), v=torch.cat([heads.v, v_BHND]))
         grouped: dict[tuple[int, ...], Grouping] = {}
         for image in self.scenes.cast.scenes:
             rows = self.scenes.rows(call.lanes, image)
@@ -295,7 +356,7 @@ class _Told(Edit):
                 subject = cast.who[image][number - 1]
                 if row is None or subject is None or not is_told or not len(places_Q):
                     continue
-                k_1HKD, v_1HKD, mask = self._text(call, heads, subject, None if cast.composites else portrait)
+                k_1HKD, v_1HKD, mask = self._text(call, heads, subject, portrait)
                 q_1HQD = heads.q[row : row + 1].index_select(2, places_Q)
                 own_HQD = out_BHND[row].index_select(1, places_Q)
                 told_HQD = fused(call.attention, replace(heads, q=q_1HQD, k=k_1HKD, v=v_1HKD, mask=mask))[0]
@@ -306,14 +367,19 @@ class _Told(Edit):
         self, call: AttentionCall, heads: Heads, subject: Subject, portrait: int | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys, values and mask of a portrait's prompt: those of its row, or, where it has none, of its encoding."""
-        if portrait is not None:
+        if portrait is not None and portrait in self.scenes.cast.shown:
             there = self.scenes.rows(call.lanes, portrait)["cond"]
             own = slice(there, there + 1)
             return heads.k[own], heads.v[own], None if heads.mask is None else heads.mask[own]
         attention, states_1KC = call.attention, self.scenes.texts[subject.prompt][None].to(heads.context)
         if attention.norm_cross:
             states_1KC = attention.norm_encoder_hidden_states(states_1KC)
-        return project_keys(attention, states_1KC), split_heads(attention, attention.to_v(states_1KC)), None
+        return *projected(attention, states_1KC), None
+
+
+def projected(attention: Attention, states_BKC: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer for given states: ``k_BHKD, v_BHKD``."""
+    return project_keys(attention, states_BKC), split_heads(attention, attention.to_v(states_BKC))
 
 
 def _with_positions(out_BHND: Tensor, row: int, places_Q: Tensor, values_HQD: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Control of text-to-image diffusion at inference time, on your own diffusers pipeline.
 
 The public verbs, and nothing else. They are imported when they are first used, so that
-``import t2ictl`` loads no torch.
+``import t2ictl`` loads no torch. Methods contribute verbs of their own.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from t2ictl.adapters import parse
     from t2ictl.controls import Control, Plan, PlanContext, list_controls
     from t2ictl.generation import Generation, generate, replay
+    from t2ictl.layouts import Region
     from t2ictl.loading import load
     from t2ictl.probes import AttentionRecord, Recording
+    from t2ictl.scenes import Scene
     from t2ictl.sessionless import MapRecorder
     from t2ictl.sessions import Session, controlled
     from t2ictl.spans import Prompt
+    from t2ictl.stories import Story
+    from t2ictl.subjects import Subject
     from t2ictl.windows import Window
 
 __version__ = "0.1.0"
@@ -31,7 +35,11 @@ _HOME = {
     "PlanContext": "controls",
     "Prompt": "spans",
     "Recording": "probes",
+    "Region": "layouts",
+    "Scene": "scenes",
     "Session": "sessions",
+    "Story": "stories",
+    "Subject": "subjects",
     "Window": "windows",
     "controlled": "sessions",
     "generate": "generation",
@@ -50,7 +58,11 @@ __all__ = [
     "PlanContext",
     "Prompt",
     "Recording",
+    "Region",
+    "Scene",
     "Session",
+    "Story",
+    "Subject",
     "Window",
     "controlled",
     "generate",
@@ -64,8 +76,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"t2ictl.{_HOME[name]}"), name)
+    if not name.startswith("_"):
+        from t2ictl.contributions import contributed
+
+        if name in contributed("verbs"):
+            return contributed("verbs")[name].load()
     raise AttributeError(f"module 't2ictl' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    from t2ictl.contributions import contributed
+
+    return sorted({*globals(), *_HOME, *contributed("verbs")})

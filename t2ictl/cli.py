@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from t2ictl import __version__
+from t2ictl.contributions import contributed
 from t2ictl.errors import Cancelled, ForeignCall, MoveLost, NonFiniteLoss, T2ictlError
 
 __all__ = ["app", "main"]
@@ -137,6 +138,18 @@ def bench(context: typer.Context) -> None:
     importlib.import_module("t2ictl.benchmarks.commands").app(args=context.args, prog_name="t2ictl bench")
 
 
+def _add_contributed() -> None:
+    """Add the commands of methods and of installed packages, once."""
+    known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    for point in contributed("commands").values():
+        if point.name in known:
+            continue
+        try:
+            app.command(point.name)(point.load())
+        except Exception as error:  # one broken package must not take the others down, nor be hidden
+            print(f"t2ictl: the command {point.name!r} ({point.value}) cannot be loaded: {error}", file=sys.stderr)
+
+
 def _say(error: BaseException, status: int) -> int:
     print(f"t2ictl: {error}", file=sys.stderr)
     return status
@@ -158,6 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     # Read by transformers at its import; without it every command reports that torchvision is absent.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _add_contributed()
     try:
         app(args=arguments)
         return 0

@@ -22,7 +22,7 @@ from t2ictl.probes import AttentionRecord, Recording
 from t2ictl.sessions import controlled
 from t2ictl.settings import SCHEMA_VERSION, read_settings, versions, write_png
 
-__all__ = ["Generation", "Progress", "Request", "generate", "replay"]
+__all__ = ["Generation", "Progress", "Request", "generate", "provenance", "replay"]
 
 
 @settings_class
@@ -201,9 +201,24 @@ def _settings(pipe: Any, request: Request, controls: Sequence[Control]) -> dict[
     from pydantic import TypeAdapter
 
     return {
-        "schema": SCHEMA_VERSION,
         "request": TypeAdapter(Request).dump_python(request, mode="json"),
         "controls": [control_to_dict(control) for control in controls],
+        **provenance(pipe, request.parser),
+    }
+
+
+def provenance(pipe: Any, parser: str) -> dict[str, Any]:
+    """Say what beside its settings makes a picture what it is.
+
+    Args:
+        pipe: the pipeline.
+        parser: name of the prompt parser.
+
+    Returns:
+        Layout of the settings, pipeline, parser and versions, as plain JSON data.
+    """
+    return {
+        "schema": SCHEMA_VERSION,
         "pipeline": {
             "class": type(pipe).__name__,
             "model": model_name(pipe),
@@ -211,7 +226,7 @@ def _settings(pipe: Any, request: Request, controls: Sequence[Control]) -> dict[
             "scheduler_config": {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")},
             "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         },
-        "parser": {"name": request.parser, "version": parser_version(request.parser)},
+        "parser": {"name": parser, "version": parser_version(parser)},
         "versions": versions(),
     }
 

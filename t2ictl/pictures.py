@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-__all__ = ["map_sheet", "overlay", "side_by_side"]
+__all__ = ["map_sheet", "overlay", "side_by_side", "stacked"]
 
 TILE = 256  # pixels a side at least: small pictures are enlarged by whole factors, so that no detail is invented
+GAP = 12  # between tiles
 BAR = 28  # height of the caption under a tile
 PAPER, INK = "#ffffff", "#1f2328"
 # Dark to bright in even steps of lightness, readable without color vision.
@@ -50,13 +51,38 @@ def side_by_side(pictures: Sequence[tuple[str, Image.Image]], columns: int = 4) 
         (524, 284)
     """
     tiles = [_tile(image, caption) for caption, image in pictures]
-    gap, across = 12, min(columns, len(tiles))
+    across = min(columns, len(tiles))
     width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     down = -(-len(tiles) // across)
-    sheet = Image.new("RGB", (across * (width + gap) - gap, down * (height + gap) - gap), PAPER)
+    sheet = Image.new("RGB", (across * (width + GAP) - GAP, down * (height + GAP) - GAP), PAPER)
     for number, tile in enumerate(tiles):
-        sheet.paste(tile, (number % across * (width + gap), number // across * (height + gap)))
+        sheet.paste(tile, (number % across * (width + GAP), number // across * (height + GAP)))
     return sheet
+
+
+def stacked(groups: Sequence[Sequence[tuple[str, Image.Image]]], columns: int = 4) -> Image.Image:
+    """Put groups of pictures below each other, each begun in a row of its own.
+
+    Args:
+        groups: of each, pairs of caption and picture.
+        columns: most pictures in a row.
+
+    Returns:
+        One RGB picture.
+
+    Example:
+        >>> small = Image.new("RGB", (64, 64))
+        >>> stacked([[("cat", small)], [("a cat", small), ("a cat at sea", small)]]).size
+        (524, 580)
+    """
+    sheets = [side_by_side(group, columns) for group in groups if group]
+    height = sum(sheet.height + GAP for sheet in sheets) - GAP
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), height), PAPER)
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height + GAP
+    return whole
 
 
 def overlay(image: Image.Image, map_YX: Tensor, top: float, strength: float = 0.65) -> Image.Image:

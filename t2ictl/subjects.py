@@ -5,7 +5,7 @@ Legend: ``B`` picture, ``N`` subject, ``Y`` ``X`` map rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,6 +78,8 @@ class Cast:
         portraits: for each picture and subject the picture of the batch in which it is read, or None.
         who: for each picture and subject the one with a portrait that it is, or None.
         composites: the pictures that are not scenes of their own, but show the subjects of one where it wants them.
+        absent: names of subjects whose portraits an earlier call showed; these count as pictures behind the batch's.
+        shown: the pictures that are portraits.
     """
 
     rows: tuple[tuple[Span, ...], ...]
@@ -85,6 +87,8 @@ class Cast:
     portraits: tuple[tuple[int | None, ...], ...]
     who: tuple[tuple[Subject | None, ...], ...]
     composites: tuple[int, ...] = ()
+    absent: tuple[str, ...] = ()
+    shown: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -96,6 +100,7 @@ class Cast:
         *,
         control: str,
         composed: bool = False,
+        absent: Sequence[str] = (),
     ) -> Cast:
         """Find the subjects in the prompts of a call.
 
@@ -111,6 +116,7 @@ class Cast:
             control: name of the control, for messages.
             composed: the first picture of each prompt is the composite that its other pictures read, and there are no
                 portraits in the call.
+            absent: names of subjects whose portraits an earlier call showed.
 
         Returns:
             The cast.
@@ -121,7 +127,8 @@ class Cast:
                 list is not one for each prompt.
         """
         _check_names(subjects)
-        shown = {} if composed else {subject.prompt.strip(): subject for subject in subjects}
+        present = () if composed else [subject for subject in subjects if subject.name not in absent]
+        shown = {subject.prompt.strip(): subject for subject in present}
         _check_portraits(shown, context)
         prompts = context.row_prompts
         if subjects:
@@ -133,6 +140,7 @@ class Cast:
             rows = list(chosen_concepts(concepts, context, control=control))
         regions = [list(each) for each in _regions(layout, rows, context)]
         places: dict[str, list[int]] = {subject.name: [] for subject in subjects}
+        places |= {name: [len(prompts) + number] for number, name in enumerate(absent)}
         for image, prompt in enumerate(prompts):
             if prompt.text.strip() in shown:
                 subject = shown[prompt.text.strip()]
@@ -145,18 +153,20 @@ class Cast:
         ]
         texts = [prompt.text for prompt in prompts]
         first = [texts.index(text) for text in texts]
-        portraits: list[tuple[int | None, ...]] = []
-        for image, own in enumerate(who):
-            if composed:
-                portraits.append(tuple(None if each is None or first[image] == image else first[image] for each in own))
-                continue
-            is_portrait, copy = texts[image].strip() in shown, texts[:image].count(texts[image])
-            among = [None if each is None or is_portrait else places[each.name] for each in own]
-            portraits.append(tuple(None if each is None else each[copy % len(each)] for each in among))
-        composites = (
-            tuple(dict.fromkeys(each for own in portraits for each in own if each is not None)) if composed else ()
+        if composed:
+            portraits = [tuple(_other(image, first[image], each) for each in own) for image, own in enumerate(who)]
+            composites = tuple(dict.fromkeys(each for own in portraits for each in own if each is not None))
+        else:
+            portraits, composites = _read_by(who, texts, shown, places), ()
+        found = cls(
+            rows=tuple(rows),
+            regions=tuple(map(tuple, regions)),
+            portraits=tuple(portraits),
+            who=tuple(who),
+            composites=composites,
+            absent=tuple(absent),
+            shown=tuple(image for image, text in enumerate(texts) if text.strip() in shown),
         )
-        found = cls(tuple(rows), tuple(map(tuple, regions)), tuple(portraits), tuple(who), composites)
         if composed:
             _check_composed(found, first, texts)
         return found
@@ -170,6 +180,26 @@ class Cast:
             for image, (own, shown) in both
             if len(own) > 1 or image in self.composites or any(each is not None for each in shown)
         )
+
+
+def _other(image: int, composite: int, subject: Subject | None) -> int | None:
+    """The composite in which a picture reads a subject; it does not read itself."""
+    return None if subject is None or composite == image else composite
+
+
+def _read_by(
+    who: Sequence[Sequence[Subject | None]],
+    texts: Sequence[str],
+    shown: Mapping[str, Subject],
+    places: Mapping[str, Sequence[int]],
+) -> list[tuple[int | None, ...]]:
+    """The portrait that each subject of each picture reads: the n-th for the n-th picture of a prompt."""
+    found = []
+    for image, own in enumerate(who):
+        is_portrait, copy = texts[image].strip() in shown, texts[:image].count(texts[image])
+        among = [None if each is None or is_portrait else places[each.name] for each in own]
+        found.append(tuple(None if each is None else each[copy % len(each)] for each in among))
+    return found
 
 
 def _check_names(subjects: Sequence[Subject]) -> None:
@@ -297,6 +327,25 @@ class Places:
         is_largest_BNYX = share_BNYX == share_BNYX.amax(dim=1, keepdim=True)
         self._seen_BNYX = (binarize(held) & is_largest_BNYX).float().cpu()  # the one wait for the device in a step
         self.version += 1
+
+    def found(self, image: int, number: int) -> Tensor:
+        """Give where the maps show a subject.
+
+        Args:
+            image: the picture.
+            number: the subject.
+
+        Returns:
+            ``mask_YX``, boolean, with at least one true cell: where it is nowhere the strongest, the cell of the
+            largest value that is nobody else's.
+        """
+        assert self._held_BNYX is not None and self._seen_BNYX is not None, "no evaluation yet"
+        seen_NYX = self._seen_BNYX[image] > 0
+        if seen_NYX[number].any():
+            return seen_NYX[number]
+        free_YX = ~seen_NYX.any(dim=0)
+        most_YX = self._held_BNYX[image, number].cpu().masked_fill(~free_YX, -1)
+        return most_YX == most_YX.max()
 
     def coverage(self, image: int, size: tuple[int, int]) -> Tensor:
         """Give the share of each cell of a map that each subject of a picture covers.

@@ -104,6 +104,13 @@ class Adapter(ABC):
         return max(fitting, default=factors[0])
 
     @property
+    def native_size(self) -> tuple[int, int]:
+        """Height and width (pixels) of the pictures that the pipeline makes when it is not told a size."""
+        own, factor = self.denoiser.config.sample_size, int(self.pipe.vae_scale_factor)
+        height, width = (own, own) if isinstance(own, int) else own
+        return height * factor, width * factor
+
+    @property
     def pads_with_end(self) -> bool:
         """Whether empty positions repeat the end token, as in SD 1.x, or hold another one, as in SD 2.x."""
         tokenizer = self.tokenizers[0]

@@ -1,0 +1,69 @@
+"""What the command ``t2ictl story`` does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from t2ictl.commands import check_place, open_model
+from t2ictl.controls import control_from_dict
+from t2ictl.errors import BadSetting
+from t2ictl.processors._story import check, story
+from t2ictl.processors.isolation_reposition import IsolationReposition
+from t2ictl.stories import Story
+from t2ictl.story_settings import read_story
+
+__all__ = ["story_files"]
+
+
+def story_files(
+    file: Path, out: Path, model: str, *, device: str | None, dtype: str, only_check: bool, as_json: bool
+) -> None:
+    """Tell the story of a file and write its pictures, a contact sheet and ``story.json``.
+
+    Args:
+        file: the story.
+        out: the folder.
+        model: what to load.
+        device: where to put it; None for CUDA where there is one.
+        dtype: name of a precision.
+        only_check: make nothing, only find out whether the story can be told.
+        as_json: print a summary as JSON.
+
+    Raises:
+        BadSetting: if the story cannot be told; nothing has been made then.
+    """
+    wanted, given = read_story(file)
+    method = control_from_dict({"control": IsolationReposition.name, **given})
+    assert isinstance(method, IsolationReposition)
+    check_place(out)
+    if out.is_file():
+        raise BadSetting(f"{str(out)!r} is a file.", "Name a folder.")
+    pipe = open_model(model, device, dtype)
+    settings: dict[str, Any] = {each.name: getattr(wanted, each.name) for each in fields(wanted)}
+    subjects, scenes = settings.pop("subjects"), settings.pop("scenes")
+    if only_check:
+        there = check(pipe, wanted, method)
+        for number, names in enumerate(there, start=1):
+            print(f"scene {number}: {', '.join(names)}")
+        return
+    told = story(pipe, subjects, scenes, control=method, **settings)
+    _report(told, told.save(out), as_json)
+
+
+def _report(told: Story, files: list[Path], as_json: bool) -> None:
+    if as_json:
+        summary = {
+            "files": [str(each) for each in files],
+            "generations": dict(told.generations),
+            "cost": told.cost.to_dict(),
+        }
+        print(json.dumps(summary, indent=2))
+        return
+    for path in files:
+        print(path)
+    parts = ", ".join(f"{number:g} {what}" for what, number in told.generations.items())
+    print(f"{sum(told.generations.values()):g} generations ({parts}), {told.cost.seconds:.1f} s", file=sys.stderr)
