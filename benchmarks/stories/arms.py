@@ -1,26 +1,37 @@
 """Arms of a story run: ways to make all pictures of a story.
 
-An arm is any function of a pipeline, a story, a number of steps and a guidance that gives the pictures. Most arms are
-one call of the pipeline under controls (:class:`ControlledArm`); another one may make its portraits first. What an arm
+An arm is any function of a pipeline, a story, a number of steps and a guidance that gives the pictures: one call of the
+pipeline under controls (:class:`ControlledArm`), or ``t2ictl.story`` (:class:`StoryArm`). What an arm
 did to a story is kept with its ``settings``, where it has such, so that a changed arm does not go on in an old folder.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
 
-from t2ictl import Control, controlled
+import t2ictl
+from t2ictl import Control, Scene, Subject, controlled
 from t2ictl.benchmarks.stories.key_gather import KeyGather
 from t2ictl.benchmarks.stories.suite import Story
-from t2ictl.processors import IsolationReposition
-from t2ictl.subjects import Subject
+from t2ictl.processors.isolation_reposition import IsolationReposition
 
-__all__ = ["ARMS", "Arm", "ControlledArm", "StoryPictures", "arm_settings", "noise", "story_subjects"]
+__all__ = [
+    "ARMS",
+    "Arm",
+    "ControlledArm",
+    "SpelledArm",
+    "StoryArm",
+    "StoryPictures",
+    "arm_settings",
+    "noise",
+    "story_subjects",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +102,57 @@ class ControlledArm:
         return StoryPictures(portraits=tuple(images[:count]), scenes=tuple(images[count:]))
 
 
-def _isolation_arm(**settings: Any) -> ControlledArm:
-    def controls(story: Story) -> tuple[Control, ...]:
-        return (IsolationReposition(subjects=story_subjects(story), **settings),)
+@dataclass(frozen=True)
+class StoryArm:
+    """The method, by ``t2ictl.story``.
 
-    return ControlledArm(controls, {"control": IsolationReposition.name, **settings})
+    Args:
+        fields: its settings, as plain JSON data.
+        places: how subjects are found.
+    """
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    places: Literal["online", "rehearsal"] = "online"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is kept with each story."""
+        return {"control": IsolationReposition.name, **self.fields, "places": self.places}
+
+    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryPictures:
+        """Make the pictures from the story's own noise."""
+        scenes = [
+            Scene(prompt=prompt, seed=seed)
+            for prompt, seed in zip(story.scenes, story.seeds[len(story.subjects) :], strict=True)
+        ]
+        made = t2ictl.story(
+            pipe,
+            story_subjects(story),
+            scenes,
+            control=IsolationReposition(**self.fields),
+            places=self.places,
+            seed=story.seeds[0],
+            steps=steps,
+            guidance_scale=guidance,
+        )
+        portraits = tuple(made.portraits[name] for name in story.subjects)
+        return StoryPictures(portraits=portraits, scenes=tuple(made.scenes))
+
+
+@dataclass(frozen=True)
+class SpelledArm:
+    """The plain model, told in every scene what the portraits' prompts say: what one can do without any control."""
+
+    settings: dict[str, Any] = field(default_factory=lambda: {"spelled": True})
+
+    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryPictures:
+        """Make the pictures."""
+        phrases = dict(zip(story.subjects, story.portraits, strict=True))
+        scenes = tuple(
+            re.sub("|".join(rf"\ba {name}\b" for name in phrases), lambda found: phrases[found[0][2:]], scene)
+            for scene in story.scenes
+        )
+        return ControlledArm(lambda _: ())(pipe, replace(story, scenes=scenes), steps, guidance)
 
 
 def _gather(story: Story) -> tuple[Control, ...]:
@@ -103,12 +160,16 @@ def _gather(story: Story) -> tuple[Control, ...]:
 
 
 #: Arms by label. ``isolation`` keeps subjects apart and reads no portrait; ``resample`` is all of the published method;
-#: ``resample-untold`` leaves out its second half, the words of the portrait in cross-attention.
+#: ``...-untold`` leaves out its second half, the words of the portrait in cross-attention.
 ARMS: dict[str, Arm] = {
     "plain": ControlledArm(lambda story: ()),
-    "isolation": _isolation_arm(reposition="off", cross=0.0),
-    "resample": _isolation_arm(),
-    "resample-untold": _isolation_arm(cross=0.0),
+    "spelled": SpelledArm(),
+    "isolation": StoryArm({"reposition": "off", "cross": 0.0}),
+    "resample": StoryArm(),
+    "resample-untold": StoryArm({"cross": 0.0}),
+    "resample-rehearsed": StoryArm(places="rehearsal"),
+    "latent": StoryArm({"reposition": "latent"}, "rehearsal"),
+    "latent-untold": StoryArm({"reposition": "latent", "cross": 0.0}, "rehearsal"),
     "gather": ControlledArm(_gather, {"control": KeyGather.name, "dropout": 0.5, "memory": 0.5, "first": 1}),
 }
 

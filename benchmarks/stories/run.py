@@ -19,7 +19,7 @@ from t2ictl.benchmarks.stories.arms import ARMS, Arm, StoryPictures, arm_setting
 from t2ictl.benchmarks.stories.measures import StoryReading, read_portrait, read_scene
 from t2ictl.benchmarks.stories.sheet import contact_sheet
 from t2ictl.benchmarks.stories.store import StoryStore, digest
-from t2ictl.benchmarks.stories.suite import Story, stories
+from t2ictl.benchmarks.stories.suite import KINDS, Story, stories
 from t2ictl.benchmarks.stories.table import show
 from t2ictl.errors import BadSetting
 from t2ictl.shapes import instrument_id, model_path
@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model", type=Path, default=model_path(), help="a diffusers folder; default: the packaged one"
     )
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
+    parser.add_argument("--kind", choices=KINDS, default="open", help="told: portraits' prompts name color and texture")
     parser.add_argument("--stories", type=int, default=50, help="stories of each number of subjects")
     parser.add_argument("--subjects", type=int, nargs="+", choices=(2, 3), default=[2, 3])
     parser.add_argument("--arms", default=",".join(ARMS), help="labels with commas between")
@@ -136,6 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = {
         "instrument": instrument_id(),
         "model": "packaged" if options.model == model_path() else str(options.model),
+        "kind": options.kind,
         "split": options.split,
         "steps": options.steps,
         "guidance": options.guidance,
@@ -144,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     pipe = StableDiffusionPipeline.from_pretrained(str(options.model)).to(options.device)
     pipe.set_progress_bar_config(disable=True)
-    told = [stories(options.split, subjects, options.stories) for subjects in options.subjects]
+    told = [stories(options.split, subjects, options.stories, options.kind) for subjects in options.subjects]
     for each in told:
         tell(pipe, each, arms, store, steps=options.steps, guidance=options.guidance, pictures=options.pictures)
     print(show(store.header["settings"], store.rows()))

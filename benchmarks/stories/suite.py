@@ -4,8 +4,10 @@ There are only 15 pairs and 20 triples of six shapes. A longer suite repeats the
 the words and other sides; so stories of one pair are not quite independent, and an interval over stories speaks of
 other noise and wording for these subjects, not of other subjects. Every story is one unit of resampling.
 
-No prompt names a color, so the split of the world by colors and shapes does not apply. Tuning and report are apart by
-their seeds, and drawn apart.
+There are two kinds. In an open story no prompt names a color: a subject is what its portrait happens to show, and
+nothing but that picture says so; tuning and report are drawn apart, and differ in their seeds. In a told story the
+prompt of a portrait names color and texture, as character sheets do, and scenes name the subject alone; the looks
+together are a combination of the split.
 """
 
 from __future__ import annotations
@@ -18,15 +20,18 @@ import numpy as np
 
 from t2ictl.benchmarks.statistics.resampling import seed_of
 from t2ictl.errors import BadSetting
-from t2ictl.shapes.world import SHAPES
+from t2ictl.shapes.captions import wanted_from
+from t2ictl.shapes.world import COLORS, SHAPES, TEXTURES, Look, split_of
 
-__all__ = ["SCENES", "Story", "stories"]
+__all__ = ["KINDS", "SCENES", "Story", "stories"]
 
 Split = Literal["tune", "report"]
+Kind = Literal["open", "told"]
+KINDS: tuple[Kind, ...] = ("open", "told")
 SCENES = 4
 SPLITS: tuple[Split, ...] = ("tune", "report")
-#: Seeds of a split and number of subjects begin here; a story takes the next ten.
-SPLIT_SEEDS, SUBJECT_SEEDS, STORY_SEEDS = 1_000_000, 100_000, 10
+#: Seeds of a kind, a split and a number of subjects begin here; a story takes the next ten.
+KIND_SEEDS, SPLIT_SEEDS, SUBJECT_SEEDS, STORY_SEEDS = 10_000_000, 1_000_000, 100_000, 10
 MOST_STORIES = SUBJECT_SEEDS // STORY_SEEDS
 
 
@@ -58,13 +63,14 @@ class Story:
         return (*self.portraits, *self.scenes)
 
 
-def stories(split: Split, subjects: int, count: int) -> tuple[Story, ...]:
+def stories(split: Split, subjects: int, count: int, kind: Kind = "open") -> tuple[Story, ...]:
     """List the first stories of a suite; a longer list begins with the shorter one.
 
     Args:
         split: ``"tune"`` or ``"report"``.
         subjects: two or three.
         count: how many.
+        kind: ``"open"``, or ``"told"``: portraits' prompts name color and texture.
 
     Returns:
         The stories.
@@ -76,14 +82,14 @@ def stories(split: Split, subjects: int, count: int) -> tuple[Story, ...]:
         >>> stories("tune", 2, 60)[:3] == stories("tune", 2, 3)
         True
     """
-    if split not in SPLITS or subjects not in (2, 3) or not 0 <= count <= MOST_STORIES:
+    if split not in SPLITS or kind not in KINDS or subjects not in (2, 3) or not 0 <= count <= MOST_STORIES:
         raise BadSetting(
-            f"There is no suite of {count} stories of {subjects} subjects in the split {split!r}.",
-            f"Use {' or '.join(SPLITS)}, 2 or 3 subjects, and up to {MOST_STORIES} stories.",
+            f"There is no suite of {count} {kind} stories of {subjects} subjects in the split {split!r}.",
+            f"Use {' or '.join(KINDS)}, {' or '.join(SPLITS)}, 2 or 3 subjects, and up to {MOST_STORIES} stories.",
         )
-    generator = np.random.default_rng([subjects, *seed_of(split, 0)])
+    generator = np.random.default_rng([subjects, *seed_of(split if kind == "open" else f"{kind} {split}", 0)])
     chosen = list(itertools.combinations(SHAPES, subjects))
-    first = SPLIT_SEEDS * (1 + SPLITS.index(split)) + SUBJECT_SEEDS * subjects
+    first = KIND_SEEDS * KINDS.index(kind) + SPLIT_SEEDS * (1 + SPLITS.index(split)) + SUBJECT_SEEDS * subjects
     found: list[Story] = []
     while len(found) < count:
         for place in generator.permutation(len(chosen)):
@@ -92,14 +98,28 @@ def stories(split: Split, subjects: int, count: int) -> tuple[Story, ...]:
             start = first + STORY_SEEDS * len(found)
             found.append(
                 Story(
-                    key=f"{split}-{subjects}-{len(found):04d}",
+                    key=f"{'' if kind == 'open' else f'{kind}-'}{split}-{subjects}-{len(found):04d}",
                     subjects=names,
-                    portraits=tuple(f"a {name}" for name in names),
+                    portraits=_portraits(names, split, kind, generator),
                     scenes=told,
                     seeds=tuple(range(start, start + subjects + SCENES)),
                 )
             )
     return tuple(found[:count])
+
+
+def _portraits(names: tuple[str, ...], split: Split, kind: Kind, generator: np.random.Generator) -> tuple[str, ...]:
+    """Prompts of the portraits; told ones have different colors."""
+    if kind == "open":
+        return tuple(f"a {name}" for name in names)
+    while True:
+        colors = generator.permutation(COLORS)[: len(names)]
+        looks = [
+            Look(shape=name, color=str(color), texture=str(generator.choice(TEXTURES)))
+            for name, color in zip(names, colors, strict=True)
+        ]
+        if split_of(looks) == split:
+            return tuple(wanted_from(look).phrase for look in looks)
 
 
 def _pair_scenes(names: tuple[str, ...], generator: np.random.Generator) -> tuple[str, ...]:
