@@ -224,7 +224,7 @@ class _Teller:
             f"What is kept of the portraits needs more than memory_mb={self.wanted.memory_mb:g}: every call makes them "
             "again. Raise memory_mb, or batch.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
     # -- composites -------------------------------------------------------------------------
@@ -297,10 +297,11 @@ class _Teller:
         """Where the subjects are in a plain run of the same noise."""
         wanted = self.wanted
         lookout = Lookout([self.there[number] for number in part], self.method.memory)
-        steps = wanted.steps if self.detector is not None else math.ceil(wanted.rehearsal * wanted.steps)
+        share = 1.0 if self.detector is not None else wanted.rehearsal
         prompts = [wanted.scenes[number].prompt for number in part]
-        images = self._call([lookout], prompts, [self._scene_seed(number) for number in part], steps)
-        self._count("rehearsals", len(part) * steps / wanted.steps)
+        images = self._call([lookout], prompts, [self._scene_seed(number) for number in part], share)
+        evaluations = self.pipe.num_timesteps
+        self._count("rehearsals", len(part) * math.ceil(share * evaluations) / evaluations)
         found = []
         for place, number in enumerate(part):
             names = self.there[number]
@@ -324,14 +325,14 @@ class _Teller:
     # -- calls ------------------------------------------------------------------------------
 
     def _call(
-        self, controls: Sequence[Control], prompts: Sequence[str], seeds: Sequence[int], steps: int | None = None
+        self, controls: Sequence[Control], prompts: Sequence[str], seeds: Sequence[int], share: float = 1.0
     ) -> list[Image.Image]:
         """One call of the pipeline; without pictures if it ends early."""
         wanted = self.wanted
         arguments = wanted.request(prompts).arguments()
         arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        if steps is not None and steps < wanted.steps:
-            arguments["callback_on_step_end"] = functools.partial(_stop, steps)
+        if share < 1:
+            arguments["callback_on_step_end"] = functools.partial(_stop, share)
         images: list[Image.Image] = []
         with (
             contextlib.suppress(Cancelled),
@@ -357,9 +358,9 @@ class _Teller:
         return self.wanted.seed + len(self.wanted.subjects) + number if own is None else own
 
 
-def _stop(steps: int, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    if index + 1 >= steps:
-        raise Cancelled(f"{steps} steps are done.")  # a rehearsal has come as far as it shall
+def _stop(share: float, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    if index + 1 >= math.ceil(share * pipe.num_timesteps):
+        raise Cancelled(f"{index + 1} steps are done.")  # a rehearsal has come as far as it shall
     return tensors
 
 

@@ -38,7 +38,7 @@ def _rows(value: Any) -> Any:
         value = Image.open(value)
     if isinstance(value, Image.Image):
         value = np.asarray(value.convert("L")) / 255
-    mask = torch.as_tensor(np.asarray(value), dtype=torch.float32)
+    mask = torch.as_tensor(np.ascontiguousarray(value), dtype=torch.float32)
     if mask.ndim != 2 or not mask.numel():
         raise BadSetting(f"A mask of shape {tuple(mask.shape)} cannot be used.", "Give rows and columns.")
     inside_YX = (mask > 0.5).float()

@@ -87,11 +87,8 @@ def read_story(path: str | Path) -> tuple[StorySettings, dict[str, Any]]:
         BadSetting: if the file is not there, is not YAML, or has an unknown key or a bad value.
     """
     path = Path(path)
-    if path.suffix.lower() in (".png", ".json"):
-        data = read_settings(path)
-        data = data.get("story", data)
-    else:
-        data = _yaml(path)
+    data = read_settings(path) if path.suffix.lower() == ".png" else _yaml(path)
+    data = data.get("story", data) if isinstance(data, dict) else data
     if not isinstance(data, dict):
         raise BadSetting(f"{path.name} is no story.", "It needs the keys subjects: and scenes:.")
     data = dict(data)
