@@ -153,6 +153,7 @@ class _Teller:
     cost: Cost = field(default_factory=Cost)
     generations: dict[str, float] = field(default_factory=dict)
     portraits: dict[str, Image.Image] = field(default_factory=dict)
+    places: dict[str, dict[str, Region]] = field(default_factory=dict)
 
     def tell(self) -> Story:
         """Make all pictures."""
@@ -169,6 +170,7 @@ class _Teller:
             portraits={subject.name: self.portraits[subject.name] for subject in subjects},
             scenes=pictures,
             captions=tuple(scene.prompt for scene in self.wanted.scenes),
+            places=dict(sorted(self.places.items())),
             settings=settings,
             cost=self.cost,
             generations=self.generations,
@@ -212,7 +214,11 @@ class _Teller:
         names = (*(f"portrait|{subject.name}" for subject in shown), *(f"scene|{number}" for number in told))
         prompts = [*(subject.prompt for subject in shown), *(wanted.scenes[number].prompt for number in told)]
         seeds = [*map(self._portrait_seed, shown), *map(self._scene_seed, told)]
-        images = self._call([_Within(control, Telling(names=names, bank=bank))], prompts, seeds)
+        telling = Telling(names=names, bank=bank)
+        images = self._call([_Within(control, telling)], prompts, seeds)
+        self._note_places(telling, dict(enumerate(told, start=len(shown))))
+        for place, subject in enumerate(shown):
+            self._note(f"portrait-{self._number(subject)}", subject.name, telling, place, 0)
         self._count("portraits", len(shown))
         self._count("scenes", len(told))
         for subject, image in zip(shown, images, strict=False):
@@ -252,6 +258,7 @@ class _Teller:
         if region is None:
             raise BadSetting(f"The detector did not find {subject.name!r} in its picture.", "Give its box or mask.")
         picture: Any = subject.image or image  # a field of this type takes both
+        self.places[f"portrait-{self._number(subject)}"] = {subject.name: region}
         return replace(subject, image=picture, box=region.box, mask=region.mask)
 
     def _composed(self, subjects: tuple[Subject, ...], regions: Sequence[tuple[Region, ...]]) -> list[Image.Image]:
@@ -272,7 +279,9 @@ class _Teller:
             )
             names = tuple(f"{what}|{number}" for number in numbers for what in ("composite", "scene"))
             prompts = [self.wanted.scenes[number].prompt for number in twice]
-            images = self._call([_Within(control, Telling(names=names))], prompts, [*map(self._scene_seed, twice)])
+            telling = Telling(names=names)
+            images = self._call([_Within(control, telling)], prompts, [*map(self._scene_seed, twice)])
+            self._note_places(telling, {2 * place + 1: number for place, number in enumerate(numbers)})
             self._count("composites", len(numbers))
             self._count("scenes", len(numbers))
             made |= dict(zip(numbers, images[1::2], strict=True))
@@ -322,6 +331,18 @@ class _Teller:
             if place is not None
         }
 
+    def _note_places(self, telling: Telling, scenes: Mapping[int, int]) -> None:
+        """Keep where the subjects of scenes are, by their picture in the call."""
+        for image, number in scenes.items():
+            for place, name in enumerate(self.there[number]):
+                self._note(f"scene-{number + 1}", name, telling, image, place)
+
+    def _note(self, picture: str, name: str, telling: Telling, image: int, place: int) -> None:
+        region = None if telling.places is None else telling.places.region(image, place)
+        own = self.places.setdefault(picture, {})
+        if region is not None:
+            own[name] = region
+
     # -- calls ------------------------------------------------------------------------------
 
     def _call(
@@ -350,8 +371,12 @@ class _Teller:
         if number:
             self.generations[what] = round(self.generations.get(what, 0) + number, 6)
 
+    def _number(self, subject: Subject) -> int:
+        """Number of a subject in the story, from 1."""
+        return [each.name for each in self.wanted.subjects].index(subject.name) + 1
+
     def _portrait_seed(self, subject: Subject) -> int:
-        return self.wanted.seed + [each.name for each in self.wanted.subjects].index(subject.name)
+        return self.wanted.seed + self._number(subject) - 1
 
     def _scene_seed(self, number: int) -> int:
         own = self.wanted.scenes[number].seed

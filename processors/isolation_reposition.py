@@ -27,6 +27,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from t2ictl.attention import AttentionCall, Edit, Step
+from t2ictl.casts import Cast, Regions
 from t2ictl.concepts import ConceptMaps, Concepts
 from t2ictl.controls import Control, Plan, PlanContext, Watch, register_control
 from t2ictl.edits import Heads, fused, project_keys, split_heads
@@ -35,11 +36,12 @@ from t2ictl.fields import setting, settings_class
 from t2ictl.grouped_attention import Grouping, grouped_attention
 from t2ictl.lanes import Lanes
 from t2ictl.pinned_rows import PinnedRows
+from t2ictl.places import Places
 from t2ictl.reference_bank import Telling
 from t2ictl.shown_pictures import ShownPictures
 from t2ictl.sites import Site, select
 from t2ictl.subject_groups import Aspect, Reading, isolated_groups, resampled_positions, subject_labels
-from t2ictl.subjects import Cast, Places, Regions, Subject
+from t2ictl.subjects import Subject
 from t2ictl.windows import Window
 
 __all__ = ["IsolationReposition", "published_reading_sites"]
@@ -154,8 +156,10 @@ class IsolationReposition(Control):
         reading = select(layers, self.ref_sites) if self.ref_sites else published_reading_sites(adapter.family, layers)
         reading = reading if self.reposition != "off" else ()
         maps = ConceptMaps.of(context, cast.rows, (), "gaussian", "none")
-        shown = ShownPictures(cast, context)
-        scenes = _Scenes(self, context, cast, Places(cast, maps, self.memory), frozenset(reading), shown, telling)
+        shown, places = ShownPictures(cast, context), Places(cast, maps, self.memory)
+        if telling is not None:
+            telling.places = places
+        scenes = _Scenes(self, context, cast, places, frozenset(reading), shown, telling)
         owns: tuple[str, ...] = ("self.keys",)
         edits: list[tuple[tuple[Site, ...], Edit]] = [(tuple({*apart, *reading}), _Apart(scenes, frozenset(apart)))]
         if self.cross and (cast.composites or cast.absent):

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from t2ictl.casts import Cast
 from t2ictl.concepts import ConceptMaps
 from t2ictl.controls import Control, Plan, PlanContext, Watch
 from t2ictl.edits import Step
 from t2ictl.layouts import Region
-from t2ictl.subjects import Cast, Places
+from t2ictl.places import Places
 
 __all__ = ["Lookout"]
 

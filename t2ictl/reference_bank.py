@@ -17,6 +17,7 @@ from torch import Tensor
 
 from t2ictl.attention import AttentionCall
 from t2ictl.errors import NotRecorded
+from t2ictl.places import Places
 
 __all__ = ["ReferenceBank", "Telling"]
 
@@ -108,7 +109,7 @@ class ReferenceBank:
         return held[key]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Telling:
     """What a call knows of the story that it is a part of.
 
@@ -116,10 +117,12 @@ class Telling:
         names: one for each picture of the call, the same however the story is cut into calls: what is drawn for a
             picture is drawn by its name.
         bank: what earlier calls kept of portraits, and where this one keeps them; None if portraits are not read.
+        places: where the subjects of this call are; set when its plan is made, and known at its end.
     """
 
     names: tuple[str, ...]
     bank: ReferenceBank | None = None
+    places: Places | None = None
 
     def absent(self, prompts: tuple[str, ...], subjects: dict[str, str]) -> tuple[str, ...]:
         """Names of the subjects whose portraits are in the bank and not in the call.

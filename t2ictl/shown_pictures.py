@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from t2ictl.casts import Cast
 from t2ictl.composites import Piece, compose
 from t2ictl.controls import PlanContext
 from t2ictl.masks import resize_mask
 from t2ictl.picture_fields import open_picture
-from t2ictl.subjects import Cast, Subject
+from t2ictl.subjects import Subject
 
 __all__ = ["ShownPictures"]
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import TypeAdapter
 
 from t2ictl.cost import Cost
 from t2ictl.errors import BadSetting
+from t2ictl.layouts import Region
 from t2ictl.pictures import stacked
 from t2ictl.settings import write_json, write_png
 
@@ -27,6 +29,8 @@ class Story:
         portraits: picture by name of the subject.
         scenes: the pictures, in the order of the scenes.
         captions: their prompts.
+        places: where the subjects of each picture are, as it was given, rehearsed or found; by the name of the picture
+            (``"portrait-1"``, ``"scene-1"``) and the subject's. One that was found nowhere is left out.
         settings: subjects, scenes, control, request, pipeline and versions as plain JSON data.
         cost: the work of all calls together.
         generations: how many pictures' worth of denoising each part took; a rehearsal that ended early counts as the
@@ -36,6 +40,7 @@ class Story:
     portraits: dict[str, Image.Image]
     scenes: list[Image.Image]
     captions: tuple[str, ...]
+    places: Mapping[str, Mapping[str, Region]]
     settings: dict[str, Any]
     cost: Cost
     generations: Mapping[str, float]
@@ -68,5 +73,8 @@ class Story:
         paths = [
             write_png(image, folder / f"{name}.png", {**self.settings, "picture": name}) for name, image in kept.items()
         ]
-        data = {**self.settings, "cost": self.cost.to_dict(), "generations": dict(self.generations)}
+        places = TypeAdapter(dict[str, dict[str, Region]]).dump_python(
+            {picture: dict(own) for picture, own in self.places.items()}, mode="json", exclude_none=True
+        )
+        data = {**self.settings, "cost": self.cost.to_dict(), "generations": dict(self.generations), "places": places}
         return [*paths, write_json(folder / "story.json", data)]

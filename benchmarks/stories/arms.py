@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -108,16 +108,16 @@ class StoryArm:
 
     Args:
         fields: its settings, as plain JSON data.
-        places: how subjects are found.
+        options: of the story: how subjects are found.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
-    places: Literal["online", "rehearsal"] = "online"
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What is kept with each story."""
-        return {"control": IsolationReposition.name, **self.fields, "places": self.places}
+        return {"control": IsolationReposition.name, **self.fields, **self.options}
 
     def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryPictures:
         """Make the pictures from the story's own noise."""
@@ -130,7 +130,7 @@ class StoryArm:
             story_subjects(story),
             scenes,
             control=IsolationReposition(**self.fields),
-            places=self.places,
+            **self.options,
             seed=story.seeds[0],
             steps=steps,
             guidance_scale=guidance,
@@ -159,6 +159,7 @@ def _gather(story: Story) -> tuple[Control, ...]:
     return (KeyGather(story_subjects(story)),)
 
 
+REHEARSED = {"places": "rehearsal"}
 #: Arms by label. ``isolation`` keeps subjects apart and reads no portrait; ``resample`` is all of the published method;
 #: ``...-untold`` leaves out its second half, the words of the portrait in cross-attention.
 ARMS: dict[str, Arm] = {
@@ -167,9 +168,9 @@ ARMS: dict[str, Arm] = {
     "isolation": StoryArm({"reposition": "off", "cross": 0.0}),
     "resample": StoryArm(),
     "resample-untold": StoryArm({"cross": 0.0}),
-    "resample-rehearsed": StoryArm(places="rehearsal"),
-    "latent": StoryArm({"reposition": "latent"}, "rehearsal"),
-    "latent-untold": StoryArm({"reposition": "latent", "cross": 0.0}, "rehearsal"),
+    "resample-rehearsed": StoryArm(options=REHEARSED),
+    "latent": StoryArm({"reposition": "latent"}, REHEARSED),
+    "latent-untold": StoryArm({"reposition": "latent", "cross": 0.0}, REHEARSED),
     "gather": ControlledArm(_gather, {"control": KeyGather.name, "dropout": 0.5, "memory": 0.5, "first": 1}),
 }
 

@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2ictl import Control, Plan, PlanContext
+from t2ictl import Control, Plan, PlanContext, Subject
+from t2ictl.casts import Cast
 from t2ictl.concepts import ConceptMaps
 from t2ictl.controls import Watch
 from t2ictl.edits import AttentionCall, Edit, Heads, Step
 from t2ictl.errors import BadSetting, UnsupportedPipeline
 from t2ictl.grouped_attention import AttentionGroup, Grouping, KeySource, grouped_attention
+from t2ictl.places import Places
 from t2ictl.subject_groups import subject_labels
-from t2ictl.subjects import Cast, Places, Subject
 
 __all__ = ["KeyGather"]
 

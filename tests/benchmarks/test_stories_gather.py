@@ -13,7 +13,8 @@ import t2ictl
 from t2ictl.benchmarks.stories import key_gather
 from t2ictl.benchmarks.stories.key_gather import KeyGather
 from t2ictl.errors import BadSetting
-from t2ictl.subjects import Places, Subject
+from t2ictl.places import Places
+from t2ictl.subjects import Subject
 from tests.processors.isolation_cases import (
     CAT,
     CORNER,

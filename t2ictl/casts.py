@@ -1,0 +1,245 @@
+"""Who is in which picture of a batch, and which of its pictures shows them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from t2ictl.concepts import Concepts, chosen_concepts
+from t2ictl.controls import PlanContext
+from t2ictl.errors import BadSetting, SpanNotFound
+from t2ictl.lanes import Lanes
+from t2ictl.layouts import Layout, Region
+from t2ictl.per_prompt import per_prompt
+from t2ictl.spans import Prompt, Span
+from t2ictl.subjects import Subject
+
+__all__ = ["Cast", "Regions"]
+
+Regions = tuple[Region, ...] | tuple[tuple[Region, ...], ...]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who is in which picture of a batch.
+
+    Args:
+        rows: the subjects of each picture; of a portrait the one that it shows.
+        regions: for each of them the region that the user gave, or None.
+        portraits: for each picture and subject the picture of the batch in which it is read, or None.
+        who: for each picture and subject the one with a portrait that it is, or None.
+        composites: the pictures that are not scenes of their own, but show the subjects of one where it wants them.
+        absent: names of subjects whose portraits an earlier call showed; these count as pictures behind the batch's.
+        shown: the pictures that are portraits.
+    """
+
+    rows: tuple[tuple[Span, ...], ...]
+    regions: tuple[tuple[Region | None, ...], ...]
+    portraits: tuple[tuple[int | None, ...], ...]
+    who: tuple[tuple[Subject | None, ...], ...]
+    composites: tuple[int, ...] = ()
+    absent: tuple[str, ...] = ()
+    shown: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        subjects: Sequence[Subject],
+        concepts: Concepts,
+        layout: Regions,
+        context: PlanContext,
+        *,
+        control: str,
+        composed: bool = False,
+        absent: Sequence[str] = (),
+    ) -> Cast:
+        """Find the subjects in the prompts of a call.
+
+        A picture whose prompt is that of a subject is its portrait. Of several pictures of one prompt the n-th reads
+        the n-th portrait.
+
+        Args:
+            subjects: those with portraits.
+            concepts: all that are kept apart in a scene; empty for the subjects that it names, or, without any
+                subjects, all its objects.
+            layout: regions, for all prompts or one list for each.
+            context: the pipeline call.
+            control: name of the control, for messages.
+            composed: the first picture of each prompt is the composite that its other pictures read, and there are no
+                portraits in the call.
+            absent: names of subjects whose portraits an earlier call showed.
+
+        Returns:
+            The cast.
+
+        Raises:
+            SpanNotFound: if a named word is not in its prompt.
+            BadSetting: if two subjects share name or prompt, a portrait or a composite is missing from the call, or a
+                list is not one for each prompt.
+        """
+        _check_names(subjects)
+        present = () if composed else [subject for subject in subjects if subject.name not in absent]
+        shown = {subject.prompt.strip(): subject for subject in present}
+        _check_portraits(shown, context)
+        prompts = context.row_prompts
+        if subjects:
+            names = _names(subjects, shown, concepts, context)
+            rows = [
+                context.prompts[lane.prompt].find_all(names[lane.prompt]) for lane in context.lanes.only("cond").lanes
+            ]
+        else:
+            rows = list(chosen_concepts(concepts, context, control=control))
+        regions = [list(each) for each in _regions(layout, rows, context)]
+        places: dict[str, list[int]] = {subject.name: [] for subject in subjects}
+        places |= {name: [len(prompts) + number] for number, name in enumerate(absent)}
+        for image, prompt in enumerate(prompts):
+            if prompt.text.strip() in shown:
+                subject = shown[prompt.text.strip()]
+                places[subject.name].append(image)
+                is_own = bool(layout) and not isinstance(layout[0], Region)  # a flat layout speaks of scenes
+                regions[image] = [subject.region or (regions[image][0] if is_own else None)]
+        who = [
+            tuple(_subject_of(span, prompt, subjects) for span in own)
+            for own, prompt in zip(rows, prompts, strict=True)
+        ]
+        texts = [prompt.text for prompt in prompts]
+        first = [texts.index(text) for text in texts]
+        if composed:
+            portraits = [tuple(_other(image, first[image], each) for each in own) for image, own in enumerate(who)]
+            composites = tuple(dict.fromkeys(each for own in portraits for each in own if each is not None))
+        else:
+            portraits, composites = _read_by(who, texts, shown, places), ()
+        found = cls(
+            rows=tuple(rows),
+            regions=tuple(map(tuple, regions)),
+            portraits=tuple(portraits),
+            who=tuple(who),
+            composites=composites,
+            absent=tuple(absent),
+            shown=tuple(image for image, text in enumerate(texts) if text.strip() in shown),
+        )
+        if composed:
+            _check_composed(found, first, texts)
+        return found
+
+    @property
+    def scenes(self) -> tuple[int, ...]:
+        """The pictures in which somebody is kept apart or reads a portrait."""
+        both = enumerate(zip(self.rows, self.portraits, strict=True))
+        return tuple(
+            image
+            for image, (own, shown) in both
+            if len(own) > 1 or image in self.composites or any(each is not None for each in shown)
+        )
+
+
+def _other(image: int, composite: int, subject: Subject | None) -> int | None:
+    """The composite in which a picture reads a subject; it does not read itself."""
+    return None if subject is None or composite == image else composite
+
+
+def _read_by(
+    who: Sequence[Sequence[Subject | None]],
+    texts: Sequence[str],
+    shown: Mapping[str, Subject],
+    places: Mapping[str, Sequence[int]],
+) -> list[tuple[int | None, ...]]:
+    """The portrait that each subject of each picture reads: the n-th for the n-th picture of a prompt."""
+    found = []
+    for image, own in enumerate(who):
+        is_portrait, copy = texts[image].strip() in shown, texts[:image].count(texts[image])
+        among = [None if each is None or is_portrait else places[each.name] for each in own]
+        found.append(tuple(None if each is None else each[copy % len(each)] for each in among))
+    return found
+
+
+def _check_names(subjects: Sequence[Subject]) -> None:
+    names = [subject.name for subject in subjects]
+    if len(set(names)) < len(names) or len({subject.prompt.strip() for subject in subjects}) < len(names):
+        raise BadSetting(
+            f"Two of the subjects {names} have the same name, or the same prompt.", "Give each its own portrait."
+        )
+
+
+def _check_portraits(shown: dict[str, Subject], context: PlanContext) -> None:
+    texts = [prompt.text.strip() for prompt in context.prompts]
+    for text, subject in shown.items():
+        if text not in texts:
+            raise BadSetting(
+                f"The portrait of {subject.name!r}, {subject.prompt!r}, is none of the prompts of this call: {texts}.",
+                "Put the prompts of the portraits into the list of prompts.",
+            )
+
+
+def _check_composed(cast: Cast, first: Sequence[int], texts: Sequence[str]) -> None:
+    """A composite needs a picture of its own in the batch, and for each subject a picture and both places."""
+    for image, own in enumerate(cast.who):
+        for subject, region in zip(own, cast.regions[image], strict=True):
+            if subject is None:
+                continue
+            if first.count(first[image]) == 1:
+                raise BadSetting(
+                    f"The prompt {texts[image]!r} is in the call once.",
+                    "With reposition='latent' give it twice: its first picture is the composite that the others read.",
+                )
+            if subject.image is None or subject.region is None or region is None:
+                missing = "picture" if subject.image is None else "place in it" if region is not None else "region"
+                raise BadSetting(
+                    f"With reposition='latent' the subject {subject.name!r} of {texts[image]!r} has no {missing}.",
+                    "Give Subject(image=..., box=... or mask=...), and a region for it in layout=; "
+                    "t2ictl.story does all of it.",
+                )
+
+
+def _names(
+    subjects: Sequence[Subject], shown: dict[str, Subject], concepts: Concepts, context: PlanContext
+) -> tuple[tuple[str, ...], ...]:
+    """Whom each prompt is about: a portrait its subject, a scene the concepts, or else the subjects that it names."""
+    given = per_prompt(concepts, len(context.prompts), setting="concepts", things="words")
+    return tuple(
+        (shown[prompt.text.strip()].name,) if prompt.text.strip() in shown else own or _named(prompt, subjects)
+        for prompt, own in zip(context.prompts, given, strict=True)
+    )
+
+
+def _named(prompt: Prompt, subjects: Sequence[Subject]) -> tuple[str, ...]:
+    """Names of the subjects that a prompt holds; a "hat" inside a "red hat" is not another subject."""
+    spans = {subject.name: span for subject in subjects if (span := _found(prompt, subject.name)) is not None}
+    return tuple(
+        name
+        for name, span in spans.items()
+        if not any(set(span.tokens) < set(other.tokens) for other in spans.values())
+    )
+
+
+def _found(prompt: Prompt, words: str) -> Span | None:
+    try:
+        return prompt.find(words)
+    except SpanNotFound:
+        return None
+
+
+def _subject_of(span: Span, prompt: Prompt, subjects: Sequence[Subject]) -> Subject | None:
+    """The subject that a concept of a prompt is: the one whose name shares most tokens with it and adds fewest."""
+    best: Subject | None = None
+    score = (0, 0)
+    for subject in subjects:
+        found = _found(prompt, subject.name)
+        shared = 0 if found is None else len(set(found.tokens) & set(span.tokens))
+        if found is not None and shared and (best is None or (shared, -len(found.tokens)) > score):
+            best, score = subject, (shared, -len(found.tokens))
+    return best
+
+
+def _regions(layout: Regions, rows: Sequence[Sequence[Span]], context: PlanContext) -> list[tuple[Region | None, ...]]:
+    """The region of each subject of each picture."""
+    given = per_prompt(layout, len(context.prompts), setting="layout", things="regions")
+    if all(isinstance(each, Region) for each in layout):
+        # One word need not be in all prompts, but it has to be in one of them.
+        return list(Layout.of(given[0] if given else (), context, rows).regions)
+    alone = Lanes.of_batch(prompts=1, images_per_prompt=1, guided=False)
+    found = []
+    for image, lane in enumerate(context.lanes.only("cond").lanes):
+        here = replace(context, prompts=(context.prompts[lane.prompt],), lanes=alone)
+        found.append(Layout.of(given[lane.prompt], here, [rows[image]]).regions[0])
+    return found
