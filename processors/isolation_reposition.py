@@ -17,30 +17,23 @@ position, ``D`` head width, ``Y`` ``X`` map rows and columns, ``T`` prompt token
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from diffusers.models.attention_processor import Attention
-from torch import Tensor
-
-from t2ictl.attention import AttentionCall, Edit, Step
+from t2ictl.attention import Edit
 from t2ictl.casts import Cast, Regions
 from t2ictl.concepts import ConceptMaps, Concepts
 from t2ictl.controls import Control, Plan, PlanContext, Watch, register_control
-from t2ictl.edits import Heads, fused, project_keys, split_heads
-from t2ictl.errors import UnsupportedPipeline
 from t2ictl.fields import setting, settings_class
-from t2ictl.grouped_attention import Grouping, grouped_attention
-from t2ictl.lanes import Lanes
 from t2ictl.pinned_rows import PinnedRows
 from t2ictl.places import Places
+from t2ictl.processors._isolation_edits import Apart, Retold
+from t2ictl.processors._isolation_scenes import Scenes
+from t2ictl.processors._isolation_texts import Told, told_texts
 from t2ictl.reference_bank import Telling
 from t2ictl.shown_pictures import ShownPictures
 from t2ictl.sites import Site, select
-from t2ictl.subject_groups import Aspect, Reading, isolated_groups, resampled_positions, subject_labels
+from t2ictl.subject_groups import Aspect
 from t2ictl.subjects import Subject
 from t2ictl.windows import Window
 
@@ -84,6 +77,8 @@ class IsolationReposition(Control):
         ref_strength: added to the logits of the portrait's keys.
         ref_dropout: share of a subject's positions that do not read the portrait in a step, drawn anew for each.
         cross: weight of the portrait's prompt in cross-attention.
+        told: what ``cross`` is the weight of: ``"portrait"``, the portrait's prompt (published); ``"spliced"``, the
+            scene's, with the portrait's phrase for the subject in the place of its name.
         branch: both sides of the guidance, or the conditional one.
         memory: weight of earlier maps in the mean that says where subjects are.
         window: part of the schedule in which it acts.
@@ -111,6 +106,7 @@ class IsolationReposition(Control):
     ref_strength: float = setting(default=0.0, help="added to the logits of the portrait's keys", low=-10.0, high=10.0)
     ref_dropout: float = setting(default=0.5, help="share of positions that do not read, in a step", low=0.0, high=1.0)
     cross: float = setting(default=0.9, help="weight of the portrait's prompt in cross-attention", low=0.0, high=1.0)
+    told: Told = setting(default="portrait", help="what cross-attention reads of a portrait")
     branch: Literal["both", "cond"] = setting(default="both", help="which side of the guidance")
     memory: float = setting(default=0.5, help="weight of earlier maps in where subjects are", low=0.0, high=0.99)
     window: Window = setting(default=Window(), help="part of the schedule in which it acts")
@@ -159,13 +155,13 @@ class IsolationReposition(Control):
         shown, places = ShownPictures(cast, context), Places(cast, maps, self.memory)
         if telling is not None:
             telling.places = places
-        scenes = _Scenes(self, context, cast, places, frozenset(reading), shown, telling)
+        scenes = Scenes(self, context, cast, places, frozenset(reading), shown, telling)
         owns: tuple[str, ...] = ("self.keys",)
-        edits: list[tuple[tuple[Site, ...], Edit]] = [(tuple({*apart, *reading}), _Apart(scenes, frozenset(apart)))]
-        if self.cross and (cast.composites or cast.absent):
-            scenes.texts = told_texts(cast, context)
+        edits: list[tuple[tuple[Site, ...], Edit]] = [(tuple({*apart, *reading}), Apart(scenes, frozenset(apart)))]
+        if self.cross:
+            scenes.texts = told_texts(cast, context, self.told)
         if self.cross and any(each is not None for own in cast.portraits for each in own):
-            edits.append((tuple(site for site in adapter.sites if site.kind == "cross"), _Told(scenes)))
+            edits.append((tuple(site for site in adapter.sites if site.kind == "cross"), Retold(scenes)))
             owns += ("cross.keys",)
         watches = (Watch(sites=maps.sites, take=scenes.look),) if scenes.places.needs_maps else ()
         pin = None
@@ -174,219 +170,3 @@ class IsolationReposition(Control):
             pin = PinnedRows(adapter=adapter, pictures=shown.by_image, names=names, seed=self.seed)
             owns += ("latents.rows",)
         return Plan(edits=tuple(edits), owns=owns, watches=watches, pin=pin)
-
-
-def told_texts(cast: Cast, context: PlanContext) -> dict[str, Tensor]:
-    """Encode the prompts of the subjects, ``states_KC`` by prompt, where no row of the batch has them."""
-    found = dict.fromkeys(each.prompt for own in cast.who for each in own if each is not None)
-    return dict(zip(found, context.encoded(list(found)).rows, strict=True))
-
-
-@dataclass
-class _Scenes:
-    """The scenes of one call: who reads what, at each map size and step."""
-
-    settings: IsolationReposition
-    context: PlanContext
-    cast: Cast
-    places: Places
-    reading: frozenset[Site]
-    shown: ShownPictures
-    telling: Telling | None = None
-    texts: dict[str, Tensor] = field(default_factory=dict)
-    _labels: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
-    _groupings: dict[tuple[Any, ...], Grouping | None] = field(default_factory=dict)
-
-    def look(self, maps_BYXT: Tensor, step: Step) -> None:
-        """Learn where the subjects are."""
-        self.places.take(maps_BYXT)
-
-    def rows(self, lanes: Lanes, image: int) -> dict[str, int]:
-        """The batch rows of a picture, by the side of the guidance."""
-        roles = ("uncond", "cond") if self.settings.branch == "both" else ("cond",)
-        behind = image - lanes.images
-        if behind >= 0:  # a portrait that an earlier call showed: its rows lie behind those of the batch
-            here = [role for role in roles if any(lane.role == role for lane in lanes.lanes)]
-            return {role: len(lanes) + behind * len(here) + place for place, role in enumerate(here)}
-        return {lane.role: row for row, lane in enumerate(lanes.lanes) if lane.image == image and lane.role in roles}
-
-    def absent_states(self, call: AttentionCall, context_BKC: Tensor) -> Tensor | None:
-        """``states_BNC`` of the rows behind the batch, or None if there are none."""
-        bank, lanes = None if self.telling is None else self.telling.bank, call.lanes
-        if bank is None or not self.cast.absent or call.site not in self.reading:
-            return None
-        rows = [
-            bank.states(name, call, role)
-            for number, name in enumerate(self.cast.absent)
-            for role in self.rows(lanes, lanes.images + number)
-        ]
-        return torch.stack(rows).to(context_BKC)
-
-    def keep(self, call: AttentionCall, context_BKC: Tensor) -> None:
-        """Keep what this layer sees of the portraits, for later calls of the story."""
-        bank = None if self.telling is None else self.telling.bank
-        if bank is None or call.site not in self.reading:
-            return
-        for image in self.cast.shown:
-            (subject,) = self.cast.who[image]
-            assert subject is not None
-            for role, row in self.rows(call.lanes, image).items():
-                bank.keep(subject.name, call, role, context_BKC[row], self._portrait(image, call))
-
-    def labels(self, image: int, size: tuple[int, int]) -> Tensor:
-        """Which subject each position belongs to: ``labels_N``, from 1."""
-        key = (self.places.version, image, size)
-        if key not in self._labels:
-            self._labels = {each: kept for each, kept in self._labels.items() if each[0] == self.places.version}
-            pasted_NYX = self.shown.coverage(image, size)
-            coverage_NYX = self.places.coverage(image, size) if pasted_NYX is None else pasted_NYX
-            self._labels[key] = subject_labels(coverage_NYX).flatten()
-        return self._labels[key]
-
-    def grouping(self, call: AttentionCall, image: int, rows: dict[str, int], *, apart: bool) -> Grouping | None:
-        """Who reads what in a picture, made once for all layers of one size in a step."""
-        now, reads = (call.step.index, self.places.version), call.site in self.reading
-        key = (now, image, call.size, tuple(rows.values()), apart, reads)
-        if key not in self._groupings:
-            self._groupings = {each: kept for each, kept in self._groupings.items() if each[0] == now}
-            self._groupings[key] = self._grouping(call, image, rows, apart=apart, reads=reads)
-        return self._groupings[key]
-
-    def _grouping(
-        self, call: AttentionCall, image: int, rows: dict[str, int], *, apart: bool, reads: bool
-    ) -> Grouping | None:
-        settings, labels_N = self.settings, self.labels(image, call.size)
-        readings: dict[int, Reading] = {}
-        drawn_N = self._drawn(call, image) if reads else labels_N
-        for number, portrait in enumerate(self.cast.portraits[image], start=1) if reads else ():
-            if portrait is None:
-                continue
-            there = self.rows(call.lanes, portrait)
-            readings[number] = Reading(
-                row=tuple(there[role] for role in rows),
-                positions=self._positions(labels_N == number, number, portrait, call),
-                strength=settings.ref_strength + math.log(settings.strength),
-                reads=drawn_N,
-            )
-        isolation = settings.isolation * settings.strength if apart else 0.0
-        found = isolated_groups(labels_N, readings, isolation)
-        return None if found is None else found.to(self.context.adapter.device)
-
-    def _positions(self, here_N: Tensor, number: int, portrait: int, call: AttentionCall) -> Tensor:
-        """Positions of the portrait that a subject reads: resampled, or, in a composite, its own."""
-        if portrait in self.cast.composites:
-            covered_N = self.labels(portrait, call.size) == number
-            return covered_N.nonzero().flatten()
-        return resampled_positions(here_N.view(call.size), self._portrait(portrait, call), self.settings.aspect)
-
-    def _portrait(self, image: int, call: AttentionCall) -> Tensor:
-        """Where the subject is in its portrait; everywhere as long as nothing is known."""
-        if image >= call.lanes.images:
-            assert self.telling is not None and self.telling.bank is not None
-            return self.telling.bank.inside(self.cast.absent[image - call.lanes.images], call)
-        covered_YX = self.labels(image, call.size).view(call.size) > 0
-        return covered_YX if covered_YX.any() else torch.ones_like(covered_YX)
-
-    def _drawn(self, call: AttentionCall, image: int) -> Tensor:
-        """Positions that read in this step: the same whatever else is in the batch."""
-        texts = [prompt.text for prompt in self.context.row_prompts]
-        alone = f"{texts[image]}|{texts[:image].count(texts[image])}"
-        own = alone if self.telling is None else self.telling.names[image]
-        name = f"{self.settings.seed}|{own}|{call.step.index}|{call.size}"
-        dice = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return torch.rand(math.prod(call.size), generator=dice) >= self.settings.ref_dropout
-
-
-@dataclass(eq=False)
-class _Apart(Edit):
-    """Self-attention: subjects do not see each other, and read their portraits."""
-
-    scenes: _Scenes
-    apart: frozenset[Site]
-
-    def acts(self, step: Step) -> bool:
-        """Inside the window only."""
-        return self.scenes.settings.window.contains(step.index, step.total)
-
-    def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
-        """Attend group by group in the scenes, as ever in all other rows."""
-        if heads.mask is not None:
-            raise UnsupportedPipeline(
-                f"The self-attention of {call.site.address} has a mask.", "Keep this control's sites away from it."
-            )
-        self.scenes.keep(call, heads.context)
-        states_BNC = self.scenes.absent_states(call, heads.context)
-        if states_BNC is not None:
-            k_BHND, v_BHND = projected(call.attention, states_BNC)
-            heads = replace(heads, k=torch.cat([heads.k, k_BHND]), v=torch.cat([heads.v, v_BHND]))
-        grouped: dict[tuple[int, ...], Grouping] = {}
-        for image in self.scenes.cast.scenes:
-            rows = self.scenes.rows(call.lanes, image)
-            grouping = self.scenes.grouping(call, image, rows, apart=call.site in self.apart) if rows else None
-            if grouping is not None:
-                grouped[tuple(rows.values())] = grouping
-        taken = {row for rows in grouped for row in rows}
-        plain = [row for row in range(len(heads.q)) if row not in taken]
-        out_BHND = torch.empty_like(heads.q)
-        if plain:
-            own = replace(heads, q=heads.q[plain], k=heads.k[plain], v=heads.v[plain])
-            out_BHND[plain] = fused(call.attention, own)
-        for own_rows, grouping in grouped.items():
-            out_RHND = grouped_attention(heads.q, heads.k, heads.v, own_rows, grouping, call.attention.scale)
-            out_BHND[list(own_rows)] = out_RHND
-        return out_BHND
-
-
-@dataclass(eq=False)
-class _Told(Edit):
-    """Cross-attention: the positions of a subject read the prompt of its portrait too, on the conditional side."""
-
-    scenes: _Scenes
-
-    def acts(self, step: Step) -> bool:
-        """Inside the window only."""
-        return self.scenes.settings.window.contains(step.index, step.total)
-
-    def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
-        """Blend the two at the positions of subjects."""
-        out_BHND, weight = fused(call.attention, heads), self.scenes.settings.cross * self.scenes.settings.strength
-        cast = self.scenes.cast
-        for image in cast.scenes:
-            row = self.scenes.rows(call.lanes, image).get("cond")
-            labels_N = self.scenes.labels(image, call.size)
-            for number, portrait in enumerate(cast.portraits[image], start=1):
-                places_Q = (labels_N == number).nonzero().flatten().to(out_BHND.device)
-                is_told = portrait is not None or image in cast.composites
-                subject = cast.who[image][number - 1]
-                if row is None or subject is None or not is_told or not len(places_Q):
-                    continue
-                k_1HKD, v_1HKD, mask = self._text(call, heads, subject, portrait)
-                q_1HQD = heads.q[row : row + 1].index_select(2, places_Q)
-                own_HQD = out_BHND[row].index_select(1, places_Q)
-                told_HQD = fused(call.attention, replace(heads, q=q_1HQD, k=k_1HKD, v=v_1HKD, mask=mask))[0]
-                out_BHND = _with_positions(out_BHND, row, places_Q, torch.lerp(own_HQD, told_HQD, weight))
-        return out_BHND
-
-    def _text(
-        self, call: AttentionCall, heads: Heads, subject: Subject, portrait: int | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys, values and mask of a portrait's prompt: those of its row, or, where it has none, of its encoding."""
-        if portrait is not None and portrait in self.scenes.cast.shown:
-            there = self.scenes.rows(call.lanes, portrait)["cond"]
-            own = slice(there, there + 1)
-            return heads.k[own], heads.v[own], None if heads.mask is None else heads.mask[own]
-        attention, states_1KC = call.attention, self.scenes.texts[subject.prompt][None].to(heads.context)
-        if attention.norm_cross:
-            states_1KC = attention.norm_encoder_hidden_states(states_1KC)
-        return *projected(attention, states_1KC), None
-
-
-def projected(attention: Attention, states_BKC: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of a layer for given states: ``k_BHKD, v_BHKD``."""
-    return project_keys(attention, states_BKC), split_heads(attention, attention.to_v(states_BKC))
-
-
-def _with_positions(out_BHND: Tensor, row: int, places_Q: Tensor, values_HQD: Tensor) -> Tensor:
-    """A copy with some positions of one row replaced."""
-    own_HND = out_BHND[row].index_copy(1, places_Q, values_HQD)
-    return torch.cat([out_BHND[:row], own_HND[None], out_BHND[row + 1 :]])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl.layouts import Region
-from t2ictl.processors import IsolationReposition, isolation_reposition
+from t2ictl.processors import IsolationReposition, _isolation_scenes
 from t2ictl.subjects import Subject
 from tests.tiny import run
 
@@ -179,7 +179,7 @@ class Heard:
 @contextmanager
 def listening(pipe: Any) -> Iterator[Heard]:
     """Hear all layers and draws."""
-    heard, handles, drawn = Heard(), [], isolation_reposition._Scenes._drawn
+    heard, handles, drawn = Heard(), [], _isolation_scenes.Scenes._drawn
     latent: list[int] = []
 
     def begin(_: Any, args: Any) -> None:
@@ -214,7 +214,7 @@ def listening(pipe: Any) -> Iterator[Heard]:
     for name, module in pipe.unet.named_modules():
         if name.endswith(("attn1", "attn2")):
             handles.append(module.register_forward_hook(note(name), with_kwargs=True))
-    with patch.object(isolation_reposition._Scenes, "_drawn", draw):
+    with patch.object(_isolation_scenes.Scenes, "_drawn", draw):
         yield heard
     for handle in handles:
         handle.remove()
