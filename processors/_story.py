@@ -171,6 +171,7 @@ class _Teller:
             scenes=pictures,
             captions=tuple(scene.prompt for scene in self.wanted.scenes),
             places=dict(sorted(self.places.items())),
+            there=self.there,
             settings=settings,
             cost=self.cost,
             generations=self.generations,

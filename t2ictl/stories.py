@@ -31,6 +31,7 @@ class Story:
         captions: their prompts.
         places: where the subjects of each picture are, as it was given, rehearsed or found; by the name of the picture
             (``"portrait-1"``, ``"scene-1"``) and the subject's. One that was found nowhere is left out.
+        there: names of the subjects of each scene.
         settings: subjects, scenes, control, request, pipeline and versions as plain JSON data.
         cost: the work of all calls together.
         generations: how many pictures' worth of denoising each part took; a rehearsal that ended early counts as the
@@ -41,6 +42,7 @@ class Story:
     scenes: list[Image.Image]
     captions: tuple[str, ...]
     places: Mapping[str, Mapping[str, Region]]
+    there: tuple[tuple[str, ...], ...]
     settings: dict[str, Any]
     cost: Cost
     generations: Mapping[str, float]
@@ -76,5 +78,11 @@ class Story:
         places = TypeAdapter(dict[str, dict[str, Region]]).dump_python(
             {picture: dict(own) for picture, own in self.places.items()}, mode="json", exclude_none=True
         )
-        data = {**self.settings, "cost": self.cost.to_dict(), "generations": dict(self.generations), "places": places}
+        data = {
+            **self.settings,
+            "there": [list(names) for names in self.there],
+            "places": places,
+            "cost": self.cost.to_dict(),
+            "generations": dict(self.generations),
+        }
         return [*paths, write_json(folder / "story.json", data)]
