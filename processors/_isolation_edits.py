@@ -63,7 +63,7 @@ class Apart(Edit):
 
 @dataclass(eq=False)
 class Retold(Edit):
-    """Cross-attention: the positions of a subject read what its portrait says too, on the conditional side."""
+    """Cross-attention: positions read what portraits say beside the prompt, on the conditional side."""
 
     scenes: Scenes
 
@@ -78,7 +78,7 @@ class Retold(Edit):
         for image in cast.scenes:
             row = self.scenes.rows(call.lanes, image).get("cond")
             labels_N = self.scenes.labels(image, call.size)
-            for number in range(1, len(cast.rows[image]) + 1):
+            for number in range(len(cast.rows[image]) + 1):
                 places_Q = (labels_N == number).nonzero().flatten().to(out_BHND.device)
                 text = self._text(call, heads, image, number) if row is not None and len(places_Q) else None
                 if row is None or text is None:
@@ -99,7 +99,7 @@ class Retold(Edit):
             if attention.norm_cross:
                 states_1KC = attention.norm_encoder_hidden_states(states_1KC)
             return *projected(attention, states_1KC), None
-        portrait = self.scenes.cast.portraits[image][number - 1]
+        portrait = self.scenes.cast.portraits[image][number - 1] if number else None
         if self.scenes.settings.told != "portrait" or portrait not in self.scenes.cast.shown:
             return None
         there = self.scenes.rows(call.lanes, portrait)["cond"]

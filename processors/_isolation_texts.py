@@ -5,6 +5,7 @@ Legend: ``K`` text position, ``C`` channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor
@@ -20,29 +21,32 @@ Told = Literal["portrait", "spliced"]
 
 
 def told_texts(cast: Cast, context: PlanContext, told: Told) -> dict[tuple[int, int], Tensor]:
-    """Encode what subjects are told where no row of the batch says it.
+    """Encode what positions are told where no row of the batch says it.
 
     Args:
         cast: who is in which picture.
         context: the pipeline call.
-        told: ``"portrait"``: the portrait's prompt; ``"spliced"``: the scene's, with the portrait's words for the
-            subject in the place of its name. That keeps the others of the scene in the text.
+        told: ``"portrait"``: a subject's positions its portrait's prompt; ``"spliced"``: the scene's prompt, with the
+            portrait's words for the subject in the place of its name. That keeps the others in the text, without
+            their attributes; the background, where anybody may yet appear, is told the attributes of all.
 
     Returns:
-        ``states_KC`` by picture and number of the subject (from 1).
+        ``states_KC`` by picture and number of the subject (from 1; 0 for the background).
     """
     texts: dict[tuple[int, int], str] = {}
     for image in cast.scenes:
-        for number, subject in enumerate(cast.who[image], start=1):
-            portrait = cast.portraits[image][number - 1]
-            if subject is None or (portrait is None and image not in cast.composites):
-                continue
-            if told == "spliced":
-                prompt = context.row_prompts[image]
-                text = spliced(prompt, cast.rows[image][number - 1], description(subject, context))
-                texts |= {(image, number): text} if text != prompt.text else {}
-            elif portrait not in cast.shown:
-                texts[image, number] = subject.prompt
+        read = [number for number, each in enumerate(cast.portraits[image], start=1) if each is not None]
+        among = range(1, len(cast.who[image]) + 1) if image in cast.composites else read
+        subjects = {number: subject for number in among if (subject := cast.who[image][number - 1]) is not None}
+        if told == "spliced":
+            prompt, spans = context.row_prompts[image], cast.rows[image]
+            words = {spans[number - 1]: description(subject, context) for number, subject in subjects.items()}
+            own = {number: {spans[number - 1]: words[spans[number - 1]]} for number in subjects}
+            made = {number: spliced(prompt, each) for number, each in ({0: words} | own).items()}
+            texts |= {(image, number): text for number, text in made.items() if text != prompt.as_written(prompt.text)}
+        else:
+            there = [each for each in subjects if cast.portraits[image][each - 1] not in cast.shown]
+            texts |= {(image, number): subjects[number].prompt for number in there}
     if not texts:
         return {}
     each = list(dict.fromkeys(texts.values()))
@@ -52,7 +56,7 @@ def told_texts(cast: Cast, context: PlanContext, told: Told) -> dict[tuple[int, 
 
 def description(subject: Subject, context: PlanContext) -> str:
     """The words by which a portrait's prompt calls its subject: the object with its attributes that holds its name."""
-    prompt = context.adapter.parse(subject.prompt, context.row_prompts[0].parser)
+    prompt = context.adapter.parse((subject.prompt,), context.row_prompts[0].parser)
     named = prompt.find(subject.name)
     for phrase in prompt.objects():
         if phrase.span.start <= named.start and named.end <= phrase.span.end:
@@ -60,13 +64,16 @@ def description(subject: Subject, context: PlanContext) -> str:
     return subject.name
 
 
-def spliced(prompt: Prompt, name: Span, words: str) -> str:
-    """A prompt with other words in the place of a name.
+def spliced(prompt: Prompt, words: Mapping[Span, str]) -> str:
+    """A prompt with other words in the place of some.
 
     Example:
         >>> import t2ictl
         >>> prompt = t2ictl.parse(t2ictl.load("shapes"), "a circle and a star")
-        >>> spliced(prompt, prompt.find("circle"), "red circle")
+        >>> spliced(prompt, {prompt.find("circle"): "red circle"})
         'a red circle and a star'
     """
-    return prompt.as_written(prompt.text[: name.start] + words + prompt.text[name.end :])
+    text = prompt.text
+    for span in sorted(words, key=lambda each: each.start, reverse=True):
+        text = text[: span.start] + words[span] + text[span.end :]
+    return prompt.as_written(text)

@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from t2ictl.attention import Edit
 from t2ictl.casts import Cast, Regions
 from t2ictl.concepts import ConceptMaps, Concepts
 from t2ictl.controls import Control, Plan, PlanContext, Watch, register_control
+from t2ictl.errors import NeedsSession
 from t2ictl.fields import setting, settings_class
+from t2ictl.ordered_rows import ordered_processors
 from t2ictl.pinned_rows import PinnedRows
 from t2ictl.places import Places
 from t2ictl.processors._isolation_edits import Apart, Retold
@@ -170,3 +172,52 @@ class IsolationReposition(Control):
             pin = PinnedRows(adapter=adapter, pictures=shown.by_image, names=names, seed=self.seed)
             owns += ("latents.rows",)
         return Plan(edits=tuple(edits), owns=owns, watches=watches, pin=pin)
+
+    @classmethod
+    def processors(
+        cls,
+        pipe: Any,
+        prompts: Sequence[str],
+        *,
+        size: tuple[int, int] | None = None,
+        images_per_prompt: int = 1,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Give plain attention processors that do the same without a session; every region has to be given.
+
+        What drops out follows from how often a processor was called, so a second call of the pipeline draws anew:
+        make new processors for the same picture again.
+
+        Args:
+            pipe: a diffusers pipeline.
+            prompts: the prompts that it will be called with, in their order: portraits and scenes.
+            size: height and width of the pictures (pixels); None for the model's own.
+            images_per_prompt: pictures of each prompt.
+            **settings: the control's fields.
+
+        Returns:
+            A new dict for ``unet.set_attn_processor``, which empties the one that it is given.
+
+        Raises:
+            NeedsSession: for a window, given pictures or composites, or where somebody has no region.
+
+        Example:
+            >>> import t2ictl
+            >>> from t2ictl.layouts import Region
+            >>> pipe = t2ictl.load("shapes")
+            >>> sides = (Region(word="circle", box=(0, 0, 0.5, 1)), Region(word="star", box=(0.5, 0, 1, 1)))
+            >>> before = pipe.unet.attn_processors
+            >>> made = IsolationReposition.processors(pipe, ["a circle and a star"], layout=sides)
+            >>> pipe.unet.set_attn_processor(made)
+            >>> image = pipe("a circle and a star", num_inference_steps=2).images[0]
+            >>> pipe.unet.set_attn_processor(dict(before))
+        """
+        control = cls(**settings)
+        if control.window != Window():
+            raise NeedsSession("An attention processor does not see the step.", "Leave window, or use a session.")
+        if control.reposition == "latent" or any(subject.image is not None for subject in control.subjects):
+            raise NeedsSession(
+                "A given picture is put into the batch between the steps, where no attention processor reaches.",
+                "Use a session: with t2ictl.controlled(pipe, [IsolationReposition(...)]): ...",
+            )
+        return ordered_processors(pipe, control, prompts, size=size, images_per_prompt=images_per_prompt)

@@ -29,17 +29,27 @@ from t2ictl.attention import (
     Switch,
     edited_attention,
 )
-from t2ictl.controls import Control, PlanContext
+from t2ictl.controls import Control, Plan, PlanContext
 from t2ictl.errors import ControlConflict, NotRecorded, ShapeMismatch
 from t2ictl.lanes import Lane, Lanes
 from t2ictl.probes import AttentionRecord, Recorder, Recording
 from t2ictl.row_matching import MatchedLanes, RowMatcher
 from t2ictl.sites import Site, select
 
-__all__ = ["MapRecorder", "attention_processors", "text_embeds"]
+__all__ = [
+    "MapRecorder",
+    "WithoutSession",
+    "attention_processors",
+    "check_free",
+    "edits_by_site",
+    "encode",
+    "plan_context",
+    "standing",
+    "text_embeds",
+]
 
 
-def _check_free(adapter: Adapter) -> None:
+def check_free(adapter: Adapter) -> None:
     """An open session would take the encoding for the beginning of a call."""
     if adapter.denoiser.__dict__.get("_t2ictl"):
         raise ControlConflict(
@@ -78,7 +88,7 @@ def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str
         ControlConflict: if it has an open session.
     """
     adapter, prompts = find_adapter(pipe), listed(prompts)
-    _check_free(adapter)
+    check_free(adapter)
     arguments = {"device": adapter.device}
     found = tuple(adapter.parse((text,), parser) for text in prompts)
     lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=1, guided=False)
@@ -109,19 +119,10 @@ def attention_processors(pipe: Any, control: Control, prompts: Sequence[str]) ->
         ControlConflict: if it has an open session.
     """
     adapter, prompts = find_adapter(pipe), listed(prompts)
-    _check_free(adapter)
-    found = tuple(adapter.parse((text,)) for text in prompts)
-    lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=1, guided=False)
-    plan = control.plan(PlanContext(adapter=adapter, prompts=found, lanes=lanes))
-    edits: dict[Site, list[Edit]] = {}
-    for sites, edit in plan.edits:
-        for site in sites:
-            edits.setdefault(site, []).append(edit)
-    # Those of an earlier call are not stood upon: the new ones take their place.
-    current = {
-        name: each.previous if isinstance(each, _Editor) else each
-        for name, each in adapter.denoiser.attn_processors.items()
-    }
+    check_free(adapter)
+    plan = control.plan(plan_context(adapter, prompts, 1))
+    current = standing(adapter)
+    edits = edits_by_site(plan)
     if edits:
         rows = MatchedLanes(RowMatcher(encode(adapter, prompts)))
         for site, own in edits.items():
@@ -130,7 +131,44 @@ def attention_processors(pipe: Any, control: Control, prompts: Sequence[str]) ->
     return current
 
 
-class _Editor(ControlledAttention):
+def plan_context(adapter: Adapter, prompts: Sequence[str], images_per_prompt: int) -> PlanContext:
+    """What a plan for processors knows: the prompts, and conditional rows alone.
+
+    Args:
+        adapter: the pipeline's family.
+        prompts: the prompts.
+        images_per_prompt: pictures of each.
+
+    Returns:
+        The context.
+    """
+    found = tuple(adapter.parse((text,)) for text in prompts)
+    lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=images_per_prompt, guided=False)
+    return PlanContext(adapter=adapter, prompts=found, lanes=lanes)
+
+
+def standing(adapter: Adapter) -> dict[str, Any]:
+    """The processors that new ones stand upon: those set now, without those of an earlier call of this kind."""
+    return {
+        name: each.previous if isinstance(each, WithoutSession) else each
+        for name, each in adapter.denoiser.attn_processors.items()
+    }
+
+
+def edits_by_site(plan: Plan) -> dict[Site, list[Edit]]:
+    """The edits of a plan by layer."""
+    edits: dict[Site, list[Edit]] = {}
+    for sites, edit in plan.edits:
+        for site in sites:
+            edits.setdefault(site, []).append(edit)
+    return edits
+
+
+class WithoutSession(ControlledAttention):
+    """Base of processors that edit without a session; new ones take the place of those that are set."""
+
+
+class _Editor(WithoutSession):
     """A processor that edits the rows it recognizes, and hands over to the one before it where there is none."""
 
     def __init__(self, site: Site, previous: Any, edits: Sequence[Edit], lanes: MatchedLanes) -> None:
@@ -202,7 +240,7 @@ class MapRecorder:
         budget_mb: float = 512.0,
     ) -> None:
         self._adapter, prompts = find_adapter(pipe), listed(prompts)
-        _check_free(self._adapter)
+        check_free(self._adapter)
         self._prompts = tuple(self._adapter.parse((text,)) for text in prompts)
         self._settings = Recording(words=tuple(words), per_step=False, budget_mb=budget_mb)
         for word in words if len(prompts) == 1 else ():
@@ -210,17 +248,10 @@ class MapRecorder:
         cross = [site for site in self._adapter.sites if site.kind == "cross"]
         self._sites = select(cross, tuple(sites) or f"cross@{self._adapter.semantic_factor}")
         self._match = RowMatcher(encode(self._adapter, prompts))
-        self._latent_size = self._cells(size)
+        self._latent_size = self._adapter.cells(size)
         self._switch = Switch()
         self._recorder: Recorder | None = None
         self._numbers: tuple[int, ...] = ()
-
-    def _cells(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        if size is not None:
-            factor = int(self._adapter.pipe.vae_scale_factor)
-            return size[0] // factor, size[1] // factor
-        own = self._adapter.denoiser.config.sample_size
-        return (int(own), int(own)) if isinstance(own, int) else (int(own[0]), int(own[1]))
 
     @property
     def record(self) -> AttentionRecord:

@@ -110,6 +110,19 @@ class Adapter(ABC):
         height, width = (own, own) if isinstance(own, int) else own
         return height * factor, width * factor
 
+    def cells(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width of the latent of a picture.
+
+        Args:
+            size: height and width of the picture (pixels); None for the model's own.
+
+        Returns:
+            Cells.
+        """
+        height, width = self.native_size if size is None else size
+        factor = int(self.pipe.vae_scale_factor)
+        return height // factor, width // factor
+
     @property
     def pads_with_end(self) -> bool:
         """Whether empty positions repeat the end token, as in SD 1.x, or hold another one, as in SD 2.x."""
