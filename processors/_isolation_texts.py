@@ -17,7 +17,7 @@ from t2ictl.subjects import Subject
 
 __all__ = ["Told", "told_texts"]
 
-Told = Literal["portrait", "spliced"]
+Told = Literal["portrait", "spliced", "spelled"]
 
 
 def told_texts(cast: Cast, context: PlanContext, told: Told) -> dict[tuple[int, int], Tensor]:
@@ -28,7 +28,8 @@ def told_texts(cast: Cast, context: PlanContext, told: Told) -> dict[tuple[int, 
         context: the pipeline call.
         told: ``"portrait"``: a subject's positions its portrait's prompt; ``"spliced"``: the scene's prompt, with the
             portrait's words for the subject in the place of its name. That keeps the others in the text, without
-            their attributes; the background, where anybody may yet appear, is told the attributes of all.
+            their attributes; the background, where anybody may yet appear, is told the attributes of all;
+            ``"spelled"``: all positions are.
 
     Returns:
         ``states_KC`` by picture and number of the subject (from 1; 0 for the background).
@@ -38,10 +39,11 @@ def told_texts(cast: Cast, context: PlanContext, told: Told) -> dict[tuple[int, 
         read = [number for number, each in enumerate(cast.portraits[image], start=1) if each is not None]
         among = range(1, len(cast.who[image]) + 1) if image in cast.composites else read
         subjects = {number: subject for number in among if (subject := cast.who[image][number - 1]) is not None}
-        if told == "spliced":
+        if told != "portrait":
             prompt, spans = context.row_prompts[image], cast.rows[image]
             words = {spans[number - 1]: description(subject, context) for number, subject in subjects.items()}
             own = {number: {spans[number - 1]: words[spans[number - 1]]} for number in subjects}
+            own = own if told == "spliced" else dict.fromkeys(subjects, words)
             made = {number: spliced(prompt, each) for number, each in ({0: words} | own).items()}
             texts |= {(image, number): text for number, text in made.items() if text != prompt.as_written(prompt.text)}
         else:

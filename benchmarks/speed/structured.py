@@ -14,7 +14,7 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from t2ictl.adapters.base import unet_sites
 from t2ictl.attention import AttentionCall, ControlledAttention, DenoiserPass, Edit, Step, Switch
+from t2ictl.benchmarks.speed.pairs import interval
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention
 from t2ictl.edits import Heads, fused, split_heads
 from t2ictl.lanes import Lanes
@@ -190,13 +191,6 @@ def time_ratios(name: str, side: int, phrases: int, pairs: int) -> dict[str, lis
     return found
 
 
-def _interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the median, from the order statistics (no distribution assumed)."""
-    ordered = sorted(ratios)
-    rank = max(0, int((len(ordered) - 1.96 * len(ordered) ** 0.5) / 2))
-    return ordered[rank], ordered[-1 - rank]
-
-
 def main() -> int:
     """Print the tables.
 
@@ -222,7 +216,7 @@ def main() -> int:
         )
         print("|---|---|---|---|")
         for mode, ratios in time_ratios(name, chosen.side, chosen.phrases[0], chosen.pairs).items():
-            low, high = _interval(ratios)
+            low, high = interval(ratios)
             print(f"| {mode} | {statistics.median(ratios):.3f} | [{low:.3f}, {high:.3f}] | {len(ratios)} |", flush=True)
     return 0
 

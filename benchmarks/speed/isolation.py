@@ -1,0 +1,314 @@
+"""What isolation and reposition cost over plain sampling: operations, generations and paired times.
+
+Operations are those of a target row's self-attention, ``QK`` and ``PV``, counted on real layer shapes with the very
+groups that the control makes, over plain attention; beside them the formula ``1 - sum r_i r_j + p sum r_i^2`` over
+pairs of different subjects (``r``: share of the picture, ``p``: share of positions that read). A portrait's row costs
+what a plain row costs, and is made once a story: how many generations that takes stands beside the published code's.
+
+Run ``python -m t2ictl.benchmarks.speed.isolation``, with ``--pairs 0`` for the operations alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import t2ictl
+from t2ictl import Scene, Subject
+from t2ictl.adapters.base import unet_sites
+from t2ictl.benchmarks.speed.pairs import interval
+from t2ictl.benchmarks.speed.update import MODELS
+from t2ictl.grouped_attention import Grouping, grouped_attention
+from t2ictl.masks import box_mask
+from t2ictl.processors.isolation_reposition import published_reading_sites
+from t2ictl.sites import Site
+from t2ictl.subject_groups import Reading, isolated_groups, resampled_positions, subject_labels
+
+__all__ = ["Work", "generations", "main", "target_work", "time_ratios"]
+
+#: Share of the picture that one subject has, by the number of subjects.
+SHARES = {1: 0.3, 2: 0.2, 3: 0.15}
+SIZES = {
+    "SD 1.5, 512 x 512": ("SD 1.5, 512 x 512", (64, 64)),
+    "SDXL, 1024 x 1024": ("SDXL, 1024 x 1024", (128, 128)),
+    "SDXL, 1280 x 768": ("SDXL, 1024 x 1024", (96, 160)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Self-attention of a target row, in plain self-attention.
+
+    Args:
+        counted: operations of all layers of the model.
+        formula: what the formula says.
+        worst: largest share by which a layer is off its own formula.
+    """
+
+    counted: float
+    formula: float
+    worst: float
+
+
+def _labels(subjects: int, size: tuple[int, int]) -> Tensor:
+    """Columns of equal width, each with its share of the picture: ``labels_N``."""
+    centers = [(2 * number + 1) / (2 * subjects) for number in range(subjects)]
+    boxes = [(center - SHARES[subjects] / 2, center + SHARES[subjects] / 2) for center in centers]
+    covered = torch.stack([box_mask((left, 0.0, right, 1.0), *size).float() for left, right in boxes])
+    return subject_labels(covered).flatten()
+
+
+def _grouping(labels_N: Tensor, size: tuple[int, int], dropout: float, reads: bool) -> Grouping:
+    """The groups of a target row whose portraits are rows 1, 2, ... and show their subjects as large as it has them."""
+    drawn_N = torch.rand(len(labels_N), generator=torch.Generator().manual_seed(0)) >= dropout
+    readings = {
+        number: Reading(
+            row=(number,),
+            positions=resampled_positions((labels_N == number).view(size), (labels_N == number).view(size)),
+            strength=0.0,
+            reads=drawn_N,
+        )
+        for number in (labels_N.unique().tolist() if reads else ())
+        if number
+    }
+    found = isolated_groups(labels_N, readings)
+    assert found is not None
+    return found
+
+
+def _flops(run: Callable[[], Any]) -> int:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return int(counter.get_total_flops())
+
+
+def _layer(size: tuple[int, int], subjects: int, dropout: float, reads: bool) -> tuple[float, float]:
+    """Operations of one layer, counted and by the formula; one head of one channel stands for all."""
+    labels_N = _labels(subjects, size)
+    x = torch.zeros(1 + subjects, 1, len(labels_N), 1)
+    plain = _flops(lambda: F.scaled_dot_product_attention(x[:1], x[:1], x[:1]))
+    if subjects == 1 and not reads:
+        return 1.0, 1.0  # nobody to be kept apart from
+    grouping = _grouping(labels_N, size, dropout, reads)
+    counted = _flops(lambda: grouped_attention(x, x, x, (0,), grouping, 1.0)) / plain
+    shares = [float((labels_N == number).float().mean()) for number in range(1, subjects + 1)]
+    apart = sum(one * other for i, one in enumerate(shares) for j, other in enumerate(shares) if i != j)
+    return counted, 1 - apart + (1 - dropout) * sum(share**2 for share in shares) * reads
+
+
+def target_work(name: str, subjects: int, *, reads: bool, dropout: float = 0.0) -> Work:
+    """Count the self-attention of a target row on a model's layers.
+
+    Args:
+        name: a key of ``SIZES``.
+        subjects: one to three.
+        reads: whether subjects read their portraits, at the published layers.
+        dropout: share of positions that do not.
+
+    Returns:
+        The work.
+    """
+    model, cells = SIZES[name]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**MODELS[model])
+    layers = [site for site in unet_sites(unet) if site.kind == "self"]
+    family = "sdxl" if model.startswith("SDXL") else "sd"
+    reading = set(published_reading_sites(family, layers)) if reads else set()
+    known: dict[tuple[tuple[int, int], bool], tuple[float, float]] = {}
+    total, counted, formula, worst = 0.0, 0.0, 0.0, 0.0
+    for site in layers:
+        key = (site.size(cells), site in reading)
+        if key not in known:
+            known[key] = _layer(key[0], subjects, dropout, key[1])
+        weight = _plain_work(site, unet, key[0])
+        total += weight
+        counted += weight * known[key][0]
+        formula += weight * known[key][1]
+        worst = max(worst, abs(known[key][0] / known[key][1] - 1))
+    return Work(counted=counted / total, formula=formula / total, worst=worst)
+
+
+def _plain_work(site: Site, unet: UNet2DConditionModel, size: tuple[int, int]) -> float:
+    """Operations of plain attention in a layer: ``4 N^2 C``."""
+    width = unet.get_submodule(site.module).to_q.out_features
+    return 4.0 * (size[0] * size[1]) ** 2 * width
+
+
+def generations(subjects: int, scenes: int) -> dict[str, int]:
+    """How many pictures' worth of denoising a story takes.
+
+    Args:
+        subjects: S.
+        scenes: T.
+
+    Returns:
+        By way of telling it; rehearsals to their end.
+    """
+    s, t = subjects, scenes
+    return {
+        "plain scenes": t,
+        "resample": s + t,
+        "resample, rehearsed": s + 2 * t,
+        "latent, boxes given": s + 2 * t,
+        "latent, rehearsed": s + 3 * t,
+        "published code": 2 * t * (s + 1),
+    }
+
+
+def time_ratios(side: int, heads: int, subjects: int, pairs: int) -> dict[str, list[float]]:
+    """Time one layer's target row of two guidance sides, plain and otherwise in turn.
+
+    Args:
+        side: of the map (cells).
+        heads: of 64 channels each.
+        subjects: one to three.
+        pairs: measurements of each way.
+
+    Returns:
+        Ratios to plain attention by way: groups, and a dense mask over own and portraits' keys.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2 * (1 + subjects), heads, side * side, 64, generator=generator).to(device, dtype)
+    labels_N = _labels(subjects, (side, side))
+    grouping = _both_sides(_grouping(labels_N, (side, side), 0.5, True)).to(device)
+    mask, keys = _dense(labels_N, subjects, device)
+
+    def dense() -> Tensor:
+        own = torch.cat([x[:2], *(x[2 * s : 2 * s + 2] for s in range(1, subjects + 1))], dim=2)[:, :, keys]
+        return F.scaled_dot_product_attention(x[:2], own, own, attn_mask=mask)
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "plain": lambda: F.scaled_dot_product_attention(x[:2], x[:2], x[:2]),
+        "groups": lambda: grouped_attention(x, x, x, (0, 1), grouping, 64**-0.5),
+        "dense mask": dense,
+    }
+
+    def seconds(way: str) -> float:
+        start = time.perf_counter()
+        with torch.no_grad():
+            ways[way]()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return _paired({"plain again": "plain", "groups": "groups", "dense mask": "dense mask"}, seconds, pairs)
+
+
+def _both_sides(grouping: Grouping) -> Grouping:
+    """The same groups for two rows: portrait s is the pair of rows 2s, 2s + 1."""
+    groups = tuple(
+        replace(
+            group,
+            sources=tuple(
+                source if source.row is None else replace(source, row=(2 * source.row[0], 2 * source.row[0] + 1))
+                for source in group.sources
+            ),
+        )
+        for group in grouping.groups
+    )
+    return Grouping(groups)
+
+
+def _dense(labels_N: Tensor, subjects: int, device: str) -> tuple[Tensor, Tensor]:
+    """Mask of own and portraits' keys as published, and which keys: all."""
+    q_N1, k_1N = labels_N[:, None], labels_N[None, :]
+    parts = [(q_N1 == 0) | (k_1N == 0) | (q_N1 == k_1N)]
+    parts += [(q_N1 == number) & (k_1N == number) for number in range(1, subjects + 1)]
+    mask = torch.cat(parts, dim=1).to(device)
+    return mask, torch.arange(mask.shape[1], device=device)
+
+
+def _paired(ways: dict[str, str], seconds: Callable[[str], float], pairs: int) -> dict[str, list[float]]:
+    """Ratios to ``plain``, the two of a pair in random order."""
+    dice = random.Random(0)
+    for way in ways.values():  # warm
+        seconds(way)
+    found: dict[str, list[float]] = {label: [] for label in ways}
+    for _ in range(pairs):
+        for label, way in ways.items():
+            if dice.random() < 0.5:
+                base, own = seconds("plain"), seconds(way)
+            else:
+                own, base = seconds(way), seconds("plain")
+            found[label].append(own / base)
+    return found
+
+
+def story_ratios(pairs: int, steps: int = 10) -> dict[str, list[float]]:
+    """Time whole stories on the embedded model against plain calls for as many pictures.
+
+    Args:
+        pairs: measurements.
+        steps: denoising steps.
+
+    Returns:
+        Ratios of a story of two subjects and four scenes to plain portraits and scenes.
+    """
+    pipe = t2ictl.load("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    subjects = [Subject(name=name, prompt=f"a {color} {name}") for name, color in (("circle", "red"), ("star", "blue"))]
+    scenes = [Scene(prompt="a circle and a star", seed=seed) for seed in range(4)]
+    prompts = [*(subject.prompt for subject in subjects), *(scene.prompt for scene in scenes)]
+
+    def seconds(way: str) -> float:
+        start = time.perf_counter()
+        if way == "plain":
+            pipe(prompts, num_inference_steps=steps, guidance_scale=3.0)
+        else:
+            t2ictl.story(pipe, subjects, scenes, steps=steps, guidance_scale=3.0)
+        return time.perf_counter() - start
+
+    return _paired({"plain again": "plain", "story": "story"}, seconds, pairs)
+
+
+def _print_times(title: str, found: dict[str, list[float]]) -> None:
+    print(f"\n| time, {title} | x plain | 95 % interval | pairs |\n|---|---|---|---|")
+    for way, ratios in found.items():
+        low, high = interval(ratios)
+        print(f"| {way} | {statistics.median(ratios):.3f} | [{low:.3f}, {high:.3f}] | {len(ratios)} |", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables.
+
+    Returns:
+        Exit status 0.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pairs", type=int, default=20, help="paired times; 0: operations only")
+    options = parser.parse_args(arguments)
+    print("| self-attention of a target row | subjects | share | isolation | with portraits | dropout 0.5 | off by |")
+    print("|---|---|---|---|---|---|---|")
+    for name in SIZES:
+        for subjects, share in SHARES.items():
+            works = [target_work(name, subjects, reads=False)]
+            works += [target_work(name, subjects, reads=True, dropout=dropout) for dropout in (0.0, 0.5)]
+            cells = " | ".join(f"{work.counted:.4f} ({work.formula:.4f})" for work in works)
+            print(f"| {name} | {subjects} | {share} | {cells} | {max(work.worst for work in works):.1e} |", flush=True)
+    print("\n| generations for 2 subjects, 10 scenes | number |\n|---|---|")
+    for way, number in generations(2, 10).items():
+        print(f"| {way} | {number} |")
+    if options.pairs:
+        for side, heads in ((32, 20), (64, 10)):
+            found = time_ratios(side, heads, 2, options.pairs)
+            _print_times(f"one layer of SDXL, {side} x {side}, {heads} heads, 2 subjects", found)
+        _print_times("a story on the embedded model, 2 subjects, 4 scenes, 10 steps", story_ratios(options.pairs))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
