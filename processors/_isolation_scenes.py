@@ -45,8 +45,12 @@ class Scenes:
     shown: ShownPictures
     telling: Telling | None = None
     texts: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
+    device: torch.device = field(init=False)
     _labels: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     _groupings: dict[tuple[Any, ...], Grouping | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.device = self.context.adapter.device  # once a call: finding it takes longer than a small layer
 
     def look(self, maps_BYXT: Tensor, step: Step) -> None:
         """Learn where the subjects are."""
@@ -121,7 +125,7 @@ class Scenes:
             )
         isolation = settings.isolation * settings.strength if apart else 0.0
         found = isolated_groups(labels_N, readings, isolation)
-        return None if found is None else found.to(self.context.adapter.device)
+        return None if found is None else found.to(self.device)
 
     def _positions(self, here_N: Tensor, number: int, portrait: int, call: AttentionCall) -> Tensor:
         """Positions of the portrait that a subject reads: resampled, or, in a composite, its own."""

@@ -79,8 +79,17 @@ class Grouping:
             raise ShapeMismatch("The groups do not hold every position once.", "Give each position one group.")
 
     def to(self, device: torch.device | str) -> Grouping:
-        """Give the same groups with their positions on a device."""
-        return Grouping(tuple(_moved(group, device) for group in self.groups))
+        """Give the same groups with their positions on a device; what groups share stays shared."""
+        every = {id(source): source for group in self.groups for source in group.sources}
+        moved = {key: _moved(source, device) for key, source in every.items()}
+        return Grouping(
+            tuple(
+                AttentionGroup(
+                    queries=group.queries.to(device), sources=tuple(moved[id(source)] for source in group.sources)
+                )
+                for group in self.groups
+            )
+        )
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -88,16 +97,12 @@ class Grouping:
         return torch.cat([group.queries for group in self.groups]).argsort()
 
 
-def _moved(group: AttentionGroup, device: torch.device | str) -> AttentionGroup:
-    sources = tuple(
-        replace(
-            source,
-            keys=None if source.keys is None else source.keys.to(device),
-            bias=source.bias.to(device) if isinstance(source.bias, Tensor) else source.bias,
-        )
-        for source in group.sources
+def _moved(source: KeySource, device: torch.device | str) -> KeySource:
+    return replace(
+        source,
+        keys=None if source.keys is None else source.keys.to(device),
+        bias=source.bias.to(device) if isinstance(source.bias, Tensor) else source.bias,
     )
-    return AttentionGroup(queries=group.queries.to(device), sources=sources)
 
 
 def grouped_attention(
@@ -128,9 +133,13 @@ def grouped_attention(
     """
     # Gathered with heads and channels side by side: then every gathered position is one contiguous piece.
     q_BNHD, k_BNHD, v_BNHD = (each.transpose(1, 2) for each in (q_BHND, k_BHND, v_BHND))
-    parts = []
+    parts: list[Tensor] = []
+    known: dict[int, tuple[Tensor, Tensor]] = {}
     for group in grouping.groups:
-        taken = [_taken(source, tuple(rows), k_BNHD, v_BNHD) for source in group.sources]
+        for source in group.sources:  # two groups of a subject, readers and others, share the keys of its own picture
+            if id(source) not in known:
+                known[id(source)] = _taken(source, tuple(rows), k_BNHD, v_BNHD)
+        taken = [known[id(source)] for source in group.sources]
         k_RKHD, v_RKHD = (torch.cat(each, dim=1) if len(each) > 1 else each[0] for each in zip(*taken, strict=True))
         bias_K = _bias(group.sources, [len(k[0]) for k, _ in taken], q_BHND)
         q_RQHD = q_BNHD[list(rows)].index_select(1, group.queries)

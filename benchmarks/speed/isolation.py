@@ -210,17 +210,14 @@ def time_ratios(side: int, heads: int, subjects: int, pairs: int) -> dict[str, l
 
 def _both_sides(grouping: Grouping) -> Grouping:
     """The same groups for two rows: portrait s is the pair of rows 2s, 2s + 1."""
-    groups = tuple(
-        replace(
-            group,
-            sources=tuple(
-                source if source.row is None else replace(source, row=(2 * source.row[0], 2 * source.row[0] + 1))
-                for source in group.sources
-            ),
-        )
-        for group in grouping.groups
+    every = {id(source): source for group in grouping.groups for source in group.sources}
+    both = {
+        key: source if source.row is None else replace(source, row=(2 * source.row[0], 2 * source.row[0] + 1))
+        for key, source in every.items()
+    }
+    return Grouping(
+        tuple(replace(group, sources=tuple(both[id(each)] for each in group.sources)) for group in grouping.groups)
     )
-    return Grouping(groups)
 
 
 def _dense(labels_N: Tensor, subjects: int, device: str) -> tuple[Tensor, Tensor]:

@@ -161,7 +161,8 @@ def _gather(story: Story) -> tuple[Control, ...]:
 
 REHEARSED = {"places": "rehearsal"}
 #: Arms by label. ``isolation`` keeps subjects apart and reads no portrait; ``resample`` is all of the published method;
-#: ``...-untold`` leaves out its second half, the words of the portrait in cross-attention.
+#: ``...-untold`` leaves out its second half, the words of the portrait in cross-attention. ``tuned`` is the best of
+#: those that were tried on tuning stories, ``spliced`` the one that left most subjects there.
 ARMS: dict[str, Arm] = {
     "plain": ControlledArm(lambda story: ()),
     "spelled": SpelledArm(),
@@ -171,6 +172,8 @@ ARMS: dict[str, Arm] = {
     "resample-rehearsed": StoryArm(options=REHEARSED),
     "latent": StoryArm({"reposition": "latent"}, REHEARSED),
     "latent-untold": StoryArm({"reposition": "latent", "cross": 0.0}, REHEARSED),
+    "spliced": StoryArm({"reposition": "off", "isolation": 0.0, "told": "spliced", "cross": 1.0}),
+    "tuned": StoryArm({"reposition": "off", "isolation": 0.5, "told": "spelled", "cross": 1.0}),
     "gather": ControlledArm(_gather, {"control": KeyGather.name, "dropout": 0.5, "memory": 0.5, "first": 1}),
 }
 

@@ -137,8 +137,8 @@ class Adapter(ABC):
     @property
     def device(self) -> torch.device:
         """Where the denoiser computes; under offloading its weights may wait elsewhere."""
-        device = getattr(self.pipe, "_execution_device", self.denoiser.device)
-        return torch.device(device)
+        found = getattr(self.pipe, "_execution_device", None)  # goes through all modules, so it is not asked for twice
+        return torch.device(self.denoiser.device if found is None else found)
 
     def parse(self, texts: Sequence[str], parser: str = "grammar") -> Prompt:
         """Parse one prompt.
