@@ -22,22 +22,36 @@ from t2ictl.fields import setting, settings_class
 from t2ictl.masks import box_mask, resize_mask
 from t2ictl.spans import Prompt, Span
 
-__all__ = ["Layout", "Mask", "Region"]
+__all__ = ["Layout", "Mask", "Region", "opened_mask"]
 
 # Maps have at most 64 cells a side in the supported families; a finer mask would say nothing more.
 MASK_CELLS = 64
+
+
+def opened_mask(value: Any) -> Any:
+    """Open a mask that is a file or a picture; arrays and nested lists stay as they are.
+
+    Args:
+        value: a mask in any form.
+
+    Returns:
+        Something that numpy reads as an array of rows and columns, above one half inside.
+
+    Raises:
+        BadSetting: if there is no such file.
+    """
+    if isinstance(value, (str, Path)):
+        if not Path(value).is_file():
+            raise BadSetting(f"There is no mask file {str(value)!r}.", "Give the path of a black and white picture.")
+        value = Image.open(value)
+    return np.asarray(value.convert("L")) / 255 if isinstance(value, Image.Image) else value
 
 
 def _rows(value: Any) -> Any:
     """Read a mask (file, picture, array, nested lists) as rows of 0 and 1, at most 64 cells a side."""
     if value is None:
         return None
-    if isinstance(value, (str, Path)):
-        if not Path(value).is_file():
-            raise BadSetting(f"There is no mask file {str(value)!r}.", "Give the path of a black and white picture.")
-        value = Image.open(value)
-    if isinstance(value, Image.Image):
-        value = np.asarray(value.convert("L")) / 255
+    value = opened_mask(value)
     mask = torch.as_tensor(np.ascontiguousarray(value), dtype=torch.float32)
     if mask.ndim != 2 or not mask.numel():
         raise BadSetting(f"A mask of shape {tuple(mask.shape)} cannot be used.", "Give rows and columns.")

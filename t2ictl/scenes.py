@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from PIL import Image
 from pydantic import BeforeValidator
 
 from t2ictl.errors import BadSetting, ShapeMismatch, SpanNotFound
 from t2ictl.fields import setting, settings_class
-from t2ictl.layouts import MASK_CELLS, Mask, Region
+from t2ictl.layouts import MASK_CELLS, Mask, Region, opened_mask
 from t2ictl.masks import box_mask
 from t2ictl.spans import Prompt
 from t2ictl.subjects import Subject
@@ -31,12 +29,7 @@ def _sized(value: Any) -> Any:
     """Read a mask (file, picture, array, nested lists) together with its size; its own JSON form stays as it is."""
     if isinstance(value, (list, tuple)) and len(value) == 2 and np.ndim(value[0]) == 1 and np.ndim(value[1]) == 2:
         return value
-    if isinstance(value, (str, Path)):
-        if not Path(value).is_file():
-            raise BadSetting(f"There is no mask file {str(value)!r}.", "Give the path of a black and white picture.")
-        value = Image.open(value)
-    if isinstance(value, Image.Image):
-        value = np.asarray(value.convert("L")) / 255
+    value = opened_mask(value)
     shape = np.shape(value)
     if len(shape) != 2:
         raise BadSetting(f"A mask of shape {shape} cannot be used.", "Give rows and columns.")
