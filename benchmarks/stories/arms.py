@@ -162,7 +162,8 @@ def _gather(story: Story) -> tuple[Control, ...]:
 REHEARSED = {"places": "rehearsal"}
 #: Arms by label. ``isolation`` keeps subjects apart and reads no portrait; ``resample`` is all of the published method;
 #: ``...-untold`` leaves out its second half, the words of the portrait in cross-attention. ``tuned`` is the best of
-#: those that were tried on tuning stories, ``spliced`` the one that left most subjects there.
+#: those that were tried on tuning stories, ``spliced`` the one that left most subjects there. ``read-only`` is no method but
+#: a question: subjects read their portrait and next to nothing else, at every self-attention and step.
 ARMS: dict[str, Arm] = {
     "plain": ControlledArm(lambda story: ()),
     "spelled": SpelledArm(),
@@ -172,6 +173,7 @@ ARMS: dict[str, Arm] = {
     "resample-rehearsed": StoryArm(options=REHEARSED),
     "latent": StoryArm({"reposition": "latent"}, REHEARSED),
     "latent-untold": StoryArm({"reposition": "latent", "cross": 0.0}, REHEARSED),
+    "read-only": StoryArm({"ref_sites": ["self"], "ref_dropout": 0.0, "ref_strength": 10.0, "cross": 0.0}),
     "spliced": StoryArm({"reposition": "off", "isolation": 0.0, "told": "spliced", "cross": 1.0}),
     "tuned": StoryArm({"reposition": "off", "isolation": 0.5, "told": "spelled", "cross": 1.0}),
     "gather": ControlledArm(_gather, {"control": KeyGather.name, "dropout": 0.5, "memory": 0.5, "first": 1}),

@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", choices=KINDS, default="open", help="told: portraits' prompts name color and texture")
     parser.add_argument("--stories", type=int, default=50, help="stories of each number of subjects")
     parser.add_argument("--subjects", type=int, nargs="+", choices=(2, 3), default=[2, 3])
-    parser.add_argument("--arms", default=",".join(ARMS), help="labels with commas between")
+    parser.add_argument("--arms", default=",".join(ARMS), help=f"labels with commas between, of {', '.join(ARMS)}")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
