@@ -162,8 +162,8 @@ def _gather(story: Story) -> tuple[Control, ...]:
 REHEARSED = {"places": "rehearsal"}
 #: Arms by label. ``isolation`` keeps subjects apart and reads no portrait; ``resample`` is all of the published method;
 #: ``...-untold`` leaves out its second half, the words of the portrait in cross-attention. ``tuned`` is the best of
-#: those that were tried on tuning stories, ``spliced`` the one that left most subjects there. ``read-only`` is no method but
-#: a question: subjects read their portrait and next to nothing else, at every self-attention and step.
+#: those that were tried on tuning stories, ``spliced`` the one that left most subjects there. ``read-only`` is no
+#: method but a question: subjects read their portrait and next to nothing else, at every self-attention and step.
 ARMS: dict[str, Arm] = {
     "plain": ControlledArm(lambda story: ()),
     "spelled": SpelledArm(),
