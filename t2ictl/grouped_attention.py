@@ -142,18 +142,26 @@ def grouped_attention(
         taken = [known[id(source)] for source in group.sources]
         k_RKHD, v_RKHD = (torch.cat(each, dim=1) if len(each) > 1 else each[0] for each in zip(*taken, strict=True))
         bias_K = _bias(group.sources, [len(k[0]) for k, _ in taken], q_BHND)
-        q_RQHD = q_BNHD[list(rows)].index_select(1, group.queries)
+        q_RQHD = _some_rows(q_BNHD, tuple(rows)).index_select(1, group.queries)
         parts.append(_attend(q_RQHD, k_RKHD, v_RKHD, bias_K, scale))
     return torch.cat(parts, dim=1).index_select(1, grouping.inverse).transpose(1, 2)
 
 
 def _taken(source: KeySource, rows: tuple[int, ...], k_BNHD: Tensor, v_BNHD: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of a source, for the rows of the group."""
-    place = list(rows if source.row is None else source.row)
-    k_RNHD, v_RNHD = k_BNHD[place], v_BNHD[place]
+    place = rows if source.row is None else source.row
+    k_RNHD, v_RNHD = _some_rows(k_BNHD, place), _some_rows(v_BNHD, place)
     if source.keys is None:
         return k_RNHD, v_RNHD
     return k_RNHD.index_select(1, source.keys), v_RNHD.index_select(1, source.keys)
+
+
+def _some_rows(x_BNHD: Tensor, rows: tuple[int, ...]) -> Tensor:
+    """Some rows, without a copy where they lie at equal distances, as the two sides of the guidance do."""
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if step > 0 and rows == tuple(range(rows[0], rows[0] + step * len(rows), step)):
+        return x_BNHD[rows[0] : rows[-1] + 1 : step]
+    return x_BNHD[list(rows)]
 
 
 def _bias(sources: Sequence[KeySource], counts: Sequence[int], like: Tensor) -> Tensor | None:
