@@ -56,8 +56,11 @@ def encode_picture(adapter: Adapter, image: Image.Image) -> Tensor:
     finally:
         if is_upcast:
             vae.to(dtype=dtype)
-    shift = vae.config.get("shift_factor") or 0.0
-    return (found - shift) * float(vae.config.scaling_factor)
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is not None and std is not None:
+        mean_C11, std_C11 = (torch.tensor(each, device=found.device).view(-1, 1, 1) for each in (mean, std))
+        found = (found - mean_C11) / std_C11
+    return found * float(vae.config.scaling_factor)
 
 
 @dataclass(kw_only=True)
