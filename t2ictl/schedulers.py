@@ -51,8 +51,8 @@ def noise_levels(scheduler: Any, timestep: float) -> tuple[float, float]:
 
     All schedulers of the supported families hand the denoiser ``x = sqrt(a) z0 + sqrt(1 - a) eps``, with ``a`` the
     cumulated alpha: those with samples ``z0 + sigma eps`` scale them by ``1 / sqrt(1 + sigma^2)``. Between two whole
-    timesteps the logarithm of ``sigma`` is interpolated, as Karras-type schedules do. Solvers that show whole timesteps all
-    the same (DPM++, UniPC, DEIS; with Karras sigmas KDPM2) are up to one of them away from it.
+    timesteps the logarithm of ``sigma`` is interpolated, as Karras-type schedules do. Solvers that show whole timesteps
+    all the same (DPM++, UniPC, DEIS; with Karras sigmas KDPM2) are up to one of them away from it.
 
     Args:
         scheduler: a diffusers scheduler.
