@@ -75,7 +75,7 @@ def noise_levels(scheduler: Any, timestep: float) -> tuple[float, float]:
     # Flow matching has x = (1 - sigma) z0 + sigma eps; the other two tell the denoiser something else than the timestep
     # at which the training schedule has this sigma.
     others = {"use_flow_sigmas": True, "timestep_type": "continuous", "interpolation_type": "log_linear"}
-    if alphas_T is None or "sigma_data" in config or any(config.get(key) == value for key, value in others.items()):
+    if alphas_T is None or any(config.get(key) == value for key, value in others.items()):
         raise UnsupportedPipeline(
             f"{type(scheduler).__name__} does not noise pictures as the supported families do.",
             "Use one of the ordinary schedulers, such as DDIM, Euler or DPM++.",

@@ -283,6 +283,42 @@ def test_offloaded_autoencoders_are_refused_before_the_first_pass() -> None:
         assert state(pipe) == before and torch.equal(tiny.run(pipe, PROMPTS, steps=2), plain)
 
 
+@pytest.mark.parametrize("is_forced", [True, False])
+def test_autoencoders_that_are_cast_for_each_layer(is_forced: bool) -> None:
+    """They are used as they are, and not cast, which would not be undone."""
+    pipe = tiny.sdxl(dtype=torch.float16)
+    exact = encoded(pipe, photo(1))
+    pipe.vae.register_to_config(force_upcast=is_forced)
+    pipe.vae.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float16)
+    before = {name: each.dtype for name, each in pipe.vae.state_dict().items()}
+    assert torch.float8_e4m3fn in before.values()
+    if is_forced:
+        with unreached(pipe), pytest.raises(UnsupportedPipeline, match="holds the autoencoder elsewhere"):
+            heard(pipe, [Held({1: 5})])
+    else:
+        assert (encoded(pipe, photo(1)) - exact).abs().max() < 0.1 * exact.abs().max()
+    assert before == {name: each.dtype for name, each in pipe.vae.state_dict().items()}
+
+
+def test_distilled_autoencoders_and_none() -> None:
+    pipe, channels = tiny.sd(), (8, 8, 8)
+    pipe.vae = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+        scaling_factor=0.5,
+    )
+    pixels = torch.from_numpy(np.array(photo(1))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    wanted = 0.5 * pipe.vae.encode(pixels).latents[0]
+    torch.testing.assert_close(encoded(pipe, photo(1)), wanted, rtol=0, atol=1e-6)
+    for build in (tiny.sd, tiny.sdxl):
+        pipe = build()
+        pipe.vae = None
+        with unreached(pipe), pytest.raises(UnsupportedPipeline, match="has no autoencoder"):
+            heard(pipe, [Held({1: 5})])
+
+
 # -- the session ------------------------------------------------------------------------------------------------------
 
 
