@@ -154,7 +154,7 @@ class IsolationReposition(Control):
         reading = select(layers, self.ref_sites) if self.ref_sites else published_reading_sites(adapter.family, layers)
         reading = reading if self.reposition != "off" else ()
         maps = ConceptMaps.of(context, cast.rows, (), "gaussian", "none")
-        shown, places = ShownPictures(cast, context), Places(cast, maps, self.memory)
+        shown, places = ShownPictures(cast), Places(cast, maps, self.memory)
         if telling is not None:
             telling.places = places
         scenes = Scenes(self, context, cast, places, frozenset(reading), shown, telling)

@@ -41,7 +41,8 @@ class Piece:
             return self.source.cells(self.image.height, self.image.width).numpy()
         mask = Image.fromarray(np.array(self.source.mask, dtype=np.uint8) * 255)
         large = np.asarray(mask.resize(self.image.size, Image.Resampling.BILINEAR)) >= 128
-        return large if large.any() else np.asarray(mask.resize(self.image.size, Image.Resampling.NEAREST)) > 0
+        # One that is thinner than a pixel takes the pixels that it covers most.
+        return large if large.any() else self.source.cells(self.image.height, self.image.width).numpy()
 
 
 def compose(pieces: Sequence[Piece], height: int, width: int) -> tuple[Image.Image, Tensor]:

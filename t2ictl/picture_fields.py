@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import BeforeValidator, PlainSerializer
 
 from t2ictl.errors import BadSetting
@@ -31,22 +32,30 @@ def _text(value: Any) -> Any:
             f"The picture {value[:20]}... was too large for the settings, which hold its hash alone.",
             "Give the picture again, as a file.",
         )
-    if isinstance(value, str) and value.startswith(IN_MEMORY):
+    if isinstance(value, Path) or (isinstance(value, str) and not value.startswith(IN_MEMORY)):
+        if not os.path.isfile(value):
+            raise BadSetting(f"There is no picture {_named(str(value))}.", "Give the path of a PNG or JPEG file.")
+        value = str(value)
+    if isinstance(value, str):
+        open_picture(value)  # raises if it cannot be read
         return value
-    if isinstance(value, (str, Path)):
-        if not Path(value).is_file():
-            raise BadSetting(f"There is no picture {str(value)!r}.", "Give the path of a PNG or JPEG file.")
-        open_picture(str(value))
-        return str(value)
     if not isinstance(value, Image.Image):
-        array = np.asarray(value)
-        if array.ndim != 3 or array.shape[2] != 3:
-            raise BadSetting(f"An array of shape {array.shape} is no picture.", "Give rows, columns and 3 channels.")
-        is_fraction = np.issubdtype(array.dtype, np.floating)
-        value = Image.fromarray(np.clip(array * 255 if is_fraction else array, 0, 255).round().astype(np.uint8))
+        value = _of_array(np.asarray(value))
     held = io.BytesIO()
-    value.convert("RGB").save(held, format="PNG")
+    ImageOps.exif_transpose(value).convert("RGB").save(held, format="PNG")
     return IN_MEMORY + base64.b64encode(held.getvalue()).decode()
+
+
+def _of_array(array: np.ndarray) -> Image.Image:
+    """The picture of an array of 0..255, or, of truth values and floating point numbers, 0..1."""
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size or array.dtype.kind not in "biuf":
+        raise BadSetting(
+            f"An array of shape {array.shape} and type {array.dtype} is no picture.", "Give rows, columns, 3 channels."
+        )
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise BadSetting("The array of a picture holds what is no number.", "Give values between 0 and 1.")
+    values = array * 255.0 if array.dtype.kind in "bf" else array
+    return Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))
 
 
 def _written(value: str | None) -> str | None:
@@ -82,7 +91,14 @@ def open_picture(picture: str) -> Image.Image:
         else:
             source = picture
         with Image.open(source) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        name = picture if len(picture) < 80 else "in the settings"
-        raise BadSetting(f"The picture {name} cannot be read: {error}.", "Give a PNG or JPEG file.") from None
+            # Cameras say how a photograph is turned, and boxes are given for the upright one.
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # of a damaged file, every format's reader reports something else
+        raise BadSetting(
+            f"The picture {_named(picture)} cannot be read: {error}.", "Give a PNG or JPEG file."
+        ) from None
+
+
+def _named(picture: str) -> str:
+    """A path for a message; of data no more than a beginning."""
+    return repr(picture if len(picture) < 200 else picture[:40] + "...")

@@ -11,13 +11,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from t2ictl.adapters.base import Adapter
+from t2ictl.adapters.base import WEIGHTS_AWAY, Adapter, hook_names
 from t2ictl.attention import Step
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.schedulers import noise_levels
@@ -36,28 +37,44 @@ def encode_picture(adapter: Adapter, image: Image.Image) -> Tensor:
         ``z_CYX``, scaled as the denoiser wants it, float32.
 
     Raises:
-        UnsupportedPipeline: if the autoencoder waits elsewhere (offloading): fetching it would send the denoiser away.
+        UnsupportedPipeline: if there is no autoencoder, or if it waits elsewhere (offloading): fetching it would send
+            the denoiser away.
     """
     vae = adapter.pipe.vae
-    if getattr(vae, "_hf_hook", None) is not None:
-        raise UnsupportedPipeline(
-            "A picture has to be encoded during the call, while offloading holds the autoencoder elsewhere.",
-            "Keep the whole pipeline on the device: pipe.to(device) in place of enable_model_cpu_offload().",
-        )
-    pixels_CYX = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
-    dtype = vae.dtype
     # As in the pipelines: some autoencoders overflow in float16. From there to float32 and back loses nothing.
-    is_upcast = dtype == torch.float16 and bool(vae.config.get("force_upcast", False))
+    is_upcast = vae is not None and vae.dtype == torch.float16 and bool(vae.config.get("force_upcast", False))
+    _check_autoencoder(vae, is_upcast)
+    pixels_CYX = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
     if is_upcast:
         vae.to(dtype=torch.float32)
     try:
         with torch.no_grad():
-            found = vae.encode(pixels_CYX[None].to(vae.device, vae.dtype)).latent_dist.mode()[0].float()
+            encoded = vae.encode(pixels_CYX[None].to(vae.device, vae.dtype))
     finally:
         if is_upcast:
-            vae.to(dtype=dtype)
-    shift = vae.config.get("shift_factor") or 0.0
-    return (found - shift) * float(vae.config.scaling_factor)
+            vae.to(dtype=torch.float16)
+    # Distilled autoencoders (AutoencoderTiny) give no distribution.
+    found = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents)[0].float()
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is not None and std is not None:
+        mean_C11, std_C11 = (torch.tensor(each, device=found.device).view(-1, 1, 1) for each in (mean, std))
+        found = (found - mean_C11) / std_C11
+    return found * float(vae.config.scaling_factor)
+
+
+def _check_autoencoder(vae: Any, is_upcast: bool) -> None:
+    if vae is None:
+        raise UnsupportedPipeline(
+            "A picture has to be encoded, and the pipeline has no autoencoder.",
+            "Load the pipeline with its autoencoder (vae=...).",
+        )
+    # Casting back what is cast or moved for each layer would not leave it as it was.
+    hooks = {name for each in vae.modules() for name in hook_names(each)} if is_upcast else set()
+    if getattr(vae, "_hf_hook", None) is not None or hooks & WEIGHTS_AWAY:
+        raise UnsupportedPipeline(
+            "A picture has to be encoded during the call, while offloading holds the autoencoder elsewhere.",
+            "Keep the whole pipeline on the device: pipe.to(device) in place of enable_model_cpu_offload().",
+        )
 
 
 @dataclass(kw_only=True)

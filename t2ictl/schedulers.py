@@ -51,7 +51,8 @@ def noise_levels(scheduler: Any, timestep: float) -> tuple[float, float]:
 
     All schedulers of the supported families hand the denoiser ``x = sqrt(a) z0 + sqrt(1 - a) eps``, with ``a`` the
     cumulated alpha: those with samples ``z0 + sigma eps`` scale them by ``1 / sqrt(1 + sigma^2)``. Between two whole
-    timesteps the logarithm of ``sigma`` is interpolated, as Karras-type schedules do.
+    timesteps the logarithm of ``sigma`` is interpolated, as Karras-type schedules do. Solvers that show whole timesteps
+    all the same (DPM++, UniPC, DEIS; with Karras sigmas KDPM2) are up to one of them away from it.
 
     Args:
         scheduler: a diffusers scheduler.
@@ -61,7 +62,8 @@ def noise_levels(scheduler: Any, timestep: float) -> tuple[float, float]:
         ``sqrt(a), sqrt(1 - a)``.
 
     Raises:
-        UnsupportedPipeline: if the scheduler scales its samples in another way (EDM).
+        UnsupportedPipeline: if the scheduler scales its samples in another way (EDM, flow matching), or its timesteps
+            do not say how much noise there is.
 
     Example:
         >>> from diffusers import DDIMScheduler
@@ -69,8 +71,11 @@ def noise_levels(scheduler: Any, timestep: float) -> tuple[float, float]:
         >>> round(signal, 4), round(signal**2 + noise**2, 6)
         (0.9999, 1.0)
     """
-    alphas_T = getattr(scheduler, "alphas_cumprod", None)
-    if alphas_T is None or "sigma_data" in scheduler.config:
+    alphas_T, config = getattr(scheduler, "alphas_cumprod", None), scheduler.config
+    # Flow matching has x = (1 - sigma) z0 + sigma eps; the other two tell the denoiser something else than the timestep
+    # at which the training schedule has this sigma.
+    others = {"use_flow_sigmas": True, "timestep_type": "continuous", "interpolation_type": "log_linear"}
+    if alphas_T is None or any(config.get(key) == value for key, value in others.items()):
         raise UnsupportedPipeline(
             f"{type(scheduler).__name__} does not noise pictures as the supported families do.",
             "Use one of the ordinary schedulers, such as DDIM, Euler or DPM++.",

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from t2ictl.casts import Cast
 from t2ictl.composites import Piece, compose
-from t2ictl.controls import PlanContext
 from t2ictl.masks import resize_mask
 from t2ictl.picture_fields import open_picture
 from t2ictl.subjects import Subject
@@ -31,23 +30,16 @@ class ShownPictures:
 
     Args:
         cast: who is in which picture.
-        context: the pipeline call.
     """
 
-    def __init__(self, cast: Cast, context: PlanContext) -> None:
+    def __init__(self, cast: Cast) -> None:
         self._cast = cast
         self._covered: dict[int, Tensor] = {}
         self.by_image: dict[int, Callable[[int, int], Image.Image]] = {}
         for image, own in enumerate(cast.who):
-            texts = {subject.prompt.strip() for subject in own if subject is not None}
             if image in cast.composites:
                 self.by_image[image] = partial(self._composite, image)
-            elif (
-                len(own) == 1
-                and own[0] is not None
-                and own[0].image
-                and context.row_prompts[image].text.strip() in texts
-            ):
+            elif image in cast.shown and own[0] is not None and own[0].image:
                 self.by_image[image] = partial(_portrait, own[0])
 
     def coverage(self, image: int, size: tuple[int, int]) -> Tensor | None:

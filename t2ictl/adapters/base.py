@@ -239,7 +239,7 @@ class Adapter(ABC):
                 "The denoiser's weights are not in memory (sequential CPU offload), so no gradient can pass through.",
                 "Use pipe.enable_model_cpu_offload(), which keeps one whole model at a time.",
             )
-        hooks = {name for each in self.denoiser.modules() for name in _hook_names(each)}
+        hooks = {name for each in self.denoiser.modules() for name in hook_names(each)}
         if hooks & WEIGHTS_AWAY:
             found = ", ".join(sorted(hooks & WEIGHTS_AWAY))
             raise UnsupportedPipeline(
@@ -249,7 +249,19 @@ class Adapter(ABC):
             )
 
 
-def _hook_names(module: nn.Module) -> tuple[str, ...]:
+def hook_names(module: nn.Module) -> tuple[str, ...]:
+    """Name the hooks of diffusers that a module carries.
+
+    Args:
+        module: any module.
+
+    Returns:
+        Their names, in the order in which they were put there.
+
+    Example:
+        >>> hook_names(nn.Linear(1, 1))
+        ()
+    """
     registry = module.__dict__.get("_diffusers_hook")
     return () if registry is None else tuple(registry.hooks)
 

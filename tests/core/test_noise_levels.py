@@ -1,7 +1,8 @@
-"""Shares of picture and noise, against what the stock schedulers themselves do to a picture."""
+"""How much picture and noise the denoiser sees at a timestep, against what the stock schedulers make of a picture."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import diffusers
@@ -10,84 +11,117 @@ import torch
 
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.schedulers import input_scale, noise_levels
-from tests import tiny
+from tests.tiny import SCHEDULE, SCHEDULERS, scheduler
 
-MORE = {
-    "deis": "DEISMultistepScheduler",
-    "dpmpp_sde": "DPMSolverSinglestepScheduler",
-    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
-    "ddpm": "DDPMScheduler",
-}
+# Beside the tests' own: those that have a rule of their own for sigmas or timesteps.
+OTHERS = (
+    "DDPMScheduler",
+    "DDIMParallelScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+)
+SPACINGS = ("linspace", "leading", "trailing")
 
 
-def make(name: str, **overrides: Any) -> Any:
-    if name in tiny.SCHEDULERS:
-        return tiny.scheduler(name, **overrides)
-    return getattr(diffusers, MORE[name]).from_config(dict(tiny.SCHEDULE) | overrides)
+def made(name: str, **overrides: Any) -> Any:
+    if name in SCHEDULERS:
+        return scheduler(name, **overrides)
+    return getattr(diffusers, name).from_config(SCHEDULE | overrides)
+
+
+def seen_by_the_denoiser(scheduler: Any, t: Any) -> tuple[float, float]:
+    """Picture and noise in what it is given now, by the stock scheduler.
+
+    Those that scale samples of ``z0 + sigma eps`` by ``c`` show ``c`` of the picture; the others add noise themselves.
+    """
+    scale = input_scale(scheduler, t)
+    if scale != 1:  # c = 1 / sqrt(1 + sigma^2)
+        return scale, scale * math.sqrt(1 / scale**2 - 1)
+    one, none = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    at = t.reshape(1)
+    return scale * float(scheduler.add_noise(one, none, at)), scale * float(scheduler.add_noise(none, one, at))
+
+
+def check(scheduler: Any, steps: int, allowed: float = 1e-5) -> int:
+    """Every evaluation of a call; how many of them have fractional timesteps."""
+    scheduler.set_timesteps(steps)
+    sample, fractional = torch.zeros(1, 4, 4, 4), 0
+    for t in scheduler.timesteps:
+        scheduler.scale_model_input(sample, t)  # as the pipelines do
+        found, wanted = noise_levels(scheduler, float(t)), seen_by_the_denoiser(scheduler, t)
+        assert found == pytest.approx(wanted, abs=allowed), (float(t), found, wanted)
+        assert math.hypot(*found) == pytest.approx(1)
+        fractional += float(t) != int(t)
+        sample = scheduler.step(torch.zeros_like(sample), t, sample).prev_sample
+    return fractional
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", [*SCHEDULERS, *OTHERS])
+def test_levels_are_those_of_the_scheduler_itself(name: str, spacing: str) -> None:
+    for steps in range(10, 21):
+        check(made(name, timestep_spacing=spacing), steps)
+
+
+@pytest.mark.parametrize("kind", ["karras", "exponential", "beta"])
+@pytest.mark.parametrize("name", ["euler", "heun", "lms"])
+def test_levels_between_timesteps(name: str, kind: str) -> None:
+    """Exact: these schedulers find the timestep of a sigma by its logarithm."""
+    assert check(made(name, **{f"use_{kind}_sigmas": True}), 12) > 6
+
+
+@pytest.mark.parametrize("kind", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"])
+def test_solvers_with_whole_timesteps_are_up_to_one_of_them_away(name: str, kind: str) -> None:
+    """Karras' are rounded, the others cut off."""
+    solver = made(name, **{kind: True})
+    assert not check(solver, 13, allowed=0.01)
+    for sigma, t in zip(solver.sigmas, solver.timesteps, strict=False):
+        (few, less), (many, more) = (noise_levels(solver, float(t) + away) for away in (-0.51, 1.01))
+        assert less / few * 0.999 <= float(sigma) <= more / many * 1.001
+
+
+def test_fractional_timesteps_of_a_linear_schedule() -> None:
+    """19 gaps of 999 / 19 timesteps."""
+    assert check(made("euler", timestep_spacing="linspace"), 20) > 15
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"])
+def test_schedules_that_end_in_pure_noise(name: str) -> None:
+    zero = made(name, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    check(zero, 12)
+    assert noise_levels(zero, float(zero.timesteps[0])) == pytest.approx((0.0, 1.0), abs=1e-3)
+    signal, noise = noise_levels(made("ddim", rescale_betas_zero_snr=True), 998.5)
+    assert signal < 0.01 and noise > 0.99
+
+
+def test_ends_and_middle() -> None:
+    """Outside of the training schedule its ends hold; in the middle, the geometric mean of sigmas."""
+    ddim = made("ddim")
+    alphas = [float(each) for each in ddim.alphas_cumprod]
+    assert noise_levels(ddim, -1) == noise_levels(ddim, 0) == pytest.approx((alphas[0] ** 0.5, (1 - alphas[0]) ** 0.5))
+    assert noise_levels(ddim, 1000) == pytest.approx(noise_levels(ddim, 999)) == noise_levels(ddim, 5000)
+    signal, noise = noise_levels(ddim, 500.5)
+    low, high = (((1 - alphas[t]) / alphas[t]) ** 0.5 for t in (500, 501))
+    assert noise / signal == pytest.approx(math.sqrt(low * high), rel=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides"),
+    "other",
     [
-        *((name, {}) for name in [*tiny.SCHEDULERS, *MORE] if name not in ("lcm", "pndm", "dpmpp_sde")),
-        *((name, {"timestep_spacing": "trailing"}) for name in ("ddim", "euler", "dpmpp_2m")),
-        *((name, {"use_karras_sigmas": True}) for name in ("euler", "dpmpp_2m", "heun")),
+        diffusers.EDMEulerScheduler(),
+        diffusers.EDMDPMSolverMultistepScheduler(),
+        diffusers.FlowMatchEulerDiscreteScheduler(),
+        made("dpmpp_2m", use_flow_sigmas=True, prediction_type="flow_prediction"),
+        made("unipc", use_flow_sigmas=True, prediction_type="flow_prediction"),
+        made("euler", timestep_type="continuous", prediction_type="v_prediction"),
+        made("euler", interpolation_type="log_linear"),
     ],
+    ids=lambda each: type(each).__name__,
 )
-def test_they_are_those_of_the_stock_scheduler(name: str, overrides: dict[str, Any]) -> None:
-    """``add_noise`` of the scheduler, brought to the space of the denoiser by ``scale_model_input``."""
-    scheduler = make(name, **overrides)
-    scheduler.set_timesteps(12)
-    picture, noise = (torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    seen = set()
-    # At its second evaluations KDPM2 noises with another sigma than it scales by; see below.
-    for timestep in scheduler.timesteps[:: 2 if name == "kdpm2" else 1]:
-        if float(timestep) in seen:
-            continue  # second evaluations of one timestep
-        seen.add(float(timestep))
-        if hasattr(scheduler, "_step_index"):
-            scheduler._step_index = None  # a scheduler counts steps; here it is asked about any of them
-        expected = scheduler.add_noise(picture, noise, timestep[None]) * input_scale(scheduler, timestep)
-        signal, share = noise_levels(scheduler, float(timestep))
-        # Karras schedules round their timesteps, and sigmas between the training ones are interpolated.
-        tolerance = 2e-2 if overrides.get("use_karras_sigmas") else 2e-3
-        torch.testing.assert_close(signal * picture + share * noise, expected, rtol=0, atol=tolerance)
-        assert signal**2 + share**2 == pytest.approx(1, abs=1e-6)
-
-
-def test_second_evaluations_are_at_interpolated_sigmas() -> None:
-    scheduler = make("kdpm2")
-    scheduler.set_timesteps(12)
-    for place, timestep in enumerate(scheduler.timesteps):
-        sigma = float((scheduler.sigmas_interpol if place % 2 else scheduler.sigmas)[place])
-        signal, share = noise_levels(scheduler, float(timestep))
-        assert share / signal == pytest.approx(sigma, rel=2e-3)
-
-
-@pytest.mark.parametrize("name", ["lcm", "pndm", "ddim"])
-def test_at_training_timesteps_they_are_the_cumulated_alphas(name: str) -> None:
-    scheduler = make(name)
-    for timestep in (0, 1, 500, 999):
-        alpha = float(scheduler.alphas_cumprod[timestep])
-        assert list(noise_levels(scheduler, timestep)) == pytest.approx([alpha**0.5, (1 - alpha) ** 0.5])
-
-
-def test_between_timesteps_they_grow_and_beyond_the_ends_they_stand() -> None:
-    scheduler = make("ddim")
-    shares = [noise_levels(scheduler, step)[1] for step in (10, 10.25, 10.5, 10.75, 11)]
-    assert shares == sorted(shares) and len(set(shares)) == 5
-    assert noise_levels(scheduler, 2000) == pytest.approx(noise_levels(scheduler, 999))
-    assert noise_levels(scheduler, -1) == pytest.approx(noise_levels(scheduler, 0))
-
-
-def test_a_last_alpha_of_zero_is_pure_noise() -> None:
-    scheduler = make("ddim", rescale_betas_zero_snr=True)
-    assert list(noise_levels(scheduler, 999)) == pytest.approx([0, 1], abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    "kind", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"]
-)
-def test_other_kinds_are_refused(kind: str) -> None:
-    with pytest.raises(UnsupportedPipeline, match=kind):
-        noise_levels(getattr(diffusers, kind)(), 1.0)
+def test_schedulers_that_noise_otherwise_are_refused(other: Any) -> None:
+    with pytest.raises(UnsupportedPipeline, match=f"{type(other).__name__} does not noise pictures"):
+        noise_levels(other, 10.0)

@@ -263,6 +263,9 @@ def dense_self(layer: Layer, heard: Heard, story: Story, settings: dict[str, Any
             source = labels_of([Shown(there)], *layer.size).view(layer.size) > 0
             source = source if source.any() else ~source  # all of it, as long as nothing is known
             positions = resampled((labels == number).view(layer.size), source, given["aspect"])
+            if given.get("reposition") == "latent":  # a composite has every subject in its place
+                composite = labels_of(story[shown.portrait], *layer.size)
+                positions = (composite == number).nonzero().flatten().tolist()
             states.append(layer.hidden[row - row % images + shown.portrait][positions])
             is_reader = (labels == number) & heard.draws[row % images, layer.step, layer.size]
             logit = given["ref_strength"] + math.log(strength)
