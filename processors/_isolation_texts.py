@@ -57,12 +57,13 @@ def told_texts(cast: Cast, context: PlanContext, told: Told) -> dict[tuple[int, 
 
 
 def description(subject: Subject, context: PlanContext) -> str:
-    """The words by which a portrait's prompt calls its subject: the object with its attributes that holds its name."""
+    """The words by which a portrait's prompt calls its subject: the object with all that belongs to it."""
     prompt = context.adapter.parse((subject.prompt,), context.row_prompts[0].parser)
     named = prompt.find(subject.name)
-    for phrase in prompt.objects():
-        if phrase.span.start <= named.start and named.end <= phrase.span.end:
-            return phrase.span.text
+    for binding in prompt.bindings():
+        is_its_own = binding.noun[0] < named.end and named.start < binding.noun[1]
+        if is_its_own and binding.start <= named.start and named.end <= binding.end:
+            return binding.text
     return subject.name
 
 

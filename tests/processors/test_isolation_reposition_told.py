@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ictl import Region, Subject
+from t2ictl import PlanContext, Region, Subject, parse
+from t2ictl.adapters import find_adapter
+from t2ictl.lanes import Lanes
+from t2ictl.processors._isolation_texts import description
 from tests.processors.isolation_cases import CAT, DOG, SCENE, Layer, Shown, controlled_run, heard_in, labels_of, same
 from tests.tiny import run, sd, sdxl
 
@@ -100,3 +103,20 @@ def test_portraits_that_say_no_more_than_the_name_change_nothing() -> None:
         controlled_run(pipe, [CAT, DOG, SCENE], base | more) for more in ({"told": "spelled"}, {"cross": 0.0})
     )
     assert torch.equal(told_, untold)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "words"),
+    [
+        ("cat", "a photo of a small black cat with green eyes", "small black cat with green eyes"),
+        ("girl", "photo of a girl wearing a blue dress and a red hat", "girl wearing a blue dress and a red hat"),
+        ("red hat", "a small red hat", "small red hat"),
+        ("hat", "a cat with a red hat", "hat"),  # what belongs to another one has no phrase of its own
+        ("dog", "a dog", "dog"),
+    ],
+)
+def test_a_description_is_the_object_with_all_that_belongs_to_it(name: str, prompt: str, words: str) -> None:
+    pipe = sd(max_length=77)
+    lanes = Lanes.of_batch(prompts=1, images_per_prompt=1, guided=True)
+    context = PlanContext(adapter=find_adapter(pipe), prompts=(parse(pipe, SCENE),), lanes=lanes)
+    assert description(Subject(name=name, prompt=prompt), context) == words
