@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from t2ictl.commands import check_place, open_model
 from t2ictl.controls import control_from_dict
 from t2ictl.errors import BadSetting
 from t2ictl.processors._story import check, story
 from t2ictl.processors.isolation_reposition import IsolationReposition
-from t2ictl.stories import Story
+from t2ictl.stories import Story, StoryPicture
 from t2ictl.story_settings import read_story
 
 __all__ = ["story_files"]
@@ -23,6 +26,9 @@ def story_files(
     file: Path, out: Path, model: str, *, device: str | None, dtype: str, only_check: bool, as_json: bool
 ) -> None:
     """Tell the story of a file and write its pictures, a contact sheet and ``story.json``.
+
+    Each picture is written as soon as it is made, and those of this very story that are there are not made again: after
+    a crash the same command goes on.
 
     Args:
         file: the story.
@@ -50,8 +56,30 @@ def story_files(
         for number, names in enumerate(there, start=1):
             print(f"scene {number}: {', '.join(names)}")
         return
-    told = story(pipe, subjects, scenes, control=method, **settings)
+
+    def keep(picture: StoryPicture) -> None:
+        out.mkdir(exist_ok=True)
+        picture.save(out)
+
+    told = story(
+        pipe,
+        subjects,
+        scenes,
+        control=method,
+        on_picture=keep,
+        finished=_finished(out),
+        **settings,
+    )
     _report(told, told.save(out), as_json)
+
+
+def _finished(out: Path) -> list[StoryPicture]:
+    """Pictures that an earlier run left; what is no picture of a story is passed over."""
+    found = []
+    for path in sorted(out.glob("*-*.png")):
+        with contextlib.suppress(BadSetting, ValidationError, OSError):
+            found.append(StoryPicture.read(path))
+    return found
 
 
 def _report(told: Story, files: list[Path], as_json: bool) -> None:

@@ -30,7 +30,9 @@ KEYWORD = "t2ictl"
 """Keyword of the PNG text chunk."""
 MAX_BYTES = 1 << 20
 """Largest settings that are written or read, in bytes of UTF-8: Pillow's own limit for a compressed text chunk."""
-KNOWN_KEYS = frozenset({"schema", "request", "controls", "story", "pipeline", "parser", "versions", "picture"})
+KNOWN_KEYS = frozenset(
+    {"schema", "request", "controls", "story", "places", "pipeline", "parser", "versions", "picture"}
+)
 """Top-level keys that this version gives a meaning to; others are kept and handed back as they are."""
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "textblob", "spacy")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

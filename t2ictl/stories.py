@@ -14,11 +14,73 @@ from t2ictl.cost import Cost
 from t2ictl.errors import BadSetting
 from t2ictl.layouts import Region
 from t2ictl.pictures import stacked
-from t2ictl.settings import write_json, write_png
+from t2ictl.settings import read_settings, write_json, write_png
 
-__all__ = ["Story"]
+__all__ = ["Story", "StoryPicture"]
 
 COLUMNS = 4
+_REGIONS = TypeAdapter(dict[str, Region])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryPicture:
+    """One picture of a story, with all that made it.
+
+    Args:
+        name: ``"portrait-1"``, ``"scene-1"``, ...
+        image: the picture.
+        settings: those of the story.
+        places: where its subjects are, by name.
+    """
+
+    name: str
+    image: Image.Image
+    settings: Mapping[str, Any]
+    places: Mapping[str, Region]
+
+    def belongs_to(self, settings: Mapping[str, Any]) -> bool:
+        """Tell whether the picture was made by the story with these settings, on the same pipeline and versions."""
+        keys = ("story", "controls", "pipeline", "parser", "versions")
+        return all(self.settings.get(key) == settings.get(key) for key in keys)
+
+    def save(self, folder: Path) -> Path:
+        """Write it as PNG with its settings inside; all of it, or nothing.
+
+        Args:
+            folder: where to.
+
+        Returns:
+            The path.
+        """
+        settings = {**self.settings, "picture": self.name, "places": _plain(self.places)}
+        return write_png(self.image, folder / f"{self.name}.png", settings)
+
+    @classmethod
+    def read(cls, path: Path) -> StoryPicture:
+        """Read a picture back.
+
+        Args:
+            path: a file that :meth:`save` wrote.
+
+        Returns:
+            The picture.
+
+        Raises:
+            BadSetting: if it is none.
+        """
+        settings = read_settings(path)
+        name, places = settings.pop("picture", None), settings.pop("places", None)
+        if not isinstance(name, str) or places is None:
+            raise BadSetting(f"{path.name} is no picture of a story.", "Use a file that `t2ictl story` wrote.")
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        return cls(name=name, image=image, settings=settings, places=_REGIONS.validate_python(places))
+
+
+def _plain(places: Mapping[str, Region]) -> dict[str, Any]:
+    """Regions as plain JSON data."""
+    made: dict[str, Any] = _REGIONS.dump_python(dict(places), mode="json", exclude_none=True)
+    return made
 
 
 @dataclass(kw_only=True)
@@ -71,17 +133,14 @@ class Story:
             raise BadSetting(f"The folder {str(folder)!r} cannot be made: {error}.", "Give another one.") from None
         pictures = {f"portrait-{number}": each for number, each in enumerate(self.portraits.values(), start=1)}
         pictures |= {f"scene-{number}": each for number, each in enumerate(self.scenes, start=1)}
-        kept = {"sheet": self.sheet, **pictures}
-        paths = [
-            write_png(image, folder / f"{name}.png", {**self.settings, "picture": name}) for name, image in kept.items()
-        ]
-        places = TypeAdapter(dict[str, dict[str, Region]]).dump_python(
-            {picture: dict(own) for picture, own in self.places.items()}, mode="json", exclude_none=True
-        )
+        paths = [write_png(self.sheet, folder / "sheet.png", {**self.settings, "picture": "sheet"})]
+        for name, image in pictures.items():
+            places = self.places.get(name, {})
+            paths.append(StoryPicture(name=name, image=image, settings=self.settings, places=places).save(folder))
         data = {
             **self.settings,
             "there": [list(names) for names in self.there],
-            "places": places,
+            "places": {name: _plain(own) for name, own in self.places.items()},
             "cost": self.cost.to_dict(),
             "generations": dict(self.generations),
         }
