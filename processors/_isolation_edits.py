@@ -73,20 +73,19 @@ class Retold(Edit):
 
     def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
         """Blend the two at the positions of subjects."""
-        out_BHND, weight = fused(call.attention, heads), self.scenes.settings.cross * self.scenes.settings.strength
-        cast = self.scenes.cast
-        for image in cast.scenes:
+        own_BHND, weight = fused(call.attention, heads), self.scenes.settings.cross * self.scenes.settings.strength
+        out_BHND = own_BHND.clone()  # written into; what the kernel keeps for its own backward pass is not
+        for image in self.scenes.cast.scenes:
             row = self.scenes.rows(call.lanes, image).get("cond")
-            labels_N = self.scenes.labels(image, call.size)
-            for number in range(len(cast.rows[image]) + 1):
-                places_Q = (labels_N == number).nonzero().flatten().to(out_BHND.device)
-                text = self._text(call, heads, image, number) if row is not None and len(places_Q) else None
+            places = self.scenes.told_positions(image, call.size) if row is not None else ()
+            for number, places_Q in enumerate(places):
+                text = self._text(call, heads, image, number) if len(places_Q) else None
                 if row is None or text is None:
                     continue
                 q_1HQD = heads.q[row : row + 1].index_select(2, places_Q)
-                own_HQD = out_BHND[row].index_select(1, places_Q)
                 told_HQD = fused(call.attention, replace(heads, q=q_1HQD, k=text[0], v=text[1], mask=text[2]))[0]
-                out_BHND = _with_positions(out_BHND, row, places_Q, torch.lerp(own_HQD, told_HQD, weight))
+                own_HQD = own_BHND[row].index_select(1, places_Q)
+                out_BHND[row, :, places_Q] = torch.lerp(own_HQD, told_HQD, weight)
         return out_BHND
 
     def _text(
@@ -110,9 +109,3 @@ class Retold(Edit):
 def projected(attention: Attention, states_BKC: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of a layer for given states: ``k_BHKD, v_BHKD``."""
     return project_keys(attention, states_BKC), split_heads(attention, attention.to_v(states_BKC))
-
-
-def _with_positions(out_BHND: Tensor, row: int, places_Q: Tensor, values_HQD: Tensor) -> Tensor:
-    """A copy with some positions of one row replaced."""
-    own_HND = out_BHND[row].index_copy(1, places_Q, values_HQD)
-    return torch.cat([out_BHND[:row], own_HND[None], out_BHND[row + 1 :]])

@@ -21,10 +21,10 @@ from t2ictl.controls import PlanContext
 from t2ictl.grouped_attention import Grouping
 from t2ictl.lanes import Lanes
 from t2ictl.places import Places
-from t2ictl.reference_bank import Telling
 from t2ictl.shown_pictures import ShownPictures
 from t2ictl.sites import Site
 from t2ictl.subject_groups import Reading, isolated_groups, resampled_positions, subject_labels
+from t2ictl.telling import Telling
 
 __all__ = ["Scenes"]
 
@@ -47,6 +47,7 @@ class Scenes:
     texts: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
     device: torch.device = field(init=False)
     _labels: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    _told: dict[tuple[Any, ...], tuple[Tensor, ...]] = field(default_factory=dict)
     _groupings: dict[tuple[Any, ...], Grouping | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,11 +72,11 @@ class Scenes:
         if bank is None or not self.cast.absent or call.site not in self.reading:
             return None
         rows = [
-            bank.states(name, call, role)
+            bank.states(name, call, role, context_BKC)
             for number, name in enumerate(self.cast.absent)
             for role in self.rows(lanes, lanes.images + number)
         ]
-        return torch.stack(rows).to(context_BKC)
+        return torch.stack(rows)
 
     def keep(self, call: AttentionCall, context_BKC: Tensor) -> None:
         """Keep what this layer sees of the portraits, for later calls of the story."""
@@ -85,8 +86,9 @@ class Scenes:
         for image in self.cast.shown:
             (subject,) = self.cast.who[image]
             assert subject is not None
+            inside_YX = self._portrait(image, call)
             for role, row in self.rows(call.lanes, image).items():
-                bank.keep(subject.name, call, role, context_BKC[row], self._portrait(image, call))
+                bank.keep(subject.name, call, role, context_BKC[row], inside_YX)
 
     def labels(self, image: int, size: tuple[int, int]) -> Tensor:
         """Which subject each position belongs to: ``labels_N``, from 1."""
@@ -97,6 +99,21 @@ class Scenes:
             coverage_NYX = self.places.coverage(image, size) if pasted_NYX is None else pasted_NYX
             self._labels[key] = subject_labels(coverage_NYX).flatten()
         return self._labels[key]
+
+    def told_positions(self, image: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Positions that are told one thing, made once for all layers of a size until places change.
+
+        Returns:
+            ``places_Q`` on the device: first the background's, then each subject's; spelled out, all of them alone.
+        """
+        key = (self.places.version, image, size)
+        if key not in self._told:
+            self._told = {each: kept for each, kept in self._told.items() if each[0] == self.places.version}
+            labels_N, numbers = self.labels(image, size), range(len(self.cast.rows[image]) + 1)
+            places = [(labels_N == number).nonzero().flatten() for number in numbers]
+            places = [torch.arange(len(labels_N))] if self.settings.told == "spelled" else places
+            self._told[key] = tuple(each.to(self.device) for each in places)
+        return self._told[key]
 
     def grouping(self, call: AttentionCall, image: int, rows: dict[str, int], *, apart: bool) -> Grouping | None:
         """Who reads what in a picture, made once for all layers of one size in a step."""

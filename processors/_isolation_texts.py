@@ -32,7 +32,7 @@ def told_texts(cast: Cast, context: PlanContext, told: Told) -> dict[tuple[int, 
             ``"spelled"``: all positions are.
 
     Returns:
-        ``states_KC`` by picture and number of the subject (from 1; 0 for the background).
+        ``states_KC`` by picture and number of the subject (from 1; 0 for the background, or, spelled, for all).
     """
     texts: dict[tuple[int, int], str] = {}
     for image in cast.scenes:
@@ -42,8 +42,8 @@ def told_texts(cast: Cast, context: PlanContext, told: Told) -> dict[tuple[int, 
         if told != "portrait":
             prompt, spans = context.row_prompts[image], cast.rows[image]
             words = {spans[number - 1]: description(subject, context) for number, subject in subjects.items()}
-            own = {number: {spans[number - 1]: words[spans[number - 1]]} for number in subjects}
-            own = own if told == "spliced" else dict.fromkeys(subjects, words)
+            alone = subjects if told == "spliced" else ()
+            own = {number: {spans[number - 1]: words[spans[number - 1]]} for number in alone}
             made = {number: spliced(prompt, each) for number, each in ({0: words} | own).items()}
             texts |= {(image, number): text for number, text in made.items() if text != prompt.as_written(prompt.text)}
         else:

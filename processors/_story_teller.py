@@ -22,11 +22,12 @@ from t2ictl.layouts import Region
 from t2ictl.lookouts import Lookout
 from t2ictl.picture_fields import open_picture
 from t2ictl.processors.isolation_reposition import IsolationReposition
-from t2ictl.reference_bank import ReferenceBank, Telling
+from t2ictl.reference_bank import ReferenceBank
 from t2ictl.sessions import controlled
 from t2ictl.stories import Story, StoryPicture
 from t2ictl.story_settings import StorySettings
 from t2ictl.subjects import Subject
+from t2ictl.telling import Telling
 
 __all__ = ["Detector", "Teller"]
 
@@ -133,11 +134,11 @@ class Teller:
         subjects = [] if is_whole else list(wanted.subjects)  # what scenes read of them is in no picture
         is_one_call = len(subjects) + len(scenes) <= wanted.batch
         while subjects or scenes:
-            if bank.is_full:
-                subjects = list(wanted.subjects)
-            room = max(1, wanted.batch - len(subjects)) if bank.is_full else wanted.batch - len(subjects)
-            shown, subjects = (subjects, []) if bank.is_full else (subjects[: wanted.batch], subjects[wanted.batch :])
-            told, scenes = (scenes[:room], scenes[room:]) if not subjects and room > 0 else ([], scenes)
+            again = bank.is_full  # nothing is kept: every call shows all portraits, and one scene at least
+            shown = list(wanted.subjects) if again else subjects[: wanted.batch]
+            subjects = [] if again else subjects[wanted.batch :]
+            room = 0 if subjects else max(int(again), wanted.batch - len(shown))
+            told, scenes = scenes[:room], scenes[room:]
             pictures = self._call_with_portraits(shown, told, regions, None if is_one_call else bank)
             made |= dict(zip(told, pictures[len(shown) :], strict=True))
             if bank.is_full and scenes:
@@ -319,11 +320,7 @@ class Teller:
             controlled(self.pipe, [*controls, *self.others], parser=wanted.parser) as session,
         ):
             images = list(self.pipe(**arguments).images)
-        self.cost.forwards += session.cost.forwards
-        self.cost.extra_forwards += session.cost.extra_forwards
-        self.cost.backwards += session.cost.backwards
-        self.cost.seconds += session.cost.seconds
-        self.cost.peak_bytes = max(self.cost.peak_bytes, session.cost.peak_bytes)
+        self.cost.add(session.cost)
         return images
 
     def _count(self, what: str, number: float) -> None:

@@ -32,11 +32,11 @@ from t2ictl.places import Places
 from t2ictl.processors._isolation_edits import Apart, Retold
 from t2ictl.processors._isolation_scenes import Scenes
 from t2ictl.processors._isolation_texts import Told, told_texts
-from t2ictl.reference_bank import Telling
 from t2ictl.shown_pictures import ShownPictures
 from t2ictl.sites import Site, select
 from t2ictl.subject_groups import Aspect
 from t2ictl.subjects import Subject
+from t2ictl.telling import Telling
 from t2ictl.windows import Window
 
 __all__ = ["IsolationReposition", "published_reading_sites"]

@@ -82,41 +82,36 @@ class Cast:
         shown = {subject.prompt.strip(): subject for subject in present}
         _check_portraits(shown, context)
         prompts = context.row_prompts
+        texts = [prompt.text for prompt in prompts]
+        pairs = enumerate(text.strip() for text in texts)
+        showing = {image: shown[text] for image, text in pairs if text in shown}
         if subjects:
             names = _names(subjects, shown, concepts, context)
-            rows = [
-                context.prompts[lane.prompt].find_all(names[lane.prompt]) for lane in context.lanes.only("cond").lanes
-            ]
+            lanes = context.lanes.only("cond").lanes
+            rows = [context.prompts[lane.prompt].find_all(names[lane.prompt]) for lane in lanes]
         else:
             rows = list(chosen_concepts(concepts, context, control=control))
-        regions = [list(each) for each in _regions(layout, rows, context)]
-        places: dict[str, list[int]] = {subject.name: [] for subject in subjects}
-        places |= {name: [len(prompts) + number] for number, name in enumerate(absent)}
-        for image, prompt in enumerate(prompts):
-            if prompt.text.strip() in shown:
-                subject = shown[prompt.text.strip()]
-                places[subject.name].append(image)
-                is_own = bool(layout) and not isinstance(layout[0], Region)  # a flat layout speaks of scenes
-                regions[image] = [subject.region or (regions[image][0] if is_own else None)]
         who = [
             tuple(_subject_of(span, prompt, subjects) for span in own)
             for own, prompt in zip(rows, prompts, strict=True)
         ]
-        texts = [prompt.text for prompt in prompts]
         first = [texts.index(text) for text in texts]
         if composed:
             portraits = [tuple(_other(image, first[image], each) for each in own) for image, own in enumerate(who)]
             composites = tuple(dict.fromkeys(each for own in portraits for each in own if each is not None))
         else:
-            portraits, composites = _read_by(who, texts, shown, places), ()
+            places = {name: [len(prompts) + number] for number, name in enumerate(absent)}
+            for image, subject in showing.items():
+                places.setdefault(subject.name, []).append(image)
+            portraits, composites = _read_by(who, texts, showing, places), ()
         found = cls(
             rows=tuple(rows),
-            regions=tuple(map(tuple, regions)),
+            regions=_all_regions(layout, rows, context, showing),
             portraits=tuple(portraits),
             who=tuple(who),
             composites=composites,
             absent=tuple(absent),
-            shown=tuple(image for image, text in enumerate(texts) if text.strip() in shown),
+            shown=tuple(showing),
         )
         if composed:
             _check_composed(found, first, texts)
@@ -141,14 +136,14 @@ def _other(image: int, composite: int, subject: Subject | None) -> int | None:
 def _read_by(
     who: Sequence[Sequence[Subject | None]],
     texts: Sequence[str],
-    shown: Mapping[str, Subject],
+    showing: Mapping[int, Subject],
     places: Mapping[str, Sequence[int]],
 ) -> list[tuple[int | None, ...]]:
     """The portrait that each subject of each picture reads: the n-th for the n-th picture of a prompt."""
     found = []
     for image, own in enumerate(who):
-        is_portrait, copy = texts[image].strip() in shown, texts[:image].count(texts[image])
-        among = [None if each is None or is_portrait else places[each.name] for each in own]
+        copy = texts[:image].count(texts[image])
+        among = [None if each is None or image in showing else places[each.name] for each in own]
         found.append(tuple(None if each is None else each[copy % len(each)] for each in among))
     return found
 
@@ -229,6 +224,17 @@ def _subject_of(span: Span, prompt: Prompt, subjects: Sequence[Subject]) -> Subj
         if found is not None and shared and (best is None or (shared, -len(found.tokens)) > score):
             best, score = subject, (shared, -len(found.tokens))
     return best
+
+
+def _all_regions(
+    layout: Regions, rows: Sequence[Sequence[Span]], context: PlanContext, showing: Mapping[int, Subject]
+) -> tuple[tuple[Region | None, ...], ...]:
+    """The region of each subject of each picture; of a portrait what its subject says, or else its own list."""
+    regions = list(_regions(layout, rows, context))
+    is_own = bool(layout) and not isinstance(layout[0], Region)  # a flat layout speaks of scenes
+    for image, subject in showing.items():
+        regions[image] = (subject.region or (regions[image][0] if is_own else None),)
+    return tuple(regions)
 
 
 def _regions(layout: Regions, rows: Sequence[Sequence[Span]], context: PlanContext) -> list[tuple[Region | None, ...]]:

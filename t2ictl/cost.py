@@ -30,6 +30,24 @@ class Cost:
     seconds: float = 0.0
     peak_bytes: int = 0
 
+    def add(self, other: Cost) -> None:
+        """Add the work of another session; of the two peaks the higher one stays.
+
+        Args:
+            other: its cost.
+
+        Example:
+            >>> cost = Cost(forwards=2, peak_bytes=5)
+            >>> cost.add(Cost(forwards=3, peak_bytes=4))
+            >>> cost.forwards, cost.peak_bytes
+            (5, 5)
+        """
+        self.forwards += other.forwards
+        self.extra_forwards += other.extra_forwards
+        self.backwards += other.backwards
+        self.seconds += other.seconds
+        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
+
     def to_dict(self) -> dict[str, Any]:
         """Give the figures as plain data."""
         return asdict(self)

@@ -11,15 +11,13 @@ Legend: ``N`` position, ``M`` kept position, ``C`` channels, ``Y`` ``X`` map row
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from t2ictl.attention import AttentionCall
 from t2ictl.errors import NotRecorded
-from t2ictl.places import Places
 
-__all__ = ["ReferenceBank", "Telling"]
+__all__ = ["ReferenceBank"]
 
 
 class ReferenceBank:
@@ -81,24 +79,25 @@ class ReferenceBank:
         """
         return self._found(self._inside, (subject, call.step.index, call.size))
 
-    def states(self, subject: str, call: AttentionCall, role: str) -> Tensor:
+    def states(self, subject: str, call: AttentionCall, role: str, like: Tensor) -> Tensor:
         """Give what a layer saw of a portrait, zero where the subject was not.
 
         Args:
             subject: whose portrait.
             call: the layer and the evaluation.
             role: the side of the guidance.
+            like: a tensor whose device and precision are wanted; only what was kept goes there.
 
         Returns:
-            ``states_NC`` on the CPU.
+            ``states_NC``.
 
         Raises:
             NotRecorded: if it was not kept.
         """
-        kept_MC = self._found(self._states, (subject, call.step.index, call.site.address, role))
+        kept_MC = self._found(self._states, (subject, call.step.index, call.site.address, role)).to(like)
         states_NC = kept_MC.new_zeros(math.prod(call.size), kept_MC.shape[1])
-        states_NC[self.inside(subject, call).flatten()] = kept_MC
-        return states_NC
+        places_M = self.inside(subject, call).flatten().nonzero().flatten().to(like.device)
+        return states_NC.index_copy(0, places_M, kept_MC)
 
     def _found(self, held: dict[tuple, Tensor], key: tuple) -> Tensor:
         if key not in held:
@@ -107,32 +106,3 @@ class ReferenceBank:
                 "Show the portraits with the same steps, size and guidance as the scenes.",
             )
         return held[key]
-
-
-@dataclass(kw_only=True)
-class Telling:
-    """What a call knows of the story that it is a part of.
-
-    Args:
-        names: one for each picture of the call, the same however the story is cut into calls: what is drawn for a
-            picture is drawn by its name.
-        bank: what earlier calls kept of portraits, and where this one keeps them; None if portraits are not read.
-        places: where the subjects of this call are; set when its plan is made, and known at its end.
-    """
-
-    names: tuple[str, ...]
-    bank: ReferenceBank | None = None
-    places: Places | None = None
-
-    def absent(self, prompts: tuple[str, ...], subjects: dict[str, str]) -> tuple[str, ...]:
-        """Names of the subjects whose portraits are in the bank and not in the call.
-
-        Args:
-            prompts: of the call.
-            subjects: prompt of the portrait by name.
-
-        Returns:
-            The names, in the order of ``subjects``.
-        """
-        held = frozenset() if self.bank is None else self.bank.subjects
-        return tuple(name for name, prompt in subjects.items() if name in held and prompt not in prompts)

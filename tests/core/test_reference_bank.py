@@ -9,7 +9,8 @@ from t2ictl.adapters import find_adapter
 from t2ictl.attention import AttentionCall, Step
 from t2ictl.errors import NotRecorded
 from t2ictl.lanes import Lanes
-from t2ictl.reference_bank import ReferenceBank, Telling
+from t2ictl.reference_bank import ReferenceBank
+from t2ictl.telling import Telling
 from tests import tiny
 
 INSIDE = torch.tensor([[True, False, True], [False, False, True]])
@@ -26,7 +27,7 @@ def call(step: int = 0) -> AttentionCall:
 def test_it_gives_back_what_was_inside_and_zero_elsewhere(dtype: torch.dtype) -> None:
     bank, states_NC = ReferenceBank(limit=1000), torch.randn(6, 4, dtype=dtype)
     bank.keep("cat", call(), "cond", states_NC, INSIDE)
-    found_NC = bank.states("cat", call(), "cond")
+    found_NC = bank.states("cat", call(), "cond", states_NC)
     expected_NC = torch.where(INSIDE.flatten()[:, None], states_NC, 0)
     assert found_NC.dtype == dtype and torch.equal(found_NC, expected_NC)
     assert torch.equal(bank.inside("cat", call()), INSIDE)
@@ -38,7 +39,7 @@ def test_what_it_keeps_does_not_change_with_the_tensor_it_came_from() -> None:
     bank, states_NC = ReferenceBank(limit=1000), torch.ones(6, 4)
     bank.keep("cat", call(), "cond", states_NC, torch.ones(2, 3, dtype=torch.bool))
     states_NC.zero_()
-    assert torch.equal(bank.states("cat", call(), "cond"), torch.ones(6, 4))
+    assert torch.equal(bank.states("cat", call(), "cond", states_NC), torch.ones(6, 4))
 
 
 @pytest.mark.parametrize(("subject", "step", "role"), [("dog", 0, "cond"), ("cat", 1, "cond"), ("cat", 0, "uncond")])
@@ -46,7 +47,7 @@ def test_what_it_has_not_is_named(subject: str, step: int, role: str) -> None:
     bank = ReferenceBank(limit=1000)
     bank.keep("cat", call(), "cond", torch.randn(6, 4), INSIDE)
     with pytest.raises(NotRecorded, match=subject):
-        bank.states(subject, call(step), role)
+        bank.states(subject, call(step), role, torch.zeros(1))
 
 
 def test_at_its_limit_it_lets_go_of_everything() -> None:
