@@ -11,9 +11,8 @@ Run ``python -m t2ictl.benchmarks.speed.isolation``, with ``--pairs 0`` for the 
 from __future__ import annotations
 
 import argparse
-import random
+import functools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import t2ictl
 from t2ictl import Scene, Subject
 from t2ictl.adapters.base import unet_sites
-from t2ictl.benchmarks.speed.pairs import interval
+from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.benchmarks.speed.update import MODELS
 from t2ictl.grouped_attention import Grouping, grouped_attention
 from t2ictl.masks import box_mask
@@ -185,27 +184,26 @@ def time_ratios(side: int, heads: int, subjects: int, pairs: int) -> dict[str, l
     x = torch.randn(2 * (1 + subjects), heads, side * side, 64, generator=generator).to(device, dtype)
     labels_N = _labels(subjects, (side, side))
     grouping = _both_sides(_grouping(labels_N, (side, side), 0.5, True)).to(device)
-    mask, keys = _dense(labels_N, subjects, device)
+    mask = _dense(labels_N, subjects).to(device)
+    sides = [x[2 * number : 2 * number + 2] for number in range(1 + subjects)]
 
+    @torch.no_grad()
+    def plain() -> Tensor:
+        """Attention of the target row to itself."""
+        return F.scaled_dot_product_attention(sides[0], sides[0], sides[0])
+
+    @torch.no_grad()
+    def groups() -> Tensor:
+        """The same under isolation and reposition, group by group."""
+        return grouped_attention(x, x, x, (0, 1), grouping, 64**-0.5)
+
+    @torch.no_grad()
     def dense() -> Tensor:
-        own = torch.cat([x[:2], *(x[2 * s : 2 * s + 2] for s in range(1, subjects + 1))], dim=2)[:, :, keys]
-        return F.scaled_dot_product_attention(x[:2], own, own, attn_mask=mask)
+        """The same by one mask over the keys of the target and of all portraits."""
+        keys = torch.cat(sides, dim=2)
+        return F.scaled_dot_product_attention(sides[0], keys, keys, attn_mask=mask)
 
-    ways: dict[str, Callable[[], Tensor]] = {
-        "plain": lambda: F.scaled_dot_product_attention(x[:2], x[:2], x[:2]),
-        "groups": lambda: grouped_attention(x, x, x, (0, 1), grouping, 64**-0.5),
-        "dense mask": dense,
-    }
-
-    def seconds(way: str) -> float:
-        start = time.perf_counter()
-        with torch.no_grad():
-            ways[way]()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    return _paired({"plain again": "plain", "groups": "groups", "dense mask": "dense mask"}, seconds, pairs)
+    return paired_ratios(plain, {"groups": groups, "dense mask": dense}, pairs)
 
 
 def _both_sides(grouping: Grouping) -> Grouping:
@@ -220,29 +218,12 @@ def _both_sides(grouping: Grouping) -> Grouping:
     )
 
 
-def _dense(labels_N: Tensor, subjects: int, device: str) -> tuple[Tensor, Tensor]:
-    """Mask of own and portraits' keys as published, and which keys: all."""
+def _dense(labels_N: Tensor, subjects: int) -> Tensor:
+    """Which of its own and all portraits' keys each position reads, as published."""
     q_N1, k_1N = labels_N[:, None], labels_N[None, :]
     parts = [(q_N1 == 0) | (k_1N == 0) | (q_N1 == k_1N)]
     parts += [(q_N1 == number) & (k_1N == number) for number in range(1, subjects + 1)]
-    mask = torch.cat(parts, dim=1).to(device)
-    return mask, torch.arange(mask.shape[1], device=device)
-
-
-def _paired(ways: dict[str, str], seconds: Callable[[str], float], pairs: int) -> dict[str, list[float]]:
-    """Ratios to ``plain``, the two of a pair in random order."""
-    dice = random.Random(0)
-    for way in ways.values():  # warm
-        seconds(way)
-    found: dict[str, list[float]] = {label: [] for label in ways}
-    for _ in range(pairs):
-        for label, way in ways.items():
-            if dice.random() < 0.5:
-                base, own = seconds("plain"), seconds(way)
-            else:
-                own, base = seconds(way), seconds("plain")
-            found[label].append(own / base)
-    return found
+    return torch.cat(parts, dim=1)
 
 
 def story_ratios(pairs: int, steps: int = 10) -> dict[str, list[float]]:
@@ -261,15 +242,9 @@ def story_ratios(pairs: int, steps: int = 10) -> dict[str, list[float]]:
     scenes = [Scene(prompt="a circle and a star", seed=seed) for seed in range(4)]
     prompts = [*(subject.prompt for subject in subjects), *(scene.prompt for scene in scenes)]
 
-    def seconds(way: str) -> float:
-        start = time.perf_counter()
-        if way == "plain":
-            pipe(prompts, num_inference_steps=steps, guidance_scale=3.0)
-        else:
-            t2ictl.story(pipe, subjects, scenes, steps=steps, guidance_scale=3.0)
-        return time.perf_counter() - start
-
-    return _paired({"plain again": "plain", "story": "story"}, seconds, pairs)
+    plain = functools.partial(pipe, prompts, num_inference_steps=steps, guidance_scale=3.0)
+    told = functools.partial(t2ictl.story, pipe, subjects, scenes, steps=steps, guidance_scale=3.0)
+    return paired_ratios(plain, {"story": told}, pairs)
 
 
 def _print_times(title: str, found: dict[str, list[float]]) -> None:

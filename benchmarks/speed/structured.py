@@ -11,9 +11,7 @@ Run ``python -m t2ictl.benchmarks.speed.structured``, with ``--pairs 0`` for the
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -27,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from t2ictl.adapters.base import unet_sites
 from t2ictl.attention import AttentionCall, ControlledAttention, DenoiserPass, Edit, Step, Switch
-from t2ictl.benchmarks.speed.pairs import interval
+from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention
 from t2ictl.edits import Heads, fused, split_heads
 from t2ictl.lanes import Lanes
@@ -169,26 +167,8 @@ def time_ratios(name: str, side: int, phrases: int, pairs: int) -> dict[str, lis
     unet = UNet2DConditionModel(**MODELS[name]).to(device, torch.float16 if device == "cuda" else torch.float32)
     run = _evaluation(unet, side, device)
 
-    def seconds(edit: Edit | None) -> float:
-        start = time.perf_counter()
-        run(edit)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    modes: dict[str, Edit | None] = {"plain again": None, **_edits(phrases, unet.config.cross_attention_dim, device)}
-    for edit in modes.values():  # warm
-        run(edit)
-    dice = random.Random(0)
-    found: dict[str, list[float]] = {mode: [] for mode in modes}
-    for _ in range(pairs):
-        for mode, edit in modes.items():
-            if dice.random() < 0.5:
-                base, own = seconds(None), seconds(edit)
-            else:
-                own, base = seconds(edit), seconds(None)
-            found[mode].append(own / base)
-    return found
+    edits = _edits(phrases, unet.config.cross_attention_dim, device)
+    return paired_ratios(partial(run, None), {mode: partial(run, edit) for mode, edit in edits.items()}, pairs)
 
 
 def main() -> int:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import yaml
 from PIL import Image
 
 import t2ictl
 from t2ictl import Control, Scene, Subject, controlled
 from t2ictl.benchmarks.stories.key_gather import KeyGather
 from t2ictl.benchmarks.stories.suite import Story
+from t2ictl.errors import BadSetting
 from t2ictl.processors.isolation_reposition import IsolationReposition
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "StoryArm",
     "StoryPictures",
     "arm_settings",
+    "arms_of",
     "noise",
     "story_subjects",
 ]
@@ -178,6 +182,28 @@ ARMS: dict[str, Arm] = {
     "tuned": StoryArm({"reposition": "off", "isolation": 0.5, "told": "spelled", "cross": 1.0}),
     "gather": ControlledArm(_gather, {"control": KeyGather.name, "dropout": 0.5, "memory": 0.5, "first": 1}),
 }
+
+
+def arms_of(path: Path) -> dict[str, Arm]:
+    """Read arms from a YAML file, for a search of settings.
+
+    Args:
+        path: a mapping from labels to ``{control: fields of the method, options: of the story}``.
+
+    Returns:
+        Arms by label.
+
+    Raises:
+        BadSetting: if the file is no such mapping, or a label is that of an arm that is there already.
+    """
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    parts = {"control", "options"}
+    if not isinstance(data, dict) or not all(isinstance(each, dict) and not {*each} - parts for each in data.values()):
+        raise BadSetting(f"{path.name} holds no arms.", "Write label: {control: {...}, options: {...}}.")
+    taken = sorted({*data} & {*ARMS})
+    if taken:
+        raise BadSetting(f"The arm {taken[0]!r} is there already.", "Give it another label.")
+    return {str(label): StoryArm(each.get("control") or {}, each.get("options") or {}) for label, each in data.items()}
 
 
 def arm_settings(arm: Arm) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from t2ictl.benchmarks.stories.arms import ARMS, Arm, StoryPictures, arm_settings
+from t2ictl.benchmarks.stories.arms import ARMS, Arm, StoryPictures, arm_settings, arms_of
 from t2ictl.benchmarks.stories.measures import StoryReading, read_portrait, read_scene
 from t2ictl.benchmarks.stories.sheet import contact_sheet
 from t2ictl.benchmarks.stories.store import StoryStore, digest
@@ -99,11 +99,14 @@ def tell(
     return count
 
 
-def _chosen(labels: str) -> dict[str, Arm]:
-    unknown = [label for label in labels.split(",") if label not in ARMS]
+def _chosen(labels: str, file: Path | None) -> dict[str, Arm]:
+    """Arms by their labels, and all of a file."""
+    more = {} if file is None else arms_of(file)
+    wanted = [label for label in labels.split(",") if label]
+    unknown = [label for label in wanted if label not in ARMS]
     if unknown:
         raise BadSetting(f"There is no arm {unknown[0]!r}.", f"Arms are {', '.join(ARMS)}.")
-    return {label: ARMS[label] for label in labels.split(",")}
+    return {label: ARMS[label] for label in wanted} | more
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stories", type=int, default=50, help="stories of each number of subjects")
     parser.add_argument("--subjects", type=int, nargs="+", choices=(2, 3), default=[2, 3])
     parser.add_argument("--arms", default=",".join(ARMS), help=f"labels with commas between, of {', '.join(ARMS)}")
+    parser.add_argument("--arms-file", type=Path, help="YAML with further arms: label: {control: ..., options: ...}")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
@@ -133,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         store = StoryStore(options.out, None)
         print(show(store.header["settings"], store.rows()))
         return 0
-    arms = _chosen(options.arms)
+    arms = _chosen(options.arms, options.arms_file)
     settings = {
         "instrument": instrument_id(),
         "model": "packaged" if options.model == model_path() else str(options.model),

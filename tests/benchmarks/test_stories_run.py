@@ -12,14 +12,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from t2ictl.benchmarks.stories.arms import ARMS, StoryPictures, arm_settings
+from t2ictl.benchmarks.stories.arms import ARMS, StoryArm, StoryPictures, arm_settings, arms_of
 from t2ictl.benchmarks.stories.measures import Appearance, SceneReading, StoryReading
 from t2ictl.benchmarks.stories.run import main, read_story, tell
 from t2ictl.benchmarks.stories.store import StoryStore
 from t2ictl.benchmarks.stories.suite import Story, stories
 from t2ictl.benchmarks.stories.table import COLUMNS, difference_table, share_table, show
 from t2ictl.errors import BadSetting
+from t2ictl.processors.isolation_reposition import IsolationReposition
 from t2ictl.shapes import Look, Placed, Scene, expect, model_path, render
+from tests.repository.sources import ROOT
 
 COLORS = {"circle": "red", "square": "green", "triangle": "blue", "star": "yellow", "cross": "purple", "ring": "cyan"}
 PLACES = ((14, 14), (48, 48), (48, 14))
@@ -182,3 +184,29 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main([*arguments, "--guidance", "4"])
     with pytest.raises(BadSetting, match="no arm"):
         main(["--out", str(tmp_path), "--arms", "nobody"])
+
+
+def test_arms_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "arms.yaml").write_text("apart: {control: {isolation: 0.5}, options: {places: rehearsal}}\nbare: {}\n")
+    found = arms_of(tmp_path / "arms.yaml")
+    assert arm_settings(found["apart"]) == {
+        "control": "isolation_reposition",
+        "isolation": 0.5,
+        "places": "rehearsal",
+    }
+    arguments = ["--out", str(tmp_path / "run"), "--stories", "1", "--subjects", "2", "--steps", "2", "--arms", "plain"]
+    assert main([*arguments, "--arms-file", str(tmp_path / "arms.yaml")]) == 0
+    assert "apart - plain" in capsys.readouterr().out
+    for text, message in (
+        ("plain: {}", "there already"),
+        ("- a", "holds no arms"),
+        ("a: {isolation: 1}", "holds no arms"),
+    ):
+        (tmp_path / "arms.yaml").write_text(text)
+        with pytest.raises(BadSetting, match=message):
+            arms_of(tmp_path / "arms.yaml")
+
+
+def test_the_arms_of_the_search_are_settings_of_the_method() -> None:
+    for arm in arms_of(ROOT / "docs" / "evidence" / "search_stories.yaml").values():
+        assert isinstance(arm, StoryArm) and IsolationReposition(**arm.fields)

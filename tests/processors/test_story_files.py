@@ -6,6 +6,7 @@ import functools
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from t2ictl import Scene, Subject
 from t2ictl.cli import main
 from t2ictl.errors import BadSetting, ShapeMismatch, SpanNotFound, T2ictlError
 from t2ictl.processors.isolation_reposition import IsolationReposition
-from t2ictl.settings import read_settings
+from t2ictl.settings import read_settings, write_png
+from t2ictl.stories import StoryPicture
 from tests.processors.story_cases import CAT, DOG, FAST, SCENES, make, pixels
 
 OVERLAPPING = {"cat": (0, 0, 0.6, 1), "dog": (0.5, 0, 1, 1)}
@@ -138,3 +140,102 @@ def test_check_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "story.yaml").write_text(text)
     assert main(["story", str(tmp_path / "story.yaml"), "--out", str(tmp_path / "told"), "--check"]) == 0
     assert capsys.readouterr().out == "scene 1: star\n" and not (tmp_path / "told").exists()
+
+
+# -- going on -------------------------------------------------------------------------------------
+
+
+class PowerCut(Exception):
+    """Comes between two calls."""
+
+
+def tell(pipe: Any, folder: Path, calls: int | None = None, **settings: Any) -> t2ictl.Story:
+    """A story whose pictures are written as they come, and that goes on with those that are there."""
+    done, real = [0], type(pipe).__call__
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if done[0] == calls:
+            raise PowerCut
+        done[0] += 1
+        return real(self, *args, **kwargs)
+
+    finished = [StoryPicture.read(path) for path in sorted(folder.glob("*-*.png"))]
+    with patch.object(type(pipe), "__call__", counted):
+        return t2ictl.story(
+            pipe,
+            [CAT, DOG],
+            SCENES,
+            on_picture=lambda picture: picture.save(folder),
+            finished=finished,
+            **{**FAST, "batch": 3, **settings},
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "calls", "left"),
+    [
+        ({"control": IsolationReposition()}, 1, {"portrait-1", "portrait-2", "scene-1"}),
+        ({"control": IsolationReposition()}, 0, set()),
+        ({"control": IsolationReposition(), "batch": 2}, 2, {"portrait-1", "portrait-2", "scene-1", "scene-2"}),
+        ({"control": IsolationReposition(), "places": "rehearsal"}, 2, set()),
+        ({"control": IsolationReposition(reposition="latent")}, 4, {"portrait-1", "portrait-2", "scene-1"}),
+    ],
+    ids=["a call", "none", "two calls", "rehearsals", "latent"],
+)
+def test_after_a_crash_only_what_is_missing_is_made_and_all_is_as_if_nothing_had_been(
+    settings: dict[str, Any], calls: int, left: set[str], pipe: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = tell(pipe, tmp_path / "whole", **settings)
+    with pytest.raises(PowerCut):
+        tell(pipe, tmp_path / "cut", calls, **settings)
+    assert {path.stem for path in (tmp_path / "cut").iterdir()} == left
+    told = tell(pipe, tmp_path / "cut", **settings)
+    assert np.abs(pixels(told.scenes) - pixels(whole.scenes)).max() <= 1
+    assert told.places == whole.places and told.settings == whole.settings
+    assert told.generations["scenes"] == 4 - sum(name.startswith("scene") for name in left)
+    again = tell(pipe, tmp_path / "cut", 0, **settings)  # nothing is left to do
+    assert again.generations == {} and again.cost.forwards == 0
+    assert np.array_equal(pixels(again.scenes), pixels(told.scenes)) and list(again.portraits) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"steps": 2}, {"control": IsolationReposition(cross=0.5)}, {"places": "rehearsal"}]
+)
+def test_pictures_of_another_story_are_made_anew(change: dict[str, Any], pipe: Any, tmp_path: Path) -> None:
+    tell(pipe, tmp_path)
+    told = tell(pipe, tmp_path, **change)
+    assert told.generations["scenes"] == 4 and told.generations["portraits"] == 2
+
+
+def test_so_are_those_of_another_scheduler(pipe: Any, tmp_path: Path) -> None:
+    tell(pipe, tmp_path)
+    assert tell(make(scheduler="euler"), tmp_path).generations["scenes"] == 4
+
+
+def test_what_is_no_picture_of_a_story_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "scene-1.png")
+    with pytest.raises(BadSetting):
+        StoryPicture.read(tmp_path / "scene-1.png")
+    write_png(Image.new("RGB", (8, 8)), tmp_path / "scene-2.png", {"request": {"prompt": "a cat"}})
+    with pytest.raises(BadSetting, match="no picture of a story"):
+        StoryPicture.read(tmp_path / "scene-2.png")
+
+
+def test_the_command_goes_on_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = "scenes: [{prompt: a large star}, {prompt: a small star}]\nsteps: 2"
+    text = f"subjects: [{{name: star, prompt: a red star}}]\n{scenes}"
+    (tmp_path / "story.yaml").write_text(text)
+    out = tmp_path / "told"
+    arguments = ["story", str(tmp_path / "story.yaml"), "--out", str(out)]
+    assert main(arguments) == 0
+    before = (out / "scene-2.png").read_bytes()
+    (out / "scene-1.png").unlink()
+    (out / "holiday-1.png").write_bytes(b"not ours")  # stays, and disturbs nobody
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "2 generations (1 portraits, 1 scenes)" in capsys.readouterr().err
+    assert (out / "scene-1.png").exists() and (out / "scene-2.png").read_bytes() == before
+    assert main(arguments) == 0
+    assert "0 generations" in capsys.readouterr().err and (out / "holiday-1.png").read_bytes() == b"not ours"
