@@ -14,7 +14,7 @@ import pandas as pd
 import tabulate
 
 from t2ictl.benchmarks.statistics.comparison import Comparison
-from t2ictl.benchmarks.statistics.intervals import ALL_ALIKE, COMBINED, FEW_CHANGED, STUDENT
+from t2ictl.statistics.intervals import ALL_ALIKE, COMBINED, FEW_CHANGED, STUDENT
 
 LIMITED = "LIMITED RUN: not a result"
 INCOMPLETE = "INCOMPLETE RUN: not a result"

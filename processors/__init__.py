@@ -11,8 +11,11 @@ from typing import Any
 
 # Beside their control some methods have a verb (``t2ictl.story``) and a command (``t2ictl story``): where these are, so
 # that the core names none of them and loads nothing before it is asked for.
-VERBS = {"story": "t2ictl.processors._story:story"}
-COMMANDS = {"story": "t2ictl.processors._story_command:story"}
+VERBS = {"flow": "t2ictl.processors._flow.analysis:flow", "story": "t2ictl.processors._story:story"}
+COMMANDS = {
+    "flow": "t2ictl.processors._flow.command:flow",
+    "story": "t2ictl.processors._story_command:story",
+}
 
 
 def __getattr__(name: str) -> Any:

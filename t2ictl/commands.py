@@ -18,11 +18,21 @@ from t2ictl.errors import BadSetting
 from t2ictl.fields import describe
 from t2ictl.generation import Generation, Request, generate
 from t2ictl.loading import load
+from t2ictl.pages import picture_uri, render, rendered_maps
 from t2ictl.pictures import map_sheet, side_by_side
 from t2ictl.probes import Recording
-from t2ictl.settings import read_settings, write_json
+from t2ictl.settings import read_settings, write_json, write_text
 
-__all__ = ["check_place", "controls_of", "generate_files", "map_files", "open_model", "print_controls", "request_of"]
+__all__ = [
+    "check_place",
+    "controls_of",
+    "generate_files",
+    "map_files",
+    "open_model",
+    "print_controls",
+    "request_of",
+    "size_of",
+]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -93,7 +103,7 @@ def request_of(
         asked = data["request"]
         return Request(**{**asked, "prompt": _as_prompt(asked.get("prompt", ""))})
     assert prompt is not None
-    width, height = _size(size)
+    width, height = size_of(size)
     return Request(
         prompt=prompt,
         seed=seed,
@@ -110,7 +120,22 @@ def _as_prompt(value: Any) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else tuple(value)
 
 
-def _size(text: str | None) -> tuple[int | None, int | None]:
+def size_of(text: str | None) -> tuple[int | None, int | None]:
+    """Read ``WIDTHxHEIGHT``.
+
+    Args:
+        text: the option, or None where it was not given.
+
+    Returns:
+        Width and height (pixels), or twice None.
+
+    Raises:
+        BadSetting: if it has another form.
+
+    Example:
+        >>> size_of("64x96")
+        (64, 96)
+    """
     if text is None:
         return None, None
     parts = text.lower().split("x")
@@ -240,10 +265,11 @@ def map_files(
         request: what to make.
         controls: under which controls.
         words: words or phrases; empty for every word.
-        out: the folder: ``image.png``, ``maps.png`` (all on one scale) and ``maps.json`` (the values).
+        out: the folder: ``image.png``, ``maps.png`` (all on one scale), ``maps.json`` (the values) and ``maps.html``
+            (every step and layer group, and the words at the place that one clicks on).
         as_json: print a summary as JSON.
     """
-    result = _run(pipe, request, controls, record=Recording(words=tuple(words), per_step=False))
+    result = _run(pipe, request, controls, record=Recording(words=tuple(words)))
     assert result.record is not None
     names = list(words) or result.record.names()
     found = {name: result.record.map(name) for name in names}
@@ -252,7 +278,15 @@ def map_files(
     map_sheet(result.image, found).save(out / "maps.png")
     values = {name: [[round(value, 6) for value in row] for row in map_YX.tolist()] for name, map_YX in found.items()}
     write_json(out / "maps.json", {"schema": 1, "settings": result.settings, "maps": values})
-    summary = {"files": [str(image), str(out / "maps.png"), str(out / "maps.json")], **_summary(result)}
+    page = render(
+        "maps.html.j2",
+        prompt=result.record.prompts[0].text,
+        maps=rendered_maps(result.record, words=names),
+        picture=picture_uri(result.image),
+        settings=json.dumps(result.settings, indent=2, ensure_ascii=False),
+    )
+    files = [image, out / "maps.png", out / "maps.json", write_text(out / "maps.html", page)]
+    summary = {"files": [str(path) for path in files], **_summary(result)}
     _report(summary, as_json)
 
 

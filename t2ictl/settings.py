@@ -134,6 +134,24 @@ def write_json(path: str | Path, data: Any, *, overwrite: bool = True) -> Path:
     return path
 
 
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text as UTF-8, completely or not at all.
+
+    Args:
+        path: a file name in a folder that exists.
+        text: the text.
+
+    Returns:
+        The path.
+
+    Raises:
+        BadSetting: the path cannot be written to.
+    """
+    path = Path(path)
+    _replace(path, lambda handle: handle.write(text.encode("utf-8")), True)
+    return path
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Return the settings in a PNG or a JSON file.
 

@@ -42,8 +42,14 @@ class TextStates:
 class Encode(Protocol):
     """Encodes texts, one row each, as the pipeline encodes its prompt in this call."""
 
-    def __call__(self, texts: Sequence[str], first: Sequence[int] | None = None) -> TextStates:
-        """Give the states; ``first`` is for each text the position from which on its words are read (None: 1)."""
+    def __call__(
+        self, texts: Sequence[str], first: Sequence[int] | None = None, seen: Sequence[Tensor] | None = None
+    ) -> TextStates:
+        """Give the states.
+
+        ``first`` is for each text the position from which on its words are read (None: 1), ``seen`` for each encoder
+        ``seen_BK``, the positions that it may read (None: all).
+        """
 
 
 class TextPasses(Protocol):

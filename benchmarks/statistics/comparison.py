@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from t2ictl.benchmarks.statistics.intervals import (
+from t2ictl.benchmarks.statistics.reading import PLAIN, Run, count_missing, outcome_columns, outcome_table
+from t2ictl.errors import BadSetting
+from t2ictl.statistics.intervals import (
     Bounds,
     Differences,
     combine,
@@ -17,9 +19,7 @@ from t2ictl.benchmarks.statistics.intervals import (
     macro_differences,
     share_bounds,
 )
-from t2ictl.benchmarks.statistics.reading import PLAIN, Run, count_missing, outcome_columns, outcome_table
-from t2ictl.benchmarks.statistics.resampling import Array, flipped_means, holm, seed_of, sign_flip_p_values
-from t2ictl.errors import BadSetting
+from t2ictl.statistics.resampling import Array, flipped_means, holm, seed_of, sign_flip_p_values
 
 RANDOM = "random"
 MACRO = "macro"

@@ -15,7 +15,8 @@ import tabulate
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from t2ictl.benchmarks.statistics.intervals import (
+from t2ictl.benchmarks.statistics.scenarios import EXTREME, SCENARIOS, Scenario
+from t2ictl.statistics.intervals import (
     TAIL,
     Bounds,
     combine,
@@ -23,8 +24,7 @@ from t2ictl.benchmarks.statistics.intervals import (
     macro_differences,
     share_bounds,
 )
-from t2ictl.benchmarks.statistics.resampling import Array, resampled_means
-from t2ictl.benchmarks.statistics.scenarios import EXTREME, SCENARIOS, Scenario
+from t2ictl.statistics.resampling import Array, resampled_means
 
 #: Where the coverage of an interval of 95 % should lie.
 AIM = (0.93, 0.97)

@@ -16,10 +16,10 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from t2ictl.benchmarks.statistics.intervals import TAIL, wilson_bounds
 from t2ictl.benchmarks.statistics.reading import PLAIN, Run, outcome_columns, outcome_table
-from t2ictl.benchmarks.statistics.resampling import Array
 from t2ictl.errors import BadSetting
+from t2ictl.statistics.intervals import TAIL, wilson_bounds
+from t2ictl.statistics.resampling import Array
 
 #: Probability of finding the difference that is called detectable.
 POWER = 0.8

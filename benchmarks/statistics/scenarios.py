@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from t2ictl.benchmarks.statistics.resampling import Array
+from t2ictl.statistics.resampling import Array
 
 
 @dataclass(frozen=True, kw_only=True)

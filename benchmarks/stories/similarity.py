@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from t2ictl import Region
-from t2ictl.benchmarks.statistics.intervals import difference_bounds
-from t2ictl.benchmarks.statistics.resampling import seed_of
 from t2ictl.errors import BadSetting
+from t2ictl.statistics.intervals import difference_bounds
+from t2ictl.statistics.resampling import seed_of
 
 __all__ = ["Embed", "Likeness", "cut_out", "embedder", "likenesses", "main", "summary"]
 

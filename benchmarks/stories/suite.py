@@ -18,10 +18,10 @@ from typing import Literal
 
 import numpy as np
 
-from t2ictl.benchmarks.statistics.resampling import seed_of
 from t2ictl.errors import BadSetting
 from t2ictl.shapes.captions import wanted_from
 from t2ictl.shapes.world import COLORS, SHAPES, TEXTURES, Look, split_of
+from t2ictl.statistics.resampling import seed_of
 
 __all__ = ["KINDS", "SCENES", "Story", "stories"]
 

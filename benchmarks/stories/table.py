@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from t2ictl.benchmarks.statistics.intervals import ALL_ALIKE, STUDENT, Bounds, difference_bounds, share_bounds
-from t2ictl.benchmarks.statistics.resampling import Array, seed_of
 from t2ictl.benchmarks.stories.measures import MEASURES, StoryReading, outcomes, story_measures
+from t2ictl.statistics.intervals import ALL_ALIKE, STUDENT, Bounds, difference_bounds, share_bounds
+from t2ictl.statistics.resampling import Array, seed_of
 
 __all__ = ["COLUMNS", "difference_table", "share_table", "show"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from t2ictl.errors import UnsupportedPipeline
 from t2ictl.lanes import Lanes
 from t2ictl.sites import Site
 from t2ictl.spans import Prompt
+from t2ictl.text_masks import hiding
 from t2ictl.text_positions import reading_from
 from t2ictl.text_states import TextStates
 
@@ -186,6 +187,7 @@ class Adapter(ABC):
         arguments: Mapping[str, Any],
         texts: Sequence[str],
         first: Sequence[int] | None = None,
+        seen: Sequence[Tensor] | None = None,
     ) -> TextStates:
         """Encode other texts as a call of ``encode_prompt`` encodes its prompt.
 
@@ -194,12 +196,13 @@ class Adapter(ABC):
             arguments: the bound arguments of the call; its device, LoRA scale and skipped layers count.
             texts: the texts.
             first: for each text the position from which on its words are read; None: from 1.
+            seen: for each encoder ``seen_BK``, the positions that it may read of each text; None: all.
 
         Returns:
             The states, one row a text.
 
         Raises:
-            UnsupportedPipeline: if a text encoder was taken out of the pipeline, or cannot read from elsewhere.
+            UnsupportedPipeline: if a text encoder was taken out of the pipeline, or cannot read in that way.
         """
         if getattr(self.pipe, "text_encoder", None) is None and getattr(self.pipe, "text_encoder_2", None) is None:
             raise UnsupportedPipeline(
@@ -209,7 +212,11 @@ class Adapter(ABC):
         kept = {name: arguments[name] for name in _HOW if name in arguments}
         names = ("text_encoder", "text_encoder_2")
         encoders = [each for name in names if (each := getattr(self.pipe, name, None)) is not None]
-        with torch.no_grad(), nullcontext() if first is None else reading_from(encoders, first):
+        with torch.no_grad(), ExitStack() as reading:
+            if first is not None:
+                reading.enter_context(reading_from(encoders, first))
+            if seen is not None:
+                reading.enter_context(hiding(encoders, seen))
             result = encode_prompt(
                 prompt=list(texts), num_images_per_prompt=1, do_classifier_free_guidance=False, **kept
             )

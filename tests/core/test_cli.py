@@ -70,7 +70,7 @@ def test_maps_writes_values_on_one_scale(run: Run, model: str) -> None:
     assert status == 0 and list(data["maps"]) == ["circle", "blue square"]
     assert len(data["maps"]["circle"]) == 12 and len(data["maps"]["circle"][0]) == 16
     assert all(0 <= value <= 1 for rows in data["maps"].values() for row in rows for value in row)
-    assert {path.name for path in Path("words").iterdir()} == {"image.png", "maps.png", "maps.json"}
+    assert {path.name for path in Path("words").iterdir()} == {"image.png", "maps.png", "maps.json", "maps.html"}
 
 
 def test_controls_lists_every_control_and_every_field(run: Run) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from t2ictl.benchmarks.statistics.resampling import Array, resampled_means
+from t2ictl.statistics.resampling import Array, resampled_means
 
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2

@@ -1,0 +1,1 @@
+"""Intervals and tests that hold for few units and for units that are all alike; numpy and scipy only."""
