@@ -62,15 +62,16 @@ def seen_without_pairs(readers: Sequence[Sequence[int]], hidden: Sequence[Sequen
 
 
 @contextmanager
-def hiding(encoders: Sequence[nn.Module], seen: Sequence[Tensor]) -> Iterator[None]:
+def hiding(encoders: Sequence[nn.Module], seen: Sequence[Tensor], *, is_causal: bool = True) -> Iterator[None]:
     """Let text encoders read each text of a batch without some of its positions.
 
     The hidden positions keep their rows, which nobody has read. A mask that the pipeline itself gives stays in force.
-    CLIP stays causal: a position never reads a later one.
+    A causal encoder stays causal: a position never reads a later one.
 
     Args:
-        encoders: CLIP text encoders; changed for the length of the block only.
+        encoders: text encoders; changed for the length of the block only.
         seen: for each encoder ``seen_BK``, or ``seen_BKJ`` for pairs of reader and read.
+        is_causal: whether they read backwards only, as CLIP does; a mask of pairs has to say it again.
 
     Raises:
         UnsupportedPipeline: if an encoder does not read the texts in one batch of rows of that length.
@@ -88,7 +89,7 @@ def hiding(encoders: Sequence[nn.Module], seen: Sequence[Tensor]) -> Iterator[No
     hooks = []
     try:
         for encoder, mask in zip(encoders, seen, strict=True):
-            hooks.append(encoder.register_forward_pre_hook(_Hider(mask), with_kwargs=True))
+            hooks.append(encoder.register_forward_pre_hook(_Hider(mask, is_causal), with_kwargs=True))
         yield
     finally:
         for hook in hooks:
@@ -98,8 +99,8 @@ def hiding(encoders: Sequence[nn.Module], seen: Sequence[Tensor]) -> Iterator[No
 class _Hider:
     """Gives an encoder another attention mask than it was called with."""
 
-    def __init__(self, seen: Tensor) -> None:
-        self._seen = seen
+    def __init__(self, seen: Tensor, is_causal: bool) -> None:
+        self._seen, self._is_causal = seen, is_causal
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -119,13 +120,13 @@ class _Hider:
             seen = seen & (own.bool() if seen.ndim == 2 else own.bool()[:, None, :])
         return args, {**kwargs, "attention_mask": self._as_mask(seen, module)}
 
-    @staticmethod
-    def _as_mask(seen: Tensor, module: nn.Module) -> Tensor:
+    def _as_mask(self, seen: Tensor, module: nn.Module) -> Tensor:
         """A mask in the one form that all encoders read alike: whole numbers for rows, something to add for pairs."""
         if seen.ndim == 2:
             return seen.long()
         length = seen.shape[-1]
-        seen = seen & torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()  # causal
+        if self._is_causal:
+            seen = seen & torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
         dtype = next(module.parameters()).dtype
         low = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=seen.device)
         return torch.where(seen, torch.zeros((), dtype=dtype, device=seen.device), low)[:, None]

@@ -43,12 +43,16 @@ class Encode(Protocol):
     """Encodes texts, one row each, as the pipeline encodes its prompt in this call."""
 
     def __call__(
-        self, texts: Sequence[str], first: Sequence[int] | None = None, seen: Sequence[Tensor] | None = None
+        self,
+        texts: Sequence[str],
+        first: Sequence[int] | None = None,
+        seen: Sequence[Tensor] | None = None,
+        depth: float = 1.0,
     ) -> TextStates:
         """Give the states.
 
         ``first`` is for each text the position from which on its words are read (None: 1), ``seen`` for each encoder
-        ``seen_BK``, the positions that it may read (None: all).
+        ``seen_BK``, the positions that it may read (None: all), ``depth`` the share of its layers that read.
         """
 
 

@@ -41,6 +41,7 @@ def flow(
     seeds: int = 8,
     confirm: int = 12,
     operators: Sequence[Removal] = ("clean_pad",),
+    depths: Sequence[float] = (),
     folder: str | Path | None = None,
     batch: int = 8,
     on_batch: Callable[[int, int], bool | None] | None = None,
@@ -61,6 +62,7 @@ def flow(
         seeds: pictures of each condition. No-leak claims need many: the upper bound of 0 in 8 is 32 %, of 0 in 20 16 %.
         confirm: further seeds on which a repair must hold; 0: none is looked for.
         operators: how tokens are removed: ``"clean_pad"`` (the paper's), ``"encoder_mask"``, ``"drop"``.
+        depths: shares of the encoder's layers whose reading of the prompt is shown, too, as 0.5 (Diffusion Lens).
         folder: where pictures are kept, so that a stopped analysis goes on; None: nowhere.
         batch: pictures of one pipeline call.
         on_batch: gets the number of pictures done and to do; returns False to stop.
@@ -90,6 +92,8 @@ def flow(
         raise BadSetting(f"seeds={seeds}, confirm={confirm}, batch={batch}.", "Use 1 or more; confirm may be 0.")
     if not operators or set(operators) - set(get_args(Removal)):
         raise BadSetting(f"operators={tuple(operators)}.", f"Use one or more of {', '.join(get_args(Removal))}.")
+    if not all(0 <= depth <= 1 for depth in depths):
+        raise BadSetting(f"depths={tuple(depths)}.", "Give shares of the encoder's layers, from 0 to 1.")
     scoring = Scoring(
         pipe,
         wanted,
@@ -101,7 +105,7 @@ def flow(
         batch=batch,
         on_batch=on_batch,
     )
-    return _Analysis(pipe, wanted, scoring, tuple(operators)).run()
+    return _Analysis(pipe, wanted, scoring, tuple(operators), tuple(depths)).run()
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,13 @@ class _Analysis:
     request: Request
     scoring: Scoring
     operators: tuple[Removal, ...]
+    depths: tuple[float, ...]
 
     def wanted_conditions(self) -> Iterator[Condition]:
         """All conditions of the matrix and of the tokens."""
         make = self.scoring.conditions
         yield from (make.whole(), make.nothing(), make.keep("keep:end and padding", make.special))
+        yield from map(make.at_depth, self.depths)
         for item in self.scoring.items:
             yield make.keep(f"keep:{item.name}", item.rows)
             yield make.isolate(item)
@@ -222,6 +228,7 @@ class _Analysis:
             ),
             "judge": None if self.scoring.judge is None else self.scoring.judge.name,
             "operators": list(self.operators),
+            "depths": list(self.depths),
             "seeds": list(self.scoring.seeds),
             "confirm": list(self.scoring.confirm),
             **provenance(self.pipe, self.request.parser),

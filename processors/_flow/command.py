@@ -28,6 +28,9 @@ def flow(
     operator: Annotated[
         list[str], typer.Option(help="How tokens are removed: clean_pad, encoder_mask, drop; may be repeated.")
     ] = ["clean_pad"],  # noqa: B006
+    depth: Annotated[
+        list[float], typer.Option(help="Share of the encoder's layers whose reading is shown, too; may be repeated.")
+    ] = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default: the model's own.")] = None,
@@ -50,6 +53,7 @@ def flow(
         seeds=seeds,
         confirm=confirm,
         operators=tuple(operator),
+        depths=tuple(depth),
         batch=batch,
         device=device,
         dtype=dtype,

@@ -17,7 +17,7 @@ import torch
 
 from t2ictl.errors import BadSetting
 from t2ictl.processors._flow.items import BoundItem
-from t2ictl.processors._flow.readings import Reading, Row, by_reading
+from t2ictl.processors._flow.readings import Reading, Row, bare, by_reading
 from t2ictl.spans import Prompt
 
 __all__ = ["Condition", "Conditions", "Isolation", "Patch", "Removal", "Special", "compose"]
@@ -71,7 +71,7 @@ class Condition:
     def readings(self) -> Iterator[Reading]:
         """Name all readings that it needs."""
         for each in (self.base, self.pooled, *(patch.source for patch in self.patches)):
-            yield Reading(text=each.text) if each.is_plain else each
+            yield bare(each)
 
 
 def compose(condition: Condition, read: Mapping[Reading, Row], padding: Sequence[int]) -> Row:
@@ -158,6 +158,11 @@ class Conditions:
     def whole(self) -> Condition:
         """The prompt as it is."""
         return Condition(name="full", kind="full", base=self.full, pooled=self.full)
+
+    def at_depth(self, depth: float) -> Condition:
+        """The prompt as a share of the encoder's layers has read it (Diffusion Lens)."""
+        reading = Reading(text=self.full.text, depth=depth)
+        return Condition(name=f"depth:{depth:.2f}", kind="depth", base=reading, pooled=reading)
 
     def nothing(self) -> Condition:
         """The empty prompt: how often is seen what nobody asked for."""

@@ -57,12 +57,18 @@ class BoundItem:
         span: where its words are.
         own: for each encoder the positions of its noun phrase: what it may read where it is isolated.
         alone: the text where it is encoded alone.
+        is_causal: whether its encoder lets a word read only those before it.
     """
 
     item: Item
     span: Span
     own: tuple[tuple[int, ...], ...]
     alone: str
+    is_causal: bool = True
+
+    def may_read(self, other: BoundItem) -> bool:
+        """Tell whether its rows can have read another item."""
+        return not self.is_causal or min(other.rows) < max(self.rows)
 
     @property
     def name(self) -> str:
@@ -75,12 +81,13 @@ class BoundItem:
         return self.span.tokens
 
 
-def bound_items(prompt: Prompt, items: Sequence[Item | str]) -> tuple[BoundItem, ...]:
+def bound_items(prompt: Prompt, items: Sequence[Item | str], *, is_causal: bool = True) -> tuple[BoundItem, ...]:
     """Find items in a prompt.
 
     Args:
         prompt: the parsed prompt.
         items: words or items; empty for all objects that the parser finds.
+        is_causal: whether the encoders let a word read only those before it.
 
     Returns:
         The items in the order in which they were given.
@@ -107,7 +114,7 @@ def bound_items(prompt: Prompt, items: Sequence[Item | str]) -> tuple[BoundItem,
             for inside, itself in zip(phrase.by_encoder, span.by_encoder, strict=True)
         )
         alone = item.alone or prompt.as_written(phrase.text)
-        bound.append(BoundItem(item=item, span=span, own=own, alone=alone))
+        bound.append(BoundItem(item=item, span=span, own=own, alone=alone, is_causal=is_causal))
     _check_senses(named)
     return tuple(bound)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2ictl.pages import picture_uri, render, rendered_maps
-from t2ictl.processors._flow.quantities import Scores
+from t2ictl.processors._flow.quantities import Scores, p_text
 from t2ictl.settings import write_json, write_text
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def summary(result: FlowResult) -> list[str]:
         if cell.verdict == "leaks":
             said.append(
                 f"“{cell.source}” leaks into “{cell.target}”: “{cell.seen}” is seen {_points(cell.leak)} more often "
-                f"(n = {cell.leak.count} seeds, adjusted p = {cell.adjusted:.3f})."
+                f"(n = {cell.leak.count} seeds, adjusted {p_text(cell.adjusted)})."
             )
         elif cell.verdict == "denoiser" and cell.total is not None:
             said.append(
@@ -83,7 +83,9 @@ def summary(result: FlowResult) -> list[str]:
         else:
             said.append(f"“{name}” is hardly ever seen where only its own rows are kept.")
     said += [
-        f"Repair of “{each.source}” into “{each.target}”: {each.reason}." for each in result.repairs if each.chosen
+        f"Repair of “{each.source}” into “{each.target}” ({each.form}): {each.reason}."
+        for each in result.repairs
+        if each.chosen
     ]
     return said
 
@@ -118,7 +120,10 @@ def _chips(result: FlowResult) -> list[list[dict[str, Any]]]:
 
 
 def _leak_table(result: FlowResult) -> list[dict[str, Any]]:
-    return [{**cell.to_dict(), "leak_text": _points(cell.leak), **_total(cell)} for cell in result.leaks]
+    return [
+        {**cell.to_dict(), "p_text": p_text(cell.adjusted), "leak_text": _points(cell.leak), **_total(cell)}
+        for cell in result.leaks
+    ]
 
 
 def _total(cell: Any) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def _repairs(result: FlowResult) -> list[dict[str, Any]]:
         pairs: Sequence[Any] = [
             (seed, picture_uri(result.images["full", seed]), picture_uri(result.images[name, seed]))
             for seed in result.seeds
-            if (name, seed) in result.images
+            if each.accepted and (name, seed) in result.images
         ]
         texts = {"change_text": "" if each.change is None else _points(each.change)}
         texts["loss_text"] = "" if each.intent_loss is None else _points(each.intent_loss)

@@ -61,7 +61,9 @@ class _Given(Control):
         """Rewrite the rows of all pictures."""
 
         def rewrite(states: TextStates, encode: Encode) -> TextStates:
-            return TextStates(rows=self._states_BKC.to(states.rows.device), pooled=self._pooled_BC)
+            device = states.rows.device
+            pooled_BC = None if self._pooled_BC is None else self._pooled_BC.to(device)
+            return TextStates(rows=self._states_BKC.to(device), pooled=pooled_BC)
 
         return Plan(text=TextEdit(prompts=context.prompts, rewrite=rewrite, weight=self._weight_BK))
 
@@ -185,6 +187,8 @@ def fingerprint(pipe: Any) -> dict[str, Any]:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(pipe.unet.named_parameters()):
+        if parameter.is_meta:  # sequential offloading keeps it elsewhere
+            continue
         sample = parameter.detach().flatten()[:8].to("cpu", torch.float32).numpy().tobytes()
         digest.update(name.encode() + sample)
     scales = [str(module.scaling) for module in pipe.unet.modules() if hasattr(module, "scaling")]

@@ -15,11 +15,27 @@ from t2ictl.processors._flow.items import BoundItem
 from t2ictl.statistics.cells import Estimate, adjusted, difference, share
 from t2ictl.statistics.resampling import Array
 
-__all__ = ["LeakCell", "Scores", "TokenCell", "carrier_set", "leak_cell", "leak_cells", "token_cell"]
+__all__ = ["LeakCell", "Scores", "TokenCell", "carrier_set", "leak_cell", "leak_cells", "p_text", "token_cell"]
 
 # An effect of less than this counts as none: the default of the specification, a tenth of all pictures.
 NEGLIGIBLE = 0.1
 LEVEL = 0.05
+
+
+def p_text(value: float | None) -> str:
+    """Write a p-value as people read it.
+
+    Args:
+        value: the p-value, or None where nothing was tested.
+
+    Returns:
+        A short text.
+
+    Example:
+        >>> p_text(0.0234), p_text(1e-9), p_text(None)
+        ('p = 0.023', 'p < 0.001', '–')
+    """
+    return "–" if value is None else "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 class Scores:
@@ -223,7 +239,7 @@ def leak_cell(
         target=target.name,
         source=source.name,
         form=form,
-        is_possible=min(source.rows) < max(target.rows),  # CLIP is causal
+        is_possible=target.may_read(source),
         seen=seen,
         before=share(before_S),
         clean=share(clean_S),

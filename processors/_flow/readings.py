@@ -30,6 +30,7 @@ class Reading:
         hidden: for each encoder the hidden positions; empty: all is seen.
         readers: for each encoder the positions from which they are hidden; empty: from all (and so from what reads
             those, too).
+        depth: share of the encoder's layers that read.
 
     Example:
         >>> Reading(text="a red circle", hidden=((2,),)).is_plain
@@ -39,10 +40,11 @@ class Reading:
     text: str
     hidden: Positions = ()
     readers: Positions = ()
+    depth: float = 1.0
 
     @property
     def is_plain(self) -> bool:
-        """Whether the text is read as the pipeline reads it."""
+        """Whether all of the text is seen."""
         return not any(self.hidden)
 
 
@@ -81,15 +83,17 @@ def read_all(readings: Iterable[Reading], encode: Encode, length: int) -> dict[R
     paired = [each for each in wanted if not each.is_plain and any(each.readers)]
     found: dict[Reading, Row] = {}
     for group in (plain, masked, paired):
-        for start in range(0, len(group), AT_ONCE):
-            part = group[start : start + AT_ONCE]
-            found.update(zip(part, _read(part, encode, length), strict=True))
+        for depth in dict.fromkeys(each.depth for each in group):
+            own = [each for each in group if each.depth == depth]
+            for start in range(0, len(own), AT_ONCE):
+                part = own[start : start + AT_ONCE]
+                found.update(zip(part, _read(part, encode, length), strict=True))
     return found
 
 
 def _read(readings: Sequence[Reading], encode: Encode, length: int) -> list[Row]:
     seen = None if readings[0].is_plain else _seen(readings, length)
-    states = encode([each.text for each in readings], seen=seen)
+    states = encode([each.text for each in readings], seen=seen, depth=readings[0].depth)
     pooled = [None] * len(readings) if states.pooled is None else list(states.pooled)
     return [Row(states=rows_KC, pooled=own) for rows_KC, own in zip(states.rows, pooled, strict=True)]
 
@@ -121,6 +125,11 @@ def stacked(rows: Sequence[Row], dtype: torch.dtype) -> tuple[Tensor, Tensor | N
     return states_BKC, torch.stack(pooled).to(dtype) if pooled else None, weight_BK if has_unseen else None
 
 
+def bare(reading: Reading) -> Reading:
+    """Give a reading that hides nothing in its one form."""
+    return Reading(text=reading.text, depth=reading.depth) if reading.is_plain else reading
+
+
 def by_reading(found: Mapping[Reading, Row], reading: Reading) -> Row:
     """Look a reading up; one that hides nothing is the plain one, however it was written."""
-    return found[Reading(text=reading.text) if reading.is_plain else reading]
+    return found[bare(reading)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from t2ictl.processors._flow.conditions import Condition, Conditions, Isolation, Special
 from t2ictl.processors._flow.items import BoundItem
-from t2ictl.processors._flow.quantities import LEVEL, NEGLIGIBLE, LeakCell, Scores
+from t2ictl.processors._flow.quantities import LEVEL, NEGLIGIBLE, LeakCell, Scores, p_text
 from t2ictl.statistics.cells import Estimate, difference, paired_p_value, share
 from t2ictl.statistics.resampling import Array
 
@@ -209,11 +209,11 @@ class _Repair:
         p_value = paired_p_value(before_S, after_S, "greater")
         loss = difference(had_S, has_S)
         if p_value > level:
-            reason = f"not confirmed: on new seeds p = {p_value:.3f}, where {level:.3f} is needed"
+            reason = f"not confirmed: on new seeds {p_text(p_value)}, where {level:.3f} is needed"
         elif loss.value > INTENT_LOSS:
             reason = f"it costs {loss.value:.0%} of the pictures with all items"
         else:
-            reason = f"confirmed on new seeds (p = {p_value:.3f})"
+            reason = f"confirmed on new seeds ({p_text(p_value)})"
         return RepairOutcome(
             **said,
             accepted=p_value <= level and loss.value <= INTENT_LOSS,

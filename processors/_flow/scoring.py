@@ -61,7 +61,7 @@ class Scoring:
         assert isinstance(request.prompt, str)
         adapter = find_adapter(pipe)
         self.prompt = adapter.parse((request.prompt,), request.parser)
-        self.items = bound_items(self.prompt, items)
+        self.items = bound_items(self.prompt, items, is_causal=adapter.text_is_causal)
         self.conditions = Conditions(self.prompt, lambda text: adapter.parse((text,), request.parser))
         self.encode = partial(adapter.encode, pipe.encode_prompt, {"device": adapter.device})
         self.seeds, self.confirm = tuple(seeds), tuple(confirm)

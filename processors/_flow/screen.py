@@ -88,6 +88,7 @@ def screen(conditions: Conditions, items: Sequence[BoundItem], encode: Encode) -
     """
     length = len(conditions.prompt.encodings[0].ids)
     targets = {each.name: each.rows for each in items} | {ENDS: conditions.special}
+    is_causal = items[0].is_causal
     fillers = {each.name: _fillers(conditions, items, len(each.rows)) for each in items}
     pairs = [(name, each) for each in items for name in targets if name != each.name]
     wanted = [conditions.full, EMPTY, *(conditions.without(each) for each in items)]
@@ -99,12 +100,16 @@ def screen(conditions: Conditions, items: Sequence[BoundItem], encode: Encode) -
         rows = targets[name]
         effect = _Effect(read, conditions.full, rows)
         total, cosine = effect.of(conditions.without(source))
-        controls = [effect.of(conditions.without_tokens(t))[0] for t in fillers[source.name] if min(t) < max(rows)]
+        controls = [
+            effect.of(conditions.without_tokens(t))[0]
+            for t in fillers[source.name]
+            if not is_causal or min(t) < max(rows)
+        ]
         cells.append(
             ScreenCell(
                 target=name,
                 source=source.name,
-                is_possible=min(source.rows) < max(rows),  # CLIP is causal
+                is_possible=not is_causal or min(source.rows) < max(rows),
                 total=total,
                 cosine=cosine,
                 direct=effect.of(_directly(conditions, rows, source))[0],

@@ -19,6 +19,7 @@ from t2ictl.errors import UnsupportedPipeline
 from t2ictl.lanes import Lanes
 from t2ictl.sites import Site
 from t2ictl.spans import Prompt
+from t2ictl.text_depth import reading_to
 from t2ictl.text_masks import hiding
 from t2ictl.text_positions import reading_from
 from t2ictl.text_states import TextStates
@@ -65,6 +66,8 @@ class Adapter(ABC):
     """
 
     family: ClassVar[str]
+    text_is_causal: ClassVar[bool] = True
+    """Whether a word of the text reads only those before it, as in CLIP."""
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -188,6 +191,7 @@ class Adapter(ABC):
         texts: Sequence[str],
         first: Sequence[int] | None = None,
         seen: Sequence[Tensor] | None = None,
+        depth: float = 1.0,
     ) -> TextStates:
         """Encode other texts as a call of ``encode_prompt`` encodes its prompt.
 
@@ -197,6 +201,7 @@ class Adapter(ABC):
             texts: the texts.
             first: for each text the position from which on its words are read; None: from 1.
             seen: for each encoder ``seen_BK``, the positions that it may read of each text; None: all.
+            depth: share of the encoders' layers that read.
 
         Returns:
             The states, one row a text.
@@ -216,7 +221,9 @@ class Adapter(ABC):
             if first is not None:
                 reading.enter_context(reading_from(encoders, first))
             if seen is not None:
-                reading.enter_context(hiding(encoders, seen))
+                reading.enter_context(hiding(encoders, seen, is_causal=self.text_is_causal))
+            if depth < 1:
+                reading.enter_context(reading_to(encoders, depth))
             result = encode_prompt(
                 prompt=list(texts), num_images_per_prompt=1, do_classifier_free_guidance=False, **kept
             )

@@ -59,7 +59,7 @@ class Mixing:
     def __init__(self, share: float) -> None:
         self._share = share
 
-    def __call__(self, texts: Any, first: Any = None, seen: Any = None) -> Any:
+    def __call__(self, texts: Any, first: Any = None, seen: Any = None, depth: float = 1.0) -> Any:
         import torch
 
         from t2ictl.text_states import TextStates
@@ -124,6 +124,24 @@ def test_flow_runs_on_every_family(build: Any, tmp_path: Path) -> None:
     page = result.save(tmp_path / "report")
     assert page.is_file() and json.loads((tmp_path / "report/report.json").read_text())["schema"] == 1
     assert all(pipe.unet.attn_processors[name] is each for name, each in processors.items())
+
+
+def test_depths_are_conditions_of_their_own() -> None:
+    result = t2ictl.flow(sd(), PROMPT, judge=BrightnessJudge(), depths=(0.0, 1.0), **SMALL)
+    assert result.scores is not None
+    by_condition = result.scores.by_condition
+    assert (by_condition["depth:1.00"] == by_condition["full"]).all()
+    assert (by_condition["depth:0.00"] != by_condition["full"]).any()
+    with pytest.raises(BadSetting, match="shares of the encoder's layers"):
+        t2ictl.flow(sd(), PROMPT, depths=(2.0,), **SMALL)
+
+
+def test_an_encoder_that_reads_both_ways_has_no_impossible_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    from t2ictl.adapters.stable_diffusion import StableDiffusionAdapter
+
+    monkeypatch.setattr(StableDiffusionAdapter, "text_is_causal", False)
+    result = t2ictl.flow(sd(), PROMPT, judge=BrightnessJudge(), **SMALL)
+    assert all(cell.is_possible for cell in result.screen) and all(cell.is_possible for cell in result.leaks)
 
 
 def test_without_a_judge_there_are_screen_and_maps_only(tmp_path: Path) -> None:
