@@ -149,11 +149,13 @@ def _print_screen(prompts: _Prompts) -> None:
     """Whether the screen knows, without a picture, for which prompts the leak is seen."""
     possible = _Prompts([row for row in prompts.rows if row["screen"]["is_possible"]])
     leak = possible.leak("full", 0) - possible.leak("cut", 0)
-    effect = np.array([row["screen"]["total"] for row in possible.rows])
-    up, down = effect[leak > 0], effect[leak <= 0]
-    if len(up) and len(down):
-        wins = (up[:, None] > down).mean() + 0.5 * (up[:, None] == down).mean()
-        print(f"Screen: AUROC {wins:.2f} for a leak by rows above 0 ({len(up)} of {len(leak)} prompts).\n")
+    for name, meaning in (("total", "source hidden"), ("swapped", "source swapped")):
+        effect = np.array([row["screen"][name] for row in possible.rows], dtype=float)
+        up, down = effect[leak > 0], effect[leak <= 0]
+        if len(up) and len(down):
+            wins = (up[:, None] > down).mean() + 0.5 * (up[:, None] == down).mean()
+            seen = f"a leak by rows above 0 ({len(up)} of {len(leak)} prompts)"
+            print(f"Screen, {meaning}: mean effect {effect.mean():.3f}, AUROC {wins:.2f} for {seen}.\n")
 
 
 def _print_tokens(prompts: _Prompts) -> None:

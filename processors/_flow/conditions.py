@@ -196,13 +196,17 @@ class Conditions:
         If that one has a swap, they have read the swap in its place, which is the sharper comparison: a word that finds
         no neighbor at all may fall back to the meaning that it had.
         """
-        name = f"cut:{item.name}|{other.name}"
-        if not other.item.swap:
+        name, patch = f"cut:{item.name}|{other.name}", self.swapped(item, other)
+        if patch is None:
             return self.repair(name, [(item, (other,))], how="pairwise")
-        swapped = self.swap(other).base
-        rows = self._parse(swapped.text).find(item.name).tokens
-        patch = Patch(rows=item.rows, source=swapped, source_rows=rows)
         return Condition(name=name, kind="cut", base=self.full, patches=(patch,), pooled=self.full)
+
+    def swapped(self, item: BoundItem, other: BoundItem) -> Patch | None:
+        """Rows of an item in the prompt with another item's swap; None without one."""
+        if not other.item.swap:
+            return None
+        source = self.swap(other).base
+        return Patch(rows=item.rows, source=source, source_rows=self._parse(source.text).find(item.name).tokens)
 
     def swap(self, item: BoundItem) -> Condition:
         """Another prompt: with the item's swap in its place."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ictl.processors._flow.conditions import EMPTY, Conditions
+from t2ictl.processors._flow.conditions import EMPTY, Conditions, Patch
 from t2ictl.processors._flow.items import BoundItem
 from t2ictl.processors._flow.readings import Reading, Row, by_reading, read_all
 from t2ictl.text_states import Encode
@@ -35,6 +35,8 @@ class ScreenCell:
             empty prompt's; 0: it has read nothing of it, 1: as if the target itself were gone.
         cosine: the same as ``1 - cos``, mean over the rows.
         direct: as ``total``, where only the target itself does not see the source; None for pooled states.
+        swapped: as ``total``, with the source's swap in its place: what the choice of this word does, where ``total``
+            is what its being there does; None without a swap, and for what is no item.
         control: the mean of ``total`` with other words of the prompt hidden in the source's place.
         z: ``(total - control) / standard deviation`` over those; None with fewer than three of them.
     """
@@ -45,6 +47,7 @@ class ScreenCell:
     total: float
     cosine: float
     direct: float | None
+    swapped: float | None = None
     control: float | None
     z: float | None
 
@@ -94,6 +97,9 @@ def screen(conditions: Conditions, items: Sequence[BoundItem], encode: Encode) -
     wanted = [conditions.full, EMPTY, *(conditions.without(each) for each in items)]
     wanted += [conditions.without_tokens(tokens) for own in fillers.values() for tokens in own]
     wanted += [_directly(conditions, targets[name], each) for name, each in pairs]
+    by_name = {each.name: each for each in items}
+    swaps = {(name, each.name): conditions.swapped(by_name[name], each) for name, each in pairs if name in by_name}
+    wanted += [patch.source for patch in swaps.values() if patch is not None]
     read = read_all(wanted, encode, length)
     cells = []
     for name, source in pairs:
@@ -113,6 +119,7 @@ def screen(conditions: Conditions, items: Sequence[BoundItem], encode: Encode) -
                 total=total,
                 cosine=cosine,
                 direct=effect.of(_directly(conditions, rows, source))[0],
+                swapped=effect.of_patch(swaps.get((name, source.name))),
                 **_against(total, controls),
             )
         )
@@ -148,6 +155,13 @@ class _Effect:
         """Distance over that to the empty prompt, and one minus the cosine."""
         other_KC = by_reading(self._read, reading).states[self._rows].double()
         return _distances(self._full_KC, other_KC, self._scale)
+
+    def of_patch(self, patch: Patch | None) -> float | None:
+        """The distance to rows that stand at other places of another reading."""
+        if patch is None:
+            return None
+        other_KC = by_reading(self._read, patch.source).states[list(patch.source_rows)].double()
+        return _distances(self._full_KC, other_KC, self._scale)[0]
 
 
 def _distances(one_KC: Tensor, other_KC: Tensor, scale: float) -> tuple[float, float]:

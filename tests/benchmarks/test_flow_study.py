@@ -128,7 +128,7 @@ def leaking_rows() -> list[dict[str, Any]]:
         seen = {"full": 1.0, "cut": 0.5, "swap": 0.0, "keep target": 0.0, "iso target": 0.0, "keep source": 0.0}
         seen |= {"iso source": 0.0, "repair masked": 0.25, "repair pairwise": 0.5, "repair alone": 1.0}
         p = {name: [[1, 1, float(seed < 4 * share)] for seed in range(4)] for name, share in seen.items()}
-        screen = {"is_possible": True, "total": number / 20}
+        screen = {"is_possible": True, "total": number / 20, "swapped": 0.5}
         rows.append(
             {
                 "prompt": str(number),

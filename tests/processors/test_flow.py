@@ -53,6 +53,17 @@ def test_screen_knows_what_a_causal_encoder_makes_impossible(build: Any) -> None
     assert ((POOLED, "circle") in cells) is (build is sdxl)
 
 
+@families
+def test_screen_compares_with_the_swap_at_its_own_places(build: Any) -> None:
+    case = Case(build(), items=(Item(words="circle", swap="skateboard"), Item(words="square")))  # two tokens for one
+    cells = {(c.target, c.source): c for c in screen(case.make, case.items, case.encode)}
+    full, empty = case.stock(PROMPT).rows[0, 7].double(), case.stock("").rows[0, 7].double()
+    other = case.stock("a red skateboard and a blue square").rows[0, 8].double()
+    wanted = float((full - other).norm() / (full - empty).norm())
+    assert cells["square", "circle"].swapped == pytest.approx(wanted, rel=1e-4)
+    assert cells["circle", "square"].swapped is None and cells[ENDS, "circle"].swapped is None
+
+
 class Mixing:
     """An encoder whose rows mix at known rates: what a row reads of each visible row before it."""
 
