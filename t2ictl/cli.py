@@ -85,6 +85,9 @@ def generate(
 def maps(
     prompt: Prompt,
     words: Annotated[str, typer.Option(help="Words or phrases, with commas; default: every word.")] = "",
+    sites: Annotated[
+        str, typer.Option(help="Layer filter, with commas; default: all of the down and up blocks, which point best.")
+    ] = "",
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("maps"),
     control: Controls = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
@@ -104,8 +107,8 @@ def maps(
     request = work.request_of(prompt, None, seed, steps, size, guidance_scale, negative_prompt, parser)
     controls = work.controls_of(control, set_, None)
     work.check_place(out)
-    chosen = tuple(word.strip() for word in words.split(",") if word.strip())
-    work.map_files(work.open_model(model, device, dtype), request, controls, chosen, out, as_json=as_json)
+    chosen, layers = (tuple(part.strip() for part in each.split(",") if part.strip()) for each in (words, sites))
+    work.map_files(work.open_model(model, device, dtype), request, controls, chosen, layers, out, as_json=as_json)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from t2ictl.pages import picture_uri, render, rendered_maps
 from t2ictl.pictures import map_sheet, side_by_side
 from t2ictl.probes import Recording
 from t2ictl.settings import read_settings, write_json, write_text
+from t2ictl.word_maps import POINTING_SITES
 
 __all__ = [
     "check_place",
@@ -254,6 +255,7 @@ def map_files(
     request: Request,
     controls: Sequence[Control],
     words: Sequence[str],
+    sites: Sequence[str],
     out: Path,
     *,
     as_json: bool,
@@ -265,11 +267,12 @@ def map_files(
         request: what to make.
         controls: under which controls.
         words: words or phrases; empty for every word.
+        sites: filter of the layers; empty for those whose maps together point best.
         out: the folder: ``image.png``, ``maps.png`` (all on one scale), ``maps.json`` (the values) and ``maps.html``
             (every step and layer group, and the words at the place that one clicks on).
         as_json: print a summary as JSON.
     """
-    result = _run(pipe, request, controls, record=Recording(words=tuple(words)))
+    result = _run(pipe, request, controls, record=Recording(words=tuple(words), sites=tuple(sites) or POINTING_SITES))
     assert result.record is not None
     names = list(words) or result.record.names()
     found = {name: result.record.map(name) for name in names}

@@ -15,7 +15,12 @@ from t2ictl.errors import BadSetting
 from t2ictl.masks import binarize
 from t2ictl.probes import AttentionRecord
 
-__all__ = ["RankedWord", "segmentation", "word_mask", "words_at"]
+__all__ = ["POINTING_SITES", "RankedWord", "segmentation", "word_mask", "words_at"]
+
+
+POINTING_SITES = ("down.*", "up.*")
+"""Layers whose maps together find objects best: all cross-attention but the middle block's, as in DAAM. The layers of a
+record by default are fewer and cheaper, and nouns point worse there (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,8 @@ from t2ictl.statistics.resampling import seed_of
 __all__ = ["DaamMaps", "main", "measure"]
 
 BATCH = 10
+# Layers of a record by default, and those of the analysis and of `t2ictl maps`.
+OURS: dict[str, tuple[str, ...]] = {"record": (), "analysis": ("down.*", "up.*")}
 Scores = dict[str, list[tuple[float, float]]]
 
 
@@ -90,7 +92,7 @@ class _Listening:
 
 
 def measure(pipe: Any, split: HeldOut, prompts: int, seed: int) -> dict[str, dict[str, Scores]]:
-    """Score the maps of nouns and colors in both ways, on the same pictures.
+    """Score the maps of nouns and colors in all ways, on the same pictures.
 
     Args:
         pipe: the embedded model.
@@ -104,19 +106,11 @@ def measure(pipe: Any, split: HeldOut, prompts: int, seed: int) -> dict[str, dic
     """
     asked = suite("pair", split, prompts, seed)
     found: dict[str, dict[str, Scores]] = {
-        kind: {way: defaultdict(list) for way in ("ours", "daam")} for kind in ("noun", "color")
+        kind: {way: defaultdict(list) for way in (*OURS, "daam")} for kind in ("noun", "color")
     }
     for start in tqdm(range(0, prompts, BATCH)):
         part = asked[start : start + BATCH]
-        arguments = {"prompt": [each.prompt for each in part], "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
-
-        def noise(first: int = start, count: int = len(part)) -> list[torch.Generator]:
-            return [torch.Generator().manual_seed(seed + first + number) for number in range(count)]
-
-        with t2ictl.controlled(pipe, [], record=True) as session:
-            images = pipe(**arguments, generator=noise()).images
-        with DaamMaps(pipe, (16, 16)) as daam:
-            pipe(**arguments, generator=noise())
+        images, records, daam = _recorded(pipe, [each.prompt for each in part], seed + start)
         for row, (each, image) in enumerate(zip(part, images, strict=True)):
             verdict = judge_expectation(image, each)
             if not verdict.is_strict:
@@ -124,12 +118,30 @@ def measure(pipe: Any, split: HeldOut, prompts: int, seed: int) -> dict[str, dic
             for wanted, index in zip(each.objects, verdict.matched, strict=True):
                 assert index is not None
                 for kind, word in (("noun", wanted.shape), ("color", str(wanted.color))):
-                    tokens = session.record.prompts[row].find(word).tokens
-                    maps = {"ours": session.record.map(word, image=row).numpy(), "daam": daam.map(row, tokens)}
-                    for way, map_YX in maps.items():
+                    tokens = records[next(iter(OURS))].prompts[row].find(word).tokens
+                    maps = {way: record.map(word, image=row).numpy() for way, record in records.items()}
+                    for way, map_YX in (maps | {"daam": daam.map(row, tokens)}).items():
                         inside, _, overlap = score_map(map_YX, found_cells(image, verdict.found[index], len(map_YX)))
                         found[kind][way][each.prompt].append((float(inside), overlap))
     return found
+
+
+def _recorded(pipe: Any, prompts: list[str], seed: int) -> tuple[list[Any], dict[str, Any], DaamMaps]:
+    """The same pictures again and again, with maps read in one way after the other."""
+    arguments: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+
+    def run() -> list[Any]:
+        noise = [torch.Generator().manual_seed(seed + number) for number in range(len(prompts))]
+        return list(pipe(prompts, generator=noise, **arguments).images)
+
+    records: dict[str, Any] = {}
+    for way, sites in OURS.items():
+        with t2ictl.controlled(pipe, [], record=t2ictl.Recording(sites=sites, per_step=False)) as session:
+            images = run()
+        records[way] = session.record
+    with DaamMaps(pipe, (16, 16)) as daam:
+        run()
+    return images, records, daam
 
 
 def _means(scores: Scores, column: int) -> np.ndarray:
@@ -153,13 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipe = t2ictl.load("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
     found = measure(pipe, options.split, options.prompts, options.seed)
-    print("| word | measure | prompts | ours | DAAM's way | difference |\n| --- | --- | --- | --- | --- | --- |")
+    print("| word | measure | prompts | way | value | DAAM's way | difference |\n|" + " --- |" * 7)
     for kind, ways in found.items():
         for column, name in enumerate(("pointing", "overlap")):
-            ours, daam = (_means(ways[way], column) for way in ("ours", "daam"))
-            cells = [_text(share_bounds(each[:, None])) for each in (ours, daam)]
-            change = difference_bounds((ours - daam)[:, None], 10_000, seed_of("maps", options.seed)).bounds
-            print(f"| {kind} | {name} | {len(ours)} | {cells[0]} | {cells[1]} | {_text(change, '+')} |")
+            daam = _means(ways["daam"], column)
+            for way in OURS:
+                ours = _means(ways[way], column)
+                cells = [_text(share_bounds(each[:, None])) for each in (ours, daam)]
+                change = difference_bounds((ours - daam)[:, None], 10_000, seed_of("maps", options.seed)).bounds
+                print(f"| {kind} | {name} | {len(ours)} | {way} | {cells[0]} | {cells[1]} | {_text(change, '+')} |")
     return 0
 
 

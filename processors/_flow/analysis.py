@@ -28,6 +28,7 @@ from t2ictl.processors._flow.result import FlowResult
 from t2ictl.processors._flow.scoring import Scoring
 from t2ictl.processors._flow.screen import screen, screen_tokens
 from t2ictl.processors._flow.tokens import token_table
+from t2ictl.word_maps import POINTING_SITES
 
 __all__ = ["flow"]
 
@@ -150,7 +151,7 @@ class _Analysis:
         leaks = () if scores is None else leak_cells(scores, scoring.items)
         repairs = tuple(self._repairs(leaks))
         whole = scoring.cells([scoring.conditions.whole()], scoring.seeds[:1])[0]
-        image, record = scoring.pictures.recorded(whole, Recording(per_step=True))
+        image, record = scoring.pictures.recorded(whole, Recording(sites=POINTING_SITES))
         read_tokens = [screen_tokens(scoring.conditions, each, scoring.encode) for each in scoring.items]
         return FlowResult(
             prompt=scoring.prompt.text,
