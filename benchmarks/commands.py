@@ -97,6 +97,19 @@ def merge(
     _report(work.merge(folder), folder, as_json=as_json)
 
 
+@app.command()
+def sets(
+    folder: Annotated[Path, typer.Argument(help="Where published prompt files are.")], as_json: AsJson = False
+) -> None:
+    """Read the published prompt sets of a folder, and say how many prompts each has; a bad line is named."""
+    found = importlib.import_module("t2ictl.benchmarks.published.sets").counted(folder)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, counts in found.items():
+        print(f"{name:20} {sum(counts.values()):6}  {', '.join(f'{kind} {count}' for kind, count in counts.items())}")
+
+
 app.command("compare")(compare_command)
 app.command("power")(power_command)
 
