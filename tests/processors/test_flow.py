@@ -325,3 +325,18 @@ def test_items_of_the_command_line() -> None:
     found = items_of("bat, ball", ["bat:ball=baseball bat"], ["ball=book"])
     assert found == (Item(words="bat", senses={"ball": "baseball bat"}), Item(words="ball", swap="book"))
     assert items_of("", [], []) == ()
+
+
+def test_seeds_that_confirm_have_chosen_nothing() -> None:
+    from t2ictl.generation import Request
+    from t2ictl.processors._flow.scoring import Scoring
+
+    result = t2ictl.flow(sd(), PROMPT, seed=7, **SMALL)
+    assert result.seeds == (7, 8) and result.confirmed == (9, 10)
+    request = Request(prompt=PROMPT, steps=2)
+    items = ["circle", "square"]
+    both = Scoring(sd(), request, items, BrightnessJudge(), seeds=(7, 8), confirm=(9, 10))
+    later = Scoring(sd(), request, items, BrightnessJudge(), seeds=(9, 10))
+    whole = both.conditions.whole()
+    confirmed, alone = both.score([whole], True).of("full", "circle"), later.score([whole]).of("full", "circle")
+    assert (confirmed == alone).all() and (confirmed != both.score([whole]).of("full", "circle")).any()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from t2ictl.processors._flow.conditions import Condition
 from t2ictl.processors._flow.items import Item
@@ -174,3 +175,19 @@ def test_what_the_rows_have_not_read_is_not_repaired() -> None:
     cell = leak_cell(circle, square, "sense", "heart", np.ones(8), np.zeros(8))
     found = repair_leak(case.make, case.items, cell, Tossing(lambda name: 0.5, 0))
     assert not found.accepted and found.reason.startswith("impossible") and found.chosen is None
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_presence_leak_is_seen_in_the_cleaned_rows_alone(strength: float) -> None:
+    """What is judged after the repair is the item's own rows, cleaned, and nothing else of the prompt."""
+    case, composed = Case(sd(), items=("circle", "square")), {}
+
+    def score(conditions: Sequence[Condition], is_confirmation: bool = False) -> Scores:
+        composed.update({each.name: case.row(each).states for each in conditions})
+        return Scores(("circle", "square"), {each.name: np.ones((8, 2)) for each in conditions})
+
+    circle, square = case.items
+    repair_leak(case.make, case.items, leak_cell(square, circle, "presence", "circle", np.ones(8), np.zeros(8)), score)
+    name = f"kept repair:square|circle, masked, strength {strength:g}, ends keep"
+    kept, clean = (case.row(each).states for each in (case.make.keep("k", square.rows), case.make.isolate(square)))
+    torch.testing.assert_close(composed[name], kept + strength * (clean - kept), rtol=0, atol=1e-6)
