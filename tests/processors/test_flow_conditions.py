@@ -225,3 +225,17 @@ def test_unlike_prompts_of_two_encoders_are_refused() -> None:
 
 def test_empty_reading_hides_nothing() -> None:
     assert EMPTY.is_plain and Reading(text="x", hidden=((),)).is_plain
+
+
+def test_ends_never_lose_an_item_that_is_cleaned_itself() -> None:
+    case = Case(sd(), "a cat and a dog and a bear", ("cat", "dog", "bear"))
+    cat, dog, bear = case.items
+    ends = list(case.make.special)
+    both = [(cat, (dog, bear)), (dog, (cat, bear))]
+    row = case.row(case.make.repair("repair:x", both, how="pairwise", special="masked")).states
+    reading = case.make.without(bear)
+    wanted = read_all([reading], case.encode, LENGTH)[reading].states
+    assert torch.equal(row[ends], wanted[ends])
+    every = [*both, (bear, (cat, dog))]
+    whole = case.row(case.make.repair("repair:x", every, how="pairwise", special="masked")).states
+    assert torch.equal(whole[ends], case.stock(case.prompt.text).rows[0, ends])
