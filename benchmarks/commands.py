@@ -25,7 +25,8 @@ app = typer.Typer(
 PlanFile = Annotated[Path | None, typer.Argument(help="A YAML file with the fields below; options replace its values.")]
 Out = Annotated[Path, typer.Option(help="The folder of the run; an interrupted run goes on from what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-Suite = Annotated[str | None, typer.Option(help="Prompts and their judge: shapes.")]
+Suite = Annotated[str | None, typer.Option(help="shapes, or a published set (`t2ictl bench sets`).")]
+Data = Annotated[str | None, typer.Option(help="Folder with the files of published sets.")]
 Model = Annotated[str | None, typer.Option(help="'shapes' (embedded), a diffusers folder, or a hub id.")]
 Arms = Annotated[str | None, typer.Option(help="With commas: plain, a control, random:<arm>, best-of-N[:<arm>].")]
 Kinds = Annotated[str | None, typer.Option(help="Categories of the suite, with commas; default: pair.")]
@@ -48,6 +49,7 @@ def run(
     out: Out,
     plan_file: PlanFile = None,
     suite: Suite = None,
+    data: Data = None,
     model: Model = None,
     arms: Arms = None,
     kinds: Kinds = None,
@@ -68,6 +70,7 @@ def run(
     """Run arms over prompts and seeds, or go on with a run; then merge."""
     given = {
         "suite": suite,
+        "data": data,
         "model": model,
         "kinds": kinds,
         "split": split,

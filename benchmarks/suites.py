@@ -1,13 +1,17 @@
 """Suites of prompts: what is asked, and a judge that says what came out.
 
-A suite is one entry of :data:`SUITES`: it yields items by kind and judges pictures. A further
-suite, such as a published prompt file, is a further entry and nothing else.
+A suite is one entry of :data:`SUITES`: it yields items by kind and judges pictures. Published sets are suites, too;
+their prompts come from files that the user has, and their pictures are not judged while they are made.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -63,13 +67,13 @@ class Suite:
     Args:
         kinds: gives the names of the categories.
         items: gives the first prompts of a category and split: category, split, how many.
-        judge: says what a picture of a prompt shows.
+        judge: says what a picture of a prompt shows; None where pictures are judged later, by a learned judge.
         instrument: gives an id that changes when prompts, judge or what is measured with them change.
     """
 
     kinds: Callable[[], tuple[str, ...]]
     items: Callable[[str, Split, int], tuple[Item, ...]]
-    judge: Callable[[Image.Image, str], Judgement]
+    judge: Callable[[Image.Image, str], Judgement] | None
     instrument: Callable[[], str]
 
 
@@ -107,22 +111,58 @@ SUITES: dict[str, Suite] = {
 }
 
 
-def find_suite(name: str) -> Suite:
-    """Find a suite by name.
+def find_suite(name: str, data: str | None = None) -> Suite:
+    """Find a suite by name: one of ours, or a published set whose files the user has.
 
     Args:
-        name: a key of :data:`SUITES`.
+        name: a key of :data:`SUITES`, or a name of :data:`t2ictl.benchmarks.published.sets.SETS`.
+        data: the folder with the files of published sets.
 
     Returns:
         The suite.
 
     Raises:
-        BadSetting: if there is none of that name.
+        BadSetting: if there is none of that name, or a published set without its folder.
 
     Example:
         >>> find_suite("shapes").items("pair", "tune", 1)[0].id
         'tune-pair-0000'
     """
-    if name not in SUITES:
-        raise BadSetting(f"There is no suite {name!r}.", f"Suites: {', '.join(sorted(SUITES))}.")
-    return SUITES[name]
+    from t2ictl.benchmarks.published.sets import SETS
+
+    if name in SUITES:
+        return SUITES[name]
+    if name not in SETS:
+        raise BadSetting(f"There is no suite {name!r}.", f"Suites: {', '.join((*SUITES, *SETS))}.")
+    if data is None:
+        raise BadSetting(f"The suite {name} is read from files.", "Say where they are: --data FOLDER.")
+    return _published(name, data)
+
+
+def _published(name: str, data: str) -> Suite:
+    """A published set; tuning prompts are those of its training set, where it has one."""
+    from t2ictl.benchmarks.published.sets import SETS, read_set
+
+    def read(split: Split) -> dict[str, list[Item]]:
+        source = f"{name}_train" if split == "tune" else name
+        if source not in SETS:
+            raise BadSetting(
+                f"The suite {name} has no tuning prompts.", "Use --split report, and tune on other prompts."
+            )
+        found: dict[str, list[Item]] = {}
+        for each in read_set(source, Path(data)):
+            safe = f"{split}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', each.id)}"
+            found.setdefault(each.category, []).append(Item(id=safe, category=each.category, prompt=each.prompt))
+        return found
+
+    def items(kind: str, split: Split, count: int) -> tuple[Item, ...]:
+        there = read(split).get(kind, [])
+        if count > len(there):
+            raise BadSetting(f"There are only {len(there)} {kind} prompts in {name}.", f"Ask for {len(there)}.")
+        return tuple(there[:count])
+
+    def digest() -> str:
+        texts = [each.prompt for each in read_set(name, Path(data))]
+        return f"{name} {hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]}, not judged"
+
+    return Suite(kinds=lambda: tuple(read("report")), items=items, judge=None, instrument=digest)

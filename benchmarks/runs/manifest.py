@@ -47,7 +47,7 @@ def make_manifest(plan: RunPlan, arms: Sequence[Arm], items: Sequence[Item], pip
         JSON data with a hash of itself.
     """
     scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
-    asked = plan.model_dump(mode="json", exclude={"arms"})
+    asked = plan.model_dump(mode="json", exclude={"arms", "data"})
     manifest = {
         "schema": SCHEMA,
         "limited": plan.limit is not None,
@@ -60,7 +60,7 @@ def make_manifest(plan: RunPlan, arms: Sequence[Arm], items: Sequence[Item], pip
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "versions": _versions(),
         "source": _source_hash(),
-        "instrument": find_suite(plan.suite).instrument(),
+        "instrument": find_suite(plan.suite, plan.data).instrument(),
         "commit": _commit(),
     }
     manifest["hash"] = _hash(manifest)

@@ -60,6 +60,7 @@ class RunPlan(BaseModel):
 
     Args:
         suite: name of the suite of prompts.
+        data: folder with the files of published sets; not part of what decides the rows, the prompts are.
         model: ``"shapes"``, a diffusers folder, or a hub id.
         arms: what is compared, by label: labels alone, or label and settings.
         kinds: categories of the suite.
@@ -79,6 +80,7 @@ class RunPlan(BaseModel):
 
     model_config = _STRICT
     suite: str = "shapes"
+    data: str | None = None
     model: str = "shapes"
     arms: dict[str, ArmSpec | None] = Field(default={"plain": None}, min_length=1)
     kinds: tuple[str, ...] = Field(default=("pair",), min_length=1)
@@ -233,7 +235,7 @@ def plan_items(plan: RunPlan) -> tuple[Item, ...]:
         >>> [item.id for item in plan_items(make_plan({"kinds": "pair,single", "limit": 3}))]
         ['tune-pair-0000', 'tune-pair-0001', 'tune-single-0000']
     """
-    suite = find_suite(plan.suite)
+    suite = find_suite(plan.suite, plan.data)
     counts = plan.prompts if isinstance(plan.prompts, dict) else dict.fromkeys(plan.kinds, plan.prompts)
     for kind in (*plan.kinds, *counts):
         if kind not in suite.kinds():

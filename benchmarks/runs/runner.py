@@ -27,7 +27,7 @@ from t2ictl.benchmarks.runs.store import Block, Folder, Key
 from t2ictl.benchmarks.runs.table import write_results
 from t2ictl.benchmarks.runs.unit_run import Judge, UnitRun
 from t2ictl.benchmarks.runs.units import Shard, Unit, units_of
-from t2ictl.benchmarks.suites import Item, find_suite
+from t2ictl.benchmarks.suites import Item, Judgement, find_suite
 from t2ictl.errors import BadSetting, Cancelled
 
 __all__ = ["Outcome", "merge", "run"]
@@ -90,7 +90,12 @@ def run(
     for module in ("pyarrow", "filelock"):
         need(module)
     shard = shard or Shard()
-    arms, items = resolve_arms(plan.arms), plan_items(plan)
+    arms, items, suite = resolve_arms(plan.arms), plan_items(plan), find_suite(plan.suite, plan.data)
+    if suite.judge is None and (oracles := [arm.label for arm in arms if arm.kind == "best" and arm.base is None]):
+        raise BadSetting(
+            f"{oracles[0]} lets the judge choose, and pictures of {plan.suite} are judged later.",
+            "Leave it out, or choose by a control's loss: best-of-N:<arm>.",
+        )
     with _pipeline(plan.model, device, threads) as pipe:
         manifest = make_manifest(plan, arms, items, pipe)
         folder = Folder(out)
@@ -107,11 +112,15 @@ def run(
                 name=shard.name,
                 arms=arms,
                 sampler=Sampler(pipe=pipe, steps=plan.steps, guidance=plan.guidance),
-                judge=find_suite(plan.suite).judge,
+                judge=suite.judge or _not_judged,
             )
             with _stoppable():
                 worker.work(mine, done)
     return merge(out, partial=True)
+
+
+def _not_judged(image: Any, prompt: str) -> Judgement:
+    return Judgement(outcomes={})
 
 
 def merge(out: Path, *, partial: bool = False) -> Outcome:
