@@ -113,6 +113,19 @@ def sets(
         print(f"{name:20} {sum(counts.values()):6}  {', '.join(f'{kind} {count}' for kind, count in counts.items())}")
 
 
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="The --out of a run that is done.")],
+    arm: Annotated[str, typer.Option(help="Which of its arms.")],
+    layout: Annotated[str, typer.Option(help="t2i_compbench, attend_and_excite or geneval.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    data: Data = None,
+) -> None:
+    """Copy the pictures of an arm into the folders that an official evaluator reads."""
+    count = importlib.import_module("t2ictl.benchmarks.published.exporters").export_run(folder, arm, layout, out, data)
+    print(f"{count} pictures in {out}")
+
+
 app.command("compare")(compare_command)
 app.command("power")(power_command)
 

@@ -99,3 +99,84 @@ def test_comparing_what_nobody_judged_is_refused(folder: Path, capsys: pytest.Ca
     assert bench(folder, "run") == 0
     assert main(["bench", "compare", str(folder / "run"), "--against", "plain"]) == 2
     assert "Judge the pictures first" in capsys.readouterr().err
+
+
+# -- official layouts -------------------------------------------------------------------------------------------------
+
+
+def export(folder: Path, layout: str, *options: str, arm: str = "token_flow") -> int:
+    out = ("--out", str(folder / "official"))
+    return main(["bench", "export", str(folder / "run"), "--arm", arm, "--layout", layout, *out, *options])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_layout_of_compbench(folder: Path) -> None:
+    assert bench(folder, "run") == 0 and export(folder, "t2i_compbench") == 0
+    made = names(folder / "official")
+    assert [name.rpartition("_")[0] for name in sorted(made, key=lambda name: name[-10:])] == [
+        f"color/samples/{prompt}" for prompt in COLOR for _ in range(2)
+    ]
+    assert sorted(name.rpartition("_")[2] for name in made) == [f"{number:06d}.png" for number in range(6)]
+    # The tool's own way back: the prompt before the first underscore, the order by the number behind.
+    rows = pd.read_parquet(folder / "run/results.parquet")
+    own = rows[(rows["arm"] == "token_flow") & (rows["prompt"] == COLOR[1])].sort_values("seed")
+    for number, image in zip((2, 3), own["image"], strict=True):
+        copied = folder / f"official/color/samples/{COLOR[1]}_{number:06d}.png"
+        assert copied.read_bytes() == (folder / "run" / image).read_bytes()
+
+
+def test_layout_of_attend_and_excite(folder: Path) -> None:
+    assert bench(folder, "run") == 0 and export(folder, "attend_and_excite", arm="plain") == 0
+    assert names(folder / "official") == sorted(f"{prompt}/{number}.png" for prompt in COLOR for number in range(2))
+
+
+def test_layout_of_geneval(folder: Path) -> None:
+    lines = [
+        {"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a photo of a red cat"},
+        {"tag": "counting", "include": [{"class": "dog", "count": 2}], "exclude": [{"class": "dog", "count": 3}],
+         "prompt": "a photo of two dogs"},
+    ]  # fmt: skip
+    (folder / "data/evaluation_metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ("--suite", "geneval", "--kinds", "colors,counting", "--prompts", "1")
+    assert bench(folder, "run", *options) == 0
+    assert export(folder, "geneval", "--data", str(folder / "data")) == 0
+    assert names(folder / "official") == sorted(
+        f"{prompt}/{file}"
+        for prompt in ("00000", "00001")
+        for file in ("metadata.jsonl", "samples/0000.png", "samples/0001.png")
+    )
+    for number, line in enumerate(lines):
+        assert json.loads((folder / f"official/{number:05d}/metadata.jsonl").read_text()) == line
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "match"),
+    [
+        ("oracle", (), "no layout 'oracle'"),
+        ("geneval", (), "--data FOLDER"),
+        ("t2i_compbench", ("--arm", "nobody"), "no arm 'nobody'"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_and_nothing_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], layout: str, options: tuple[str, ...], match: str
+) -> None:
+    assert bench(folder, "run") == 0 and export(folder, layout, *options) == 2
+    assert match in capsys.readouterr().err and not (folder / "official").exists()
+
+
+def test_names_that_cannot_be_read_back_full_folders_and_lost_pictures(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "data/color_val.txt").write_text("a red_cat\na dog\na bird\n", encoding="utf-8")
+    assert bench(folder, "run") == 0 and export(folder, "t2i_compbench") == 2
+    assert "'a red_cat'" in capsys.readouterr().err
+    (folder / "official").mkdir()
+    (folder / "official/mine.txt").write_text("mine")
+    assert export(folder, "attend_and_excite") == 2 and "not empty" in capsys.readouterr().err
+    (folder / "official/mine.txt").unlink()
+    next((folder / "run/images/token_flow").iterdir()).unlink()
+    assert export(folder, "attend_and_excite") == 2 and "is not there" in capsys.readouterr().err
+    assert names(folder / "official") == []
