@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from tqdm import tqdm
 
 from t2ictl.benchmarks.compare import compare_command, power_command
 
@@ -111,6 +113,30 @@ def sets(
         return
     for name, counts in found.items():
         print(f"{name:20} {sum(counts.values()):6}  {', '.join(f'{kind} {count}' for kind, count in counts.items())}")
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="The --out of a run that is done.")],
+    metric: Annotated[str, typer.Option(help="blip_vqa:MODEL, blip_vqa/grammar:MODEL, clip_cosine:..., vqascore:...")],
+    against: Annotated[str, typer.Option(help="The arm that the others are compared with.")] = "plain",
+    device: Annotated[str, typer.Option(help="Where the judge computes: cpu, cuda, ...")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Score the pictures of a run with a learned judge, and compare the arms; it goes on where it was stopped."""
+    metrics = importlib.import_module("t2ictl.benchmarks.scoring.metrics")
+    work = importlib.import_module("t2ictl.benchmarks.scoring.run")
+    chosen = metrics.open_metric(metric, device)
+    with tqdm(desc=chosen.name, file=sys.stderr, disable=None) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        scores = work.score_run(folder, chosen, on_picture=tell)
+    table = work.score_table(scores, against)
+    facts = {"metric": chosen.name, **chosen.facts}
+    print(json.dumps({**facts, "table": table}, indent=2) if as_json else work.table_text(table, chosen.name))
 
 
 @app.command()

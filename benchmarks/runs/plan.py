@@ -164,7 +164,7 @@ def make_plan(values: Mapping[str, Any]) -> RunPlan:
     Example:
         >>> make_plan({"arms": "plain", "stepz": 3})
         Traceback (most recent call last):
-        t2ictl.errors.BadSetting: The plan has no field 'stepz'. Fields: suite, model, arms, ...
+        t2ictl.errors.BadSetting: The plan has no field 'stepz'. Fields: suite, data, model, arms, ...
     """
     try:
         return RunPlan(**values)

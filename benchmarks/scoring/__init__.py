@@ -1,0 +1,1 @@
+"""Learned judges over the pictures of a finished run: metrics with their variant in their name, cached, compared."""

@@ -1,0 +1,236 @@
+"""Metrics of a picture and its prompt, each with its variant in its name.
+
+A number that is not computed as in a paper has no right to the paper's name: the name says which checkpoint, which
+chunks, which question.
+
+Legend: ``I`` picture, ``C`` channels, ``V`` entry of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from t2ictl.errors import BadSetting
+from t2ictl.judges.loading import loaded
+
+__all__ = ["METRICS", "BlipVqa", "ClipCosine", "Metric", "Score", "VqaScore", "blip_question", "open_metric"]
+
+# T2I-CompBench, BLIPvqa_eval: default number of chunks since 2023-12-02; chunks that name no object since 2024-01-28.
+CHUNKS = 8
+NO_OBJECTS = frozenset({"top", "the side", "the left", "the right"})
+# BLIP's own preparation of a question.
+PUNCTUATION, MOST_WORDS, MOST_TOKENS, SIDE = re.compile(r"[.!\"()*#:;~]"), 50, 35, 480
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a metric says of one picture.
+
+    Args:
+        value: the score.
+        parts: what it is made of, by name.
+    """
+
+    value: float
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Metric(Protocol):
+    """A metric. ``name`` carries its variant, ``facts`` what else a reader needs to make it again."""
+
+    name: str
+    facts: dict[str, Any]
+
+    def __call__(self, image: Image.Image, prompt: str) -> Score:
+        """Score one picture."""
+
+
+def blip_question(chunk: str) -> str:
+    """Prepare a question as BLIP's own code does.
+
+    Args:
+        chunk: a noun chunk.
+
+    Returns:
+        The question: lower case, listed marks taken out, at most 50 words; the question mark stays.
+
+    Example:
+        >>> blip_question('The "Green" bench.')
+        'the green bench?'
+    """
+    text = PUNCTUATION.sub("", f"{chunk}?".lower()).rstrip(" ")
+    return " ".join(text.split(" ")[:MOST_WORDS])
+
+
+class BlipVqa:
+    """BLIP-VQA of T2I-CompBench: the product of the probabilities that each noun chunk is there.
+
+    For each of the first eight noun chunks ``p = P(yes) / (P(yes) + P(no))`` for "CHUNK?", from the first token
+    of the answer, rounded to four places; ``score = product of p``. Pictures are squashed to 480 x 480.
+
+    The original puts the token [ENC] first in the question; transformers does not, so it is done here.
+
+    Args:
+        model: folder or hub id of a ``BlipForQuestionAnswering``.
+        chunks: ``"spacy"`` (as the paper) or ``"grammar"`` (offline; another variant, and its name says so).
+        device: where to compute.
+
+    Reference:
+        Huang, Sun, Xie, Li, Liu: "T2I-CompBench: A Comprehensive Benchmark for Open-world Compositional Text-to-image
+        Generation", NeurIPS 2023, arXiv 2307.06350, section 4.
+    """
+
+    def __init__(self, model: str, *, chunks: str = "spacy", device: str = "cpu") -> None:
+        import transformers
+
+        from t2ictl.phrases import parser_version
+
+        version = parser_version(chunks)
+        self._model, self._processor = loaded(transformers.BlipForQuestionAnswering, model, device)
+        self._chunks = chunks
+        self.name = f"blip_vqa[np{CHUNKS},{chunks},{_short(model)}]"
+        self.facts = {"checkpoint": model, "chunks": chunks, "parser": version, "side": SIDE}
+        tokens = self._processor.tokenizer
+        self._yes, self._no = (tokens(word, add_special_tokens=False).input_ids[0] for word in ("yes", "no"))
+
+    def chunks(self, prompt: str) -> list[str]:
+        """Give the chunks that are asked for, in the order of the prompt."""
+        found = _spacy_chunks(prompt) if self._chunks == "spacy" else _grammar_chunks(prompt)
+        return [chunk for chunk in found if chunk.lower() not in NO_OBJECTS][:CHUNKS]
+
+    def __call__(self, image: Image.Image, prompt: str) -> Score:
+        """Score one picture; a prompt without chunks has the score 1."""
+        parts: dict[str, float] = {}
+        value = 1.0
+        states = self._image(image)
+        for chunk in self.chunks(prompt):
+            answer = round(self._answer(states, blip_question(chunk)), 4)
+            parts[chunk] = answer
+            value *= answer
+        return Score(value=value, parts=parts)
+
+    @torch.no_grad()
+    def _image(self, image: Image.Image) -> torch.Tensor:
+        square = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        side = self._model.config.vision_config.image_size
+        more = {"do_resize": False} if side == SIDE else {"size": {"height": side, "width": side}}
+        pixels = self._processor.image_processor(square, return_tensors="pt", **more).pixel_values
+        states: torch.Tensor = self._model.vision_model(pixel_values=pixels.to(self._model.device))[0]
+        return states
+
+    @torch.no_grad()
+    def _answer(self, states: torch.Tensor, question: str) -> float:
+        tokens = self._processor.tokenizer(question, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
+        ids = tokens.input_ids.to(states.device)
+        ids[:, 0] = self._model.decoder_start_token_id + 1  # [ENC], the token behind [DEC]
+        asked = self._model.text_encoder(
+            input_ids=ids,
+            attention_mask=tokens.attention_mask.to(states.device),
+            encoder_hidden_states=states,
+            encoder_attention_mask=torch.ones(states.shape[:-1], dtype=torch.long, device=states.device),
+        )[0]
+        first = torch.full((1, 1), self._model.decoder_start_token_id, device=states.device)
+        logits_V = self._model.text_decoder(
+            input_ids=first,
+            encoder_hidden_states=asked,
+            encoder_attention_mask=tokens.attention_mask.to(states.device),
+        ).logits[0, -1]
+        yes, no = logits_V.float().softmax(dim=-1)[[self._yes, self._no]].tolist()
+        return float(yes / (yes + no))
+
+
+class ClipCosine:
+    """CLIP's cosine of picture and prompt, as it is: not scaled, not cut off at 0.
+
+    Args:
+        model: folder or hub id of a ``CLIPModel``.
+        device: where to compute.
+    """
+
+    def __init__(self, model: str, *, device: str = "cpu") -> None:
+        import transformers
+
+        self._model, self._processor = loaded(transformers.CLIPModel, model, device)
+        self.name, self.facts = f"clip_cosine[{_short(model)}]", {"checkpoint": model}
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image, prompt: str) -> Score:
+        """Score one picture."""
+        inputs = self._processor(
+            text=[prompt], images=image.convert("RGB"), return_tensors="pt", padding=True, truncation=True
+        )
+        made = self._model(**inputs.to(self._model.device))
+        return Score(value=float(torch.nn.functional.cosine_similarity(made.image_embeds, made.text_embeds)[0]))
+
+
+class VqaScore:
+    """``P(yes)`` of ``P(yes) + P(no)`` for the question of VQAScore, by any image-text-to-text model.
+
+    The paper's judge is CLIP-FlanT5-XXL; with another model this is another metric, and its name says which.
+
+    Args:
+        model: folder or hub id of the model.
+        device: where to compute.
+
+    Reference:
+        Lin et al.: "Evaluating Text-to-Visual Generation with Image-to-Text Generation", ECCV 2024, arXiv 2404.01291.
+    """
+
+    def __init__(self, model: str, *, device: str = "cpu") -> None:
+        from t2ictl.judges.questions import YesNoJudge
+
+        question = 'Does this figure show "{thing}"? Please'
+        self._judge = YesNoJudge(model, question=question, device=device)
+        self.name, self.facts = f"vqascore[{_short(model)}]", {"checkpoint": model, "question": question}
+
+    def __call__(self, image: Image.Image, prompt: str) -> Score:
+        """Score one picture."""
+        return Score(value=float(self._judge([image], [prompt])[0, 0]))
+
+
+METRICS: dict[str, Callable[..., Metric]] = {"blip_vqa": BlipVqa, "clip_cosine": ClipCosine, "vqascore": VqaScore}
+
+
+def open_metric(text: str, device: str = "cpu") -> Metric:
+    """Open a metric by name.
+
+    Args:
+        text: ``"clip_cosine:MODEL"``, ``"vqascore:MODEL"``, ``"blip_vqa:MODEL"``, or ``"blip_vqa/grammar:MODEL"`` for
+            chunks that need no spaCy.
+        device: where to compute.
+
+    Returns:
+        The metric.
+
+    Raises:
+        BadSetting: for an unknown metric, or one without a model.
+        MissingExtra: if spaCy is wanted and not installed.
+    """
+    kind, _, model = text.partition(":")
+    name, _, variant = kind.partition("/")
+    if name not in METRICS or not model or (variant and name != "blip_vqa"):
+        raise BadSetting(f"There is no metric {text!r}.", f"Write one of {', '.join(METRICS)}, and :FOLDER behind it.")
+    more = {"chunks": variant} if variant else {}
+    return METRICS[name](model, device=device, **more)
+
+
+def _short(model: str) -> str:
+    """The last part of a folder or hub id."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def _spacy_chunks(prompt: str) -> list[str]:
+    load = importlib.import_module("t2ictl.phrases").load_spacy
+    return [chunk.text for chunk in load()(prompt).noun_chunks]
+
+
+def _grammar_chunks(prompt: str) -> list[str]:
+    find = importlib.import_module("t2ictl.noun_phrases").noun_phrases
+    return [each.text for each in find(prompt) if each.level == 0]

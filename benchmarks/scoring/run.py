@@ -1,0 +1,173 @@
+"""Score a finished run: every picture once, resumable, and the arms compared.
+
+Letters: ``P`` prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from t2ictl.benchmarks.extras import need
+from t2ictl.benchmarks.scoring.metrics import Metric, Score
+from t2ictl.errors import BadSetting
+from t2ictl.statistics.intervals import difference_bounds, share_bounds
+from t2ictl.statistics.resampling import seed_of
+
+__all__ = ["score_run", "score_table"]
+
+RESAMPLES = 10_000
+
+
+def score_run(run: Path, metric: Metric, *, on_picture: Callable[[int, int], Any] | None = None) -> Any:
+    """Score all pictures of a run; what was scored before is taken from the run's folder.
+
+    A score belongs to the picture (its pixels), the prompt and the metric with all its facts, so a picture that is the
+    same in two arms is scored once, and a picture that changed is scored anew.
+
+    Args:
+        run: folder of a run that is done.
+        metric: the metric.
+        on_picture: gets the number of pictures done and of all.
+
+    Returns:
+        A table with one row a picture: ``arm``, ``category``, ``prompt_id``, ``seed``, ``score``.
+
+    Raises:
+        BadSetting: if the run is not done, or pictures of it failed or are not there.
+    """
+    table = run / "results.parquet"
+    if not table.is_file():
+        raise BadSetting(f"{str(run)!r} has no results.parquet.", "Finish the run: t2ictl bench run, or bench merge.")
+    rows = need("pandas").read_parquet(table)
+    failed = int((rows["status"] != "ok").sum())
+    if failed:
+        raise BadSetting(f"{failed} pictures of the run failed.", "Make them again: --retry-failed.")
+    cache = _Cache(run, metric)
+    found = []
+    for number, row in enumerate(rows.to_dict("records"), start=1):
+        key = cache.key(row["sha256"], row["prompt"])
+        if key not in cache.scores:
+            path = run / row["image"]
+            if not path.is_file():
+                raise BadSetting(f"The picture {row['image']!r} is not there.", "Run again: it is made anew.")
+            with Image.open(path) as image:
+                cache.add(key, metric(image, row["prompt"]))
+        found.append(cache.scores[key])
+        if on_picture is not None:
+            on_picture(number, len(rows))
+    return rows[["arm", "category", "prompt_id", "seed"]].assign(score=found)
+
+
+class _Cache:
+    """Scores of one metric in the folder of a run; a line without an end, from a kill, is cut off."""
+
+    def __init__(self, run: Path, metric: Metric) -> None:
+        identity = json.dumps({"name": metric.name, **metric.facts}, sort_keys=True, default=str)
+        self._identity = hashlib.sha256(identity.encode()).hexdigest()[:12]
+        folder = run / "scores"
+        folder.mkdir(exist_ok=True)
+        self._path = folder / f"{self._identity}.jsonl"
+        (folder / f"{self._identity}.json").write_text(identity + "\n", encoding="utf-8")
+        data = self._path.read_bytes() if self._path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with self._path.open("r+b") as handle:
+                handle.truncate(len(whole))
+        lines = [json.loads(line) for line in whole.decode().splitlines()]
+        self.scores = {line["key"]: float(line["value"]) for line in lines}
+
+    def key(self, sha256: str, prompt: str) -> str:
+        return hashlib.sha256(f"{self._identity} {sha256} {prompt}".encode()).hexdigest()[:32]
+
+    def add(self, key: str, score: Score) -> None:
+        if not np.isfinite(score.value):
+            raise BadSetting(f"The metric gave {score.value}.", "Its model may be damaged, or its precision too low.")
+        line = json.dumps({"key": key, **asdict(score)}) + "\n"
+        with self._path.open("ab") as handle:
+            handle.write(line.encode())
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.scores[key] = score.value
+
+
+def score_table(scores: Any, against: str) -> list[dict[str, Any]]:
+    """Compare arms: means and paired differences, prompts as the independent units.
+
+    Args:
+        scores: from :func:`score_run`.
+        against: the arm that the others are compared with.
+
+    Returns:
+        One entry a category and arm.
+
+    Raises:
+        BadSetting: if there is no such arm, or an arm lacks pictures that another has.
+    """
+    arms = list(scores["arm"].unique())
+    if against not in arms:
+        raise BadSetting(f"The run has no arm {against!r}.", f"Arms: {', '.join(arms)}.")
+    return list(_entries(scores, [against, *(arm for arm in arms if arm != against)]))
+
+
+def _entries(scores: Any, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for category, group in scores.groupby("category", sort=False):
+        wide = group.pivot(index=["prompt_id", "seed"], columns="arm", values="score")
+        if wide.isna().any(axis=None):
+            raise BadSetting(f"Some arms have no picture for prompts of {category!r}.", "Finish the run first.")
+        means = wide.groupby("prompt_id").mean()
+        base_P = means[arms[0]].to_numpy(dtype=float)
+        for arm in arms:
+            own_P = means[arm].to_numpy(dtype=float)
+            entry: dict[str, Any] = {"category": category, "arm": arm, "prompts": len(means), "pictures": len(wide)}
+            entry |= {"mean": float(own_P.mean()), "interval": _interval(own_P)}
+            if arm != arms[0]:
+                made = difference_bounds((own_P - base_P)[:, None], RESAMPLES, seed_of(str(category), 0)).bounds
+                entry |= {"difference": float(made.estimate[0]), "between": [float(made.low[0]), float(made.high[0])]}
+            yield entry
+
+
+def _interval(values_P: np.ndarray) -> list[float]:
+    """Of scores in [0, 1] that of a share; of others Student's."""
+    if ((values_P >= 0) & (values_P <= 1)).all():
+        made = share_bounds(values_P[:, None])
+        return [float(made.low[0]), float(made.high[0])]
+    if len(values_P) < 2:
+        return [float("-inf"), float("inf")]
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, len(values_P) - 1) * values_P.std(ddof=1) / len(values_P) ** 0.5)
+    return [float(values_P.mean()) - half, float(values_P.mean()) + half]
+
+
+def table_text(table: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Write the table for a terminal.
+
+    Args:
+        table: from :func:`score_table`.
+        name: of the metric.
+
+    Returns:
+        Markdown.
+    """
+    lines = [f"{name}, 95 % intervals over prompts", "", "| category | arm | prompts | pictures | mean | difference |"]
+    lines.append("| --- " * 6 + "|")
+    for entry in table:
+        low, high = entry["interval"]
+        change = ""
+        if "difference" in entry:
+            below, above = entry["between"]
+            change = f"{entry['difference']:+.4f} [{below:+.4f}, {above:+.4f}]"
+        mean = f"{entry['mean']:.4f} [{low:.4f}, {high:.4f}]"
+        lines.append(
+            f"| {entry['category']} | {entry['arm']} | {entry['prompts']} | {entry['pictures']} | {mean} | {change} |"
+        )
+    return "\n".join(lines)
