@@ -4,9 +4,10 @@ Idea. A text encoder lets words read each other, so an item's rows may carry wha
 "baseball" a "bat" is no animal. The item is encoded without the others, and its clean rows take the place
 of its rows in the prompt; the rest stays as it was. ``t2ictl.flow`` finds out which items leak, and which repair helps.
 
-What differs from the paper, whose released code has no repair. Three ways to a clean encoding: in its place with all
-else hidden from the encoder (``"masked"``, the default for CLIP, which has learned positions), alone (``"alone"``,
-the paper's), or without single other items only (``"pairwise"``: what is not to blame stays). The strength is graded.
+What differs from the paper, whose released code has no repair. Three ways to a clean encoding: without single other
+items only (``"pairwise"``: what is not to blame stays; the default, since it is the one that loses no objects on the
+embedded model, docs/benchmarks.md), in its place with all else hidden from the encoder (``"masked"``), or alone
+(``"alone"``, the paper's, which gives CLIP other positions than it would have). The strength is graded.
 What becomes of end, padding and pooled states, which the paper does not say, is a setting each: behind a causal
 encoder they have read everything. Item rows alone or alone in another length need no alignment, since a U-Net
 does not know the order of text rows.
@@ -54,9 +55,9 @@ class TokenFlow(Control):
 
     Args:
         items: the words or phrases to clean; empty for all objects that the parser finds; or one list for each prompt.
-        sources: with ``how="pairwise"`` the items whose influence is to go; empty for all others.
-        how: ``"masked"``: the item at its place, all but its noun phrase hidden from the encoder; ``"alone"``: its
-            noun phrase encoded alone, as in the paper; ``"pairwise"``: only the sources hidden.
+        sources: the items whose influence is to go; empty for all others.
+        how: ``"pairwise"``: the sources hidden from the encoder; ``"masked"``: the item at its place, all but its noun
+            phrase hidden; ``"alone"``: its noun phrase encoded alone, as in the paper.
         strength: 0 is the untouched model, 1 takes the clean rows whole, as in the paper.
         special: end and padding rows: ``"keep"``, those of the ``"empty"`` prompt, or ``"masked"``: read without the
             sources that are not cleaned themselves.
@@ -77,7 +78,7 @@ class TokenFlow(Control):
         default=(), help="words or phrases to clean; empty: all objects"
     )
     sources: tuple[str, ...] = setting(default=(), help="items whose influence is to go; empty: all others")
-    how: Isolation = setting(default="masked", help="how clean rows are encoded")
+    how: Isolation = setting(default="pairwise", help="how clean rows are encoded")
     strength: float = setting(default=1.0, help="0 is the untouched model, 1 takes clean rows whole", low=0.0, high=1.0)
     special: Special = setting(default="keep", help="end and padding rows")
     pooled: Special = setting(default="keep", help="pooled states of SDXL")

@@ -51,7 +51,7 @@ def test_embeds_give_the_picture_of_the_session(build: Any, settings: dict[str, 
 @families
 def test_masked_rows_are_the_isolated_ones_and_the_rest_is_untouched(build: Any) -> None:
     case = Case(build())
-    rows = embeds(case.pipe, PROMPT)[0]
+    rows = embeds(case.pipe, PROMPT, how="masked")[0]
     full = case.stock(PROMPT).rows[0]
     for item in case.items:
         reading = case.make.isolated(item)
