@@ -43,6 +43,9 @@ Limit = Annotated[int | None, typer.Option(help="Most prompts in all: a smoke ru
 ShardOption = Annotated[str, typer.Option("--shard", help="i/n: make every n-th batch, from the i-th.")]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Make batches with failed rows again.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch in this process.")]
+Engine = Annotated[str, typer.Option(help="local, or ray: workers in processes of their own, here or in a cluster.")]
+Workers = Annotated[int, typer.Option(min=1, help="Workers of ray; each has the model loaded, on a GPU of its own.")]
+Dtype = Annotated[str, typer.Option(help="Precision of the weights: float32, float16 or bfloat16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one.")]
 
 
@@ -67,6 +70,9 @@ def run(
     retry_failed: Retry = False,
     threads: Threads = 1,
     device: Device = None,
+    dtype: Dtype = "float32",
+    engine: Engine = "local",
+    workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
     """Run arms over prompts and seeds, or go on with a run; then merge."""
@@ -88,7 +94,8 @@ def run(
     share = importlib.import_module("t2ictl.benchmarks.runs.units").Shard.read(shard)
     plan = _plan(plan_file, options, arms)
     work = importlib.import_module("t2ictl.benchmarks.runs.runner")
-    outcome = work.run(plan, out, shard=share, retry_failed=retry_failed, threads=threads, device=device)
+    place = work.Place(device=device, dtype=dtype, threads=threads)
+    outcome = work.run(plan, out, shard=share, retry_failed=retry_failed, place=place, engine=engine, workers=workers)
     _report(outcome, out, as_json=as_json)
 
 
@@ -137,6 +144,24 @@ def score(
     table = work.score_table(scores, against)
     facts = {"metric": chosen.name, **chosen.facts}
     print(json.dumps({**facts, "table": table}, indent=2) if as_json else work.table_text(table, chosen.name))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The --out of a run that is done and judged, or scored.")],
+    out: Annotated[Path | None, typer.Option(help="The folder of the report; default: RUN/report.")] = None,
+    against: Annotated[list[str], typer.Option(help="Arms to compare with; the first one is that of the plots.")] = [  # noqa: B006
+        "plain"
+    ],
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Report what is there, marked as incomplete.")
+    ] = False,
+) -> None:
+    """Write tables, plots, contact sheets, and a page with the pictures of all arms side by side."""
+    for module in ("matplotlib", "pandas", "pyarrow", "statsmodels", "tabulate"):
+        importlib.import_module("t2ictl.benchmarks.extras").need(module)
+    work = importlib.import_module("t2ictl.benchmarks.report.write")
+    print(work.write_report(folder, out or folder / "report", against=against, allow_missing=allow_missing))
 
 
 @app.command()

@@ -10,11 +10,12 @@ from t2ictl.errors import MissingExtra
 __all__ = ["need"]
 
 
-def need(module: str) -> Any:
-    """Import a library of the extra ``bench``.
+def need(module: str, extra: str = "bench") -> Any:
+    """Import a library of an extra.
 
     Args:
         module: its import name.
+        extra: what installs it.
 
     Returns:
         The module.
@@ -31,5 +32,5 @@ def need(module: str) -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"Benchmarks need the package {error.name!r}, which is not installed.",
-            "Install the extra: pip install 't2ictl[bench]'",
+            f"Install the extra: pip install 't2ictl[{extra}]'",
         ) from None

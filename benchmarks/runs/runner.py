@@ -15,22 +15,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from t2ictl.benchmarks.arms import Arm, resolve_arms
+from t2ictl.benchmarks.arms import resolve_arms
 from t2ictl.benchmarks.extras import need
 from t2ictl.benchmarks.runs.files import write_whole
-from t2ictl.benchmarks.runs.manifest import check_same, make_manifest, read_manifest
+from t2ictl.benchmarks.runs.making import Place, UnitMaker, opened
+from t2ictl.benchmarks.runs.manifest import check_same, read_manifest
 from t2ictl.benchmarks.runs.plan import RunPlan, plan_items
-from t2ictl.benchmarks.runs.sampling import Sampler
 from t2ictl.benchmarks.runs.store import Block, Folder, Key
 from t2ictl.benchmarks.runs.table import write_results
-from t2ictl.benchmarks.runs.unit_run import Judge, UnitRun
 from t2ictl.benchmarks.runs.units import Shard, Unit, units_of
-from t2ictl.benchmarks.suites import Item, Judgement, find_suite
+from t2ictl.benchmarks.suites import Item, find_suite
 from t2ictl.errors import BadSetting, Cancelled
 
-__all__ = ["Outcome", "merge", "run"]
+if TYPE_CHECKING:
+    from t2ictl.benchmarks.runs.ray_engine import Made, RayWorkers
+
+__all__ = ["ENGINES", "Outcome", "merge", "run"]
+
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,9 @@ def run(
     *,
     shard: Shard | None = None,
     retry_failed: bool = False,
-    threads: int = 1,
-    device: str | None = None,
+    place: Place | None = None,
+    engine: str = "local",
+    workers: int = 1,
 ) -> Outcome:
     """Run a plan, or go on with it.
 
@@ -69,8 +74,9 @@ def run(
         out: the folder.
         shard: the share of the work to do; None for all of it.
         retry_failed: make units with failed rows again.
-        threads: threads of torch; not part of the plan, but rounding may depend on it.
-        device: where the model runs; None for CUDA where there is one.
+        place: device, precision and threads.
+        engine: ``"local"``, in this process, or ``"ray"``, in workers; pictures and rows are the same.
+        workers: of ray.
 
     Returns:
         What the folder then holds, also of other shards.
@@ -83,44 +89,38 @@ def run(
     Example:
         >>> from t2ictl.benchmarks.runs.plan import make_plan
         >>> plan = make_plan({"arms": "plain,best-of-2", "limit": 1, "seeds": 1, "steps": 2})
-        >>> outcome = run(plan, Path("smoke"), device="cpu")
+        >>> outcome = run(plan, Path("smoke"), place=Place(device="cpu"))
         >>> len(outcome.rows), outcome.failed, merge(Path("smoke")).missing
         (2, 0, 0)
     """
     for module in ("pyarrow", "filelock"):
         need(module)
+    if engine not in ENGINES:
+        raise BadSetting(f"There is no engine {engine!r}.", f"Engines: {', '.join(ENGINES)}.")
+    if workers < 1 or (workers > 1 and engine != "ray"):
+        raise BadSetting(f"{workers} workers make no sense here.", "Workers are of ray: --engine ray --workers 2.")
     shard = shard or Shard()
-    arms, items, suite = resolve_arms(plan.arms), plan_items(plan), find_suite(plan.suite, plan.data)
+    arms, suite = resolve_arms(plan.arms), find_suite(plan.suite, plan.data)
+    plan_items(plan)  # prompts that are not there are named before a model is loaded
     if suite.judge is None and (oracles := [arm.label for arm in arms if arm.kind == "best" and arm.base is None]):
         raise BadSetting(
             f"{oracles[0]} lets the judge choose, and pictures of {plan.suite} are judged later.",
             "Leave it out, or choose by a control's loss: best-of-N:<arm>.",
         )
-    with _pipeline(plan.model, device, threads) as pipe:
-        manifest = make_manifest(plan, arms, items, pipe)
+    with _engine(plan, place or Place(), engine, workers, shard) as worker:
+        manifest = worker.manifest
         folder = Folder(out)
         folder.prepare()
         with folder.lock(shard.name, wait=False):
             _settle(folder, manifest)
             units = _units(manifest)
             expected = _expected(manifest, units)
-            folder.cut(shard.name, expected)
+            folder.cut(worker.name, expected)
             mine = [unit for unit in units if shard.takes(unit)]
             done = _done(folder, folder.blocks(expected), retry_failed)
-            worker = _Worker(
-                folder=folder,
-                name=shard.name,
-                arms=arms,
-                sampler=Sampler(pipe=pipe, steps=plan.steps, guidance=plan.guidance),
-                judge=suite.judge or _not_judged,
-            )
-            with _stoppable():
-                worker.work(mine, done)
+            with _stoppable(), _bar(mine, done, len(arms)) as bar:
+                worker.work(folder, [unit for unit in mine if unit.number not in done], bar)
     return merge(out, partial=True)
-
-
-def _not_judged(image: Any, prompt: str) -> Judgement:
-    return Judgement(outcomes={})
 
 
 def merge(out: Path, *, partial: bool = False) -> Outcome:
@@ -184,67 +184,76 @@ def _done(folder: Folder, blocks: Mapping[int, Block], retry_failed: bool) -> se
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Worker:
-    """One process at its share of the units."""
+def _bar(units: Sequence[Unit], done: set[int], arms: int) -> Any:
+    """Progress in pictures; what was there before counts as done."""
+    from tqdm import tqdm
 
-    folder: Folder
+    sizes = {unit.number: len(unit.pairs) * arms for unit in units}
+    finished = sum(size for number, size in sizes.items() if number in done)
+    return tqdm(total=sum(sizes.values()), initial=finished, unit="image", file=sys.stderr, smoothing=0.1)
+
+
+@dataclass(frozen=True)
+class _Local:
+    """The engine ``local``: units one after the other in this process."""
+
+    maker: UnitMaker
     name: str
-    arms: Sequence[Arm]
-    sampler: Sampler
-    judge: Judge
 
-    def work(self, units: Sequence[Unit], done: set[int]) -> None:
-        """Put every unit that is not done through all arms."""
-        from tqdm import tqdm
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self.maker.manifest()
 
-        sizes = {unit.number: len(unit.pairs) * len(self.arms) for unit in units}
-        finished = sum(size for number, size in sizes.items() if number in done)
-        with tqdm(total=sum(sizes.values()), initial=finished, unit="image", file=sys.stderr, smoothing=0.1) as bar:
-            for unit in units:
-                if unit.number not in done:
-                    self.folder.append(self.name, unit.number, list(self._rows(unit, bar)))
+    def work(self, folder: Folder, units: Sequence[Unit], bar: Any) -> None:
+        """Make units and write them."""
 
-    def _rows(self, unit: Unit, bar: Any) -> Iterator[dict[str, Any]]:
-        """Make one unit. Pictures are on disk before their rows are."""
-        steps = UnitRun(unit=unit, arms=self.arms, sampler=self.sampler, judge=self.judge)
-        for result in steps.results():
-            for picture in result.pictures:
-                made = picture.generation
-                yield picture.row | ({} if made is None else self.folder.save_image(made, picture.row))
-            count = len(result.pictures)
-            timing = {
-                "unit": unit.number,
-                "arm": result.arm.label,
-                "images": count,
-                "seconds": round(result.seconds, 4),
-                "images_per_second": round(count / result.seconds, 4) if result.seconds else None,
-                "peak_bytes": result.peak_bytes,
-            }
-            self.folder.add_timing(self.name, timing)
-            bar.set_postfix_str(result.arm.label, refresh=False)
+        def tell(arm: str, count: int) -> None:
+            bar.set_postfix_str(arm, refresh=False)
             bar.update(count)
+
+        for unit in units:
+            folder.append(self.name, unit.number, self.maker.make(unit, folder, self.name, tell))
+
+
+@dataclass(frozen=True)
+class _OnRay:
+    """The engine ``ray``: workers make units, this process writes them."""
+
+    workers: RayWorkers
+    name: str
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self.workers.manifest
+
+    def work(self, folder: Folder, units: Sequence[Unit], bar: Any) -> None:
+        """Make units and write them."""
+
+        def write(made: Made) -> None:
+            for inside, content in made.files.items():
+                if inside.startswith("timings/"):
+                    for line in content.splitlines():
+                        folder.add_timing(self.name, json.loads(line))
+                else:
+                    path = folder.root / inside
+                    path.parent.mkdir(exist_ok=True)
+                    write_whole(path, content)
+            folder.append(self.name, made.unit, made.rows)
+            bar.update(len(made.rows))
+
+        self.workers.make(units, write)
 
 
 @contextmanager
-def _pipeline(model: str, device: str | None, threads: int) -> Iterator[Any]:
-    """The model, without progress bars of its own, on a fixed number of threads."""
-    import diffusers
-    import torch
-    import transformers
+def _engine(plan: RunPlan, place: Place, engine: str, workers: int, shard: Shard) -> Iterator[_Local | _OnRay]:
+    if engine == "ray":
+        from t2ictl.benchmarks.runs import ray_engine
 
-    import t2ictl
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.disable_progress_bar()
-    try:
-        pipe = t2ictl.load(model, device=device)
-        pipe.set_progress_bar_config(disable=True)
-        yield pipe
-    finally:
-        torch.set_num_threads(before)
+        with ray_engine.started(plan, place, workers) as found:
+            yield _OnRay(found, f"{ray_engine.NAME}-{shard.name}")
+    else:
+        with opened(plan, place) as maker:
+            yield _Local(maker, shard.name)
 
 
 @contextmanager

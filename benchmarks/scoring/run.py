@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from t2ictl.benchmarks.extras import need
+from t2ictl.benchmarks.runs.files import write_whole
 from t2ictl.benchmarks.scoring.metrics import Metric, Score
 from t2ictl.errors import BadSetting
 from t2ictl.statistics.intervals import difference_bounds, share_bounds
@@ -39,7 +40,8 @@ def score_run(run: Path, metric: Metric, *, on_picture: Callable[[int, int], Any
         on_picture: gets the number of pictures done and of all.
 
     Returns:
-        A table with one row a picture: ``arm``, ``category``, ``prompt_id``, ``seed``, ``score``.
+        A table with one row a picture: ``arm``, ``category``, ``prompt_id``, ``seed``, ``sha256``, ``score``. It is
+        also written to the run's folder, where a report finds it.
 
     Raises:
         BadSetting: if the run is not done, or pictures of it failed or are not there.
@@ -64,7 +66,9 @@ def score_run(run: Path, metric: Metric, *, on_picture: Callable[[int, int], Any
         found.append(cache.scores[key])
         if on_picture is not None:
             on_picture(number, len(rows))
-    return rows[["arm", "category", "prompt_id", "seed"]].assign(score=found)
+    scores = rows[["arm", "category", "prompt_id", "seed", "sha256"]].assign(score=found)
+    write_whole(cache.table, scores.to_csv(index=False, lineterminator="\n").encode())
+    return scores
 
 
 class _Cache:
@@ -76,6 +80,7 @@ class _Cache:
         folder = run / "scores"
         folder.mkdir(exist_ok=True)
         self._path = folder / f"{self._identity}.jsonl"
+        self.table = folder / f"{self._identity}.csv"
         (folder / f"{self._identity}.json").write_text(identity + "\n", encoding="utf-8")
         data = self._path.read_bytes() if self._path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]

@@ -106,9 +106,8 @@ def test_benchmarks_use_public_verbs_and_the_drawn_world(source: Source) -> None
     # A rival method that is there to be compared with is made of the same parts as the method.
     takes_parts = ("t2ictl.benchmarks.speed", "t2ictl.benchmarks.stories.key_gather")
     if not any(_is_below(source.module, each) for each in takes_parts):
-        _uses_public_verbs_only(
-            source, "t2ictl.benchmarks", ("t2ictl.shapes", "t2ictl.statistics", "t2ictl.judges", "t2ictl.phrases")
-        )
+        shared = ("shapes", "statistics", "judges", "pages", "phrases")
+        _uses_public_verbs_only(source, "t2ictl.benchmarks", tuple(f"t2ictl.{name}" for name in shared))
 
 
 @pytest.mark.parametrize("source", sources("app"), ids=_by_path)
