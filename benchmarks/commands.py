@@ -125,15 +125,16 @@ def sets(
 @app.command()
 def score(
     folder: Annotated[Path, typer.Argument(help="The --out of a run that is done.")],
-    metric: Annotated[str, typer.Option(help="blip_vqa:MODEL, blip_vqa/grammar:MODEL, clip_cosine:..., vqascore:...")],
+    metric: Annotated[str, typer.Option(help="blip_vqa:MODEL; or clip_cosine, vqascore, caption_cosine, geneval.")],
     against: Annotated[str, typer.Option(help="The arm that the others are compared with.")] = "plain",
     device: Annotated[str, typer.Option(help="Where the judge computes: cpu, cuda, ...")] = "cpu",
+    data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the pictures of a run with a learned judge, and compare the arms; it goes on where it was stopped."""
     metrics = importlib.import_module("t2ictl.benchmarks.scoring.metrics")
     work = importlib.import_module("t2ictl.benchmarks.scoring.run")
-    chosen = metrics.open_metric(metric, device)
+    chosen = metrics.open_metric(metric, device, data)
     with tqdm(desc=chosen.name, file=sys.stderr, disable=None) as bar:
 
         def tell(done: int, total: int) -> None:

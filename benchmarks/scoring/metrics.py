@@ -11,45 +11,23 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
+from t2ictl.benchmarks.scoring.base import Metric, Score, short
+from t2ictl.benchmarks.scoring.captions import CaptionCosine
+from t2ictl.benchmarks.scoring.geneval import GenEval
 from t2ictl.errors import BadSetting
 from t2ictl.judges.loading import loaded
 
-__all__ = ["METRICS", "BlipVqa", "ClipCosine", "Metric", "Score", "VqaScore", "blip_question", "open_metric"]
+__all__ = ["METRICS", "BlipVqa", "ClipCosine", "VqaScore", "blip_question", "open_metric"]
 
 # T2I-CompBench, BLIPvqa_eval: default number of chunks since 2023-12-02; chunks that name no object since 2024-01-28.
 CHUNKS = 8
 NO_OBJECTS = frozenset({"top", "the side", "the left", "the right"})
 # BLIP's own preparation of a question.
 PUNCTUATION, MOST_WORDS, MOST_TOKENS, SIDE = re.compile(r"[.!\"()*#:;~]"), 50, 35, 480
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """What a metric says of one picture.
-
-    Args:
-        value: the score.
-        parts: what it is made of, by name.
-    """
-
-    value: float
-    parts: dict[str, float] = field(default_factory=dict)
-
-
-class Metric(Protocol):
-    """A metric. ``name`` carries its variant, ``facts`` what else a reader needs to make it again."""
-
-    name: str
-    facts: dict[str, Any]
-
-    def __call__(self, image: Image.Image, prompt: str) -> Score:
-        """Score one picture."""
 
 
 def blip_question(chunk: str) -> str:
@@ -95,7 +73,7 @@ class BlipVqa:
         version = parser_version(chunks)
         self._model, self._processor = loaded(transformers.BlipForQuestionAnswering, model, device)
         self._chunks = chunks
-        self.name = f"blip_vqa[np{CHUNKS},{chunks},{_short(model)}]"
+        self.name = f"blip_vqa[np{CHUNKS},{chunks},{short(model)}]"
         self.facts = {"checkpoint": model, "chunks": chunks, "parser": version, "side": SIDE}
         tokens = self._processor.tokenizer
         self._yes, self._no = (tokens(word, add_special_tokens=False).input_ids[0] for word in ("yes", "no"))
@@ -158,7 +136,7 @@ class ClipCosine:
         import transformers
 
         self._model, self._processor = loaded(transformers.CLIPModel, model, device)
-        self.name, self.facts = f"clip_cosine[{_short(model)}]", {"checkpoint": model}
+        self.name, self.facts = f"clip_cosine[{short(model)}]", {"checkpoint": model}
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, prompt: str) -> Score:
@@ -188,23 +166,30 @@ class VqaScore:
 
         question = 'Does this figure show "{thing}"? Please'
         self._judge = YesNoJudge(model, question=question, device=device)
-        self.name, self.facts = f"vqascore[{_short(model)}]", {"checkpoint": model, "question": question}
+        self.name, self.facts = f"vqascore[{short(model)}]", {"checkpoint": model, "question": question}
 
     def __call__(self, image: Image.Image, prompt: str) -> Score:
         """Score one picture."""
         return Score(value=float(self._judge([image], [prompt])[0, 0]))
 
 
-METRICS: dict[str, Callable[..., Metric]] = {"blip_vqa": BlipVqa, "clip_cosine": ClipCosine, "vqascore": VqaScore}
+METRICS: dict[str, Callable[..., Metric]] = {
+    "blip_vqa": BlipVqa,
+    "clip_cosine": ClipCosine,
+    "vqascore": VqaScore,
+    "caption_cosine": CaptionCosine,
+    "geneval": GenEval,
+}
 
 
-def open_metric(text: str, device: str = "cpu") -> Metric:
+def open_metric(text: str, device: str = "cpu", data: str | None = None) -> Metric:
     """Open a metric by name.
 
     Args:
         text: ``"clip_cosine:MODEL"``, ``"vqascore:MODEL"``, ``"blip_vqa:MODEL"``, or ``"blip_vqa/grammar:MODEL"`` for
-            chunks that need no spaCy.
+            chunks that need no spaCy; ``"caption_cosine:BLIP,CLIP"``, ``"geneval:DETECTOR,CLIP"``.
         device: where to compute.
+        data: folder with the files of published sets, for metrics whose prompts have more than a text.
 
     Returns:
         The metric.
@@ -218,12 +203,8 @@ def open_metric(text: str, device: str = "cpu") -> Metric:
     if name not in METRICS or not model or (variant and name != "blip_vqa"):
         raise BadSetting(f"There is no metric {text!r}.", f"Write one of {', '.join(METRICS)}, and :FOLDER behind it.")
     more = {"chunks": variant} if variant else {}
+    more |= {"data": data} if data is not None and name == "geneval" else {}
     return METRICS[name](model, device=device, **more)
-
-
-def _short(model: str) -> str:
-    """The last part of a folder or hub id."""
-    return model.rstrip("/").rpartition("/")[2]
 
 
 def _spacy_chunks(prompt: str) -> list[str]:

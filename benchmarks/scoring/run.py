@@ -18,7 +18,7 @@ from PIL import Image
 
 from t2ictl.benchmarks.extras import need
 from t2ictl.benchmarks.runs.files import write_whole
-from t2ictl.benchmarks.scoring.metrics import Metric, Score
+from t2ictl.benchmarks.scoring.base import Metric, Score
 from t2ictl.errors import BadSetting
 from t2ictl.statistics.intervals import difference_bounds, share_bounds
 from t2ictl.statistics.resampling import seed_of
@@ -26,6 +26,7 @@ from t2ictl.statistics.resampling import seed_of
 __all__ = ["score_run", "score_table"]
 
 RESAMPLES = 10_000
+MACRO = "macro"
 
 
 def score_run(run: Path, metric: Metric, *, on_picture: Callable[[int, int], Any] | None = None) -> Any:
@@ -112,7 +113,7 @@ def score_table(scores: Any, against: str) -> list[dict[str, Any]]:
         against: the arm that the others are compared with.
 
     Returns:
-        One entry a category and arm.
+        One entry a category and arm; of several categories also ``macro``, the mean in which each counts the same.
 
     Raises:
         BadSetting: if there is no such arm, or an arm lacks pictures that another has.
@@ -120,7 +121,8 @@ def score_table(scores: Any, against: str) -> list[dict[str, Any]]:
     arms = list(scores["arm"].unique())
     if against not in arms:
         raise BadSetting(f"The run has no arm {against!r}.", f"Arms: {', '.join(arms)}.")
-    return list(_entries(scores, [against, *(arm for arm in arms if arm != against)]))
+    parts = list(_entries(scores, [against, *(arm for arm in arms if arm != against)]))
+    return parts if scores["category"].nunique() < 2 else [*parts, *_macro(parts)]
 
 
 def _entries(scores: Any, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -138,6 +140,30 @@ def _entries(scores: Any, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
                 made = difference_bounds((own_P - base_P)[:, None], RESAMPLES, seed_of(str(category), 0)).bounds
                 entry |= {"difference": float(made.estimate[0]), "between": [float(made.low[0]), float(made.high[0])]}
             yield entry
+
+
+def _macro(parts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Means over categories, all of which count the same."""
+    for arm in dict.fromkeys(part["arm"] for part in parts):
+        own = [part for part in parts if part["arm"] == arm]
+        counts = {key: sum(part[key] for part in own) for key in ("prompts", "pictures")}
+        entry: dict[str, Any] = {"category": MACRO, "arm": arm, **counts}
+        entry |= {"mean": _mean([part["mean"] for part in own]), "interval": _mean_bounds(own, "mean", "interval")}
+        if "difference" in own[0]:
+            entry |= {"difference": _mean([part["difference"] for part in own])}
+            entry |= {"between": _mean_bounds(own, "difference", "between")}
+        yield entry
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean_bounds(parts: Sequence[Mapping[str, Any]], key: str, bounds: str) -> list[float]:
+    """Distances from the estimates, squared and added (MOVER), as for shares."""
+    below, above = (sum((part[bounds][side] - part[key]) ** 2 for part in parts) ** 0.5 / len(parts) for side in (0, 1))
+    middle = _mean([part[key] for part in parts])
+    return [middle - below, middle + above]
 
 
 def _interval(values_P: np.ndarray) -> list[float]:

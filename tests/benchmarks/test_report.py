@@ -15,7 +15,7 @@ from PIL import Image
 
 from t2ictl.benchmarks.report.sheets import CELL, GAP, HEAD, LINE, contact_sheet
 from t2ictl.benchmarks.report.write import write_report
-from t2ictl.benchmarks.scoring.metrics import Score
+from t2ictl.benchmarks.scoring.base import Score
 from t2ictl.benchmarks.scoring.run import score_run
 from t2ictl.cli import main
 from t2ictl.errors import BadSetting

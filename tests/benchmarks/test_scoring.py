@@ -14,7 +14,8 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from t2ictl.benchmarks.scoring.metrics import BlipVqa, Score, blip_question, open_metric
+from t2ictl.benchmarks.scoring.base import Score
+from t2ictl.benchmarks.scoring.metrics import BlipVqa, blip_question, open_metric
 from t2ictl.benchmarks.scoring.run import score_run, score_table
 from t2ictl.cli import main
 from t2ictl.errors import BadSetting, MissingExtra
@@ -282,3 +283,19 @@ def test_command_prints_table_and_json(tmp_path: Path, clip: Path, capsys: pytes
     assert data["metric"] == f"clip_cosine[{clip.name}]" and [row["arm"] for row in data["table"]] == ["moved", "plain"]
     assert main(["bench", "score", str(run), "--metric", "oracle:x"]) == 2
     assert main(["bench", "score", str(run), "--metric", "clip_cosine:nowhere"]) == 2
+
+
+def test_macro_counts_every_category_the_same(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", VALUES)
+    scores = score_run(run, Counting())
+    more = scores.assign(category="shape", prompt_id="c-" + scores["prompt_id"], score=scores["score"] * 0.5)
+    table = score_table(pd.concat([scores, more]), "plain")
+    by_key = {(entry["category"], entry["arm"]): entry for entry in table}
+    parts = [by_key[category, "moved"] for category in ("color", "shape")]
+    macro = by_key["macro", "moved"]
+    assert macro["prompts"] == 4 and macro["pictures"] == 8
+    assert macro["mean"] == pytest.approx((parts[0]["mean"] + parts[1]["mean"]) / 2)
+    assert macro["difference"] == pytest.approx(0.75 * parts[0]["difference"])
+    below = sum((part["mean"] - part["interval"][0]) ** 2 for part in parts) ** 0.5 / 2
+    assert macro["mean"] - macro["interval"][0] == pytest.approx(below)
+    assert "macro" not in {entry["category"] for entry in score_table(scores, "plain")}
