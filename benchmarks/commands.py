@@ -73,9 +73,13 @@ def run(
     dtype: Dtype = "float32",
     engine: Engine = "local",
     workers: Workers = 1,
+    score_with: Annotated[
+        list[str], typer.Option("--score", help="Then score with this metric, and compare; see `t2ictl bench score`.")
+    ] = [],  # noqa: B006 (typer reads the default and never changes it)
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but the weights; make nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run arms over prompts and seeds, or go on with a run; then merge."""
+    """Run arms over prompts and seeds, or go on with a run; then merge, and score where that is asked for."""
     given = {
         "suite": suite,
         "data": data,
@@ -94,9 +98,16 @@ def run(
     share = importlib.import_module("t2ictl.benchmarks.runs.units").Shard.read(shard)
     plan = _plan(plan_file, options, arms)
     work = importlib.import_module("t2ictl.benchmarks.runs.runner")
+    for text in score_with:  # named wrongly, it is found out now and not after a night's work
+        importlib.import_module("t2ictl.benchmarks.scoring.metrics").check_metric(text, plan.data)
+    if dry_run:
+        print(work.foretell(plan))
+        return
     place = work.Place(device=device, dtype=dtype, threads=threads)
     outcome = work.run(plan, out, shard=share, retry_failed=retry_failed, place=place, engine=engine, workers=workers)
     _report(outcome, out, as_json=as_json)
+    for text in score_with if not outcome.missing else ():
+        _score(out, text, next(iter(plan.arms)), device or _best_device(), plan.data, as_json=as_json)
 
 
 @app.command()
@@ -132,6 +143,10 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score the pictures of a run with a learned judge, and compare the arms; it goes on where it was stopped."""
+    _score(folder, metric, against, device, data, as_json=as_json)
+
+
+def _score(folder: Path, metric: str, against: str, device: str, data: str | None, *, as_json: bool) -> None:
     metrics = importlib.import_module("t2ictl.benchmarks.scoring.metrics")
     work = importlib.import_module("t2ictl.benchmarks.scoring.run")
     chosen = metrics.open_metric(metric, device, data)
@@ -145,6 +160,10 @@ def score(
     table = work.score_table(scores, against)
     facts = {"metric": chosen.name, **chosen.facts}
     print(json.dumps({**facts, "table": table}, indent=2) if as_json else work.table_text(table, chosen.name))
+
+
+def _best_device() -> str:
+    return "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"
 
 
 @app.command()

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from t2ictl.benchmarks.arms import resolve_arms
+from t2ictl.benchmarks.arms import Arm, resolve_arms
 from t2ictl.benchmarks.extras import need
 from t2ictl.benchmarks.runs.files import write_whole
 from t2ictl.benchmarks.runs.making import Place, UnitMaker, opened
@@ -26,13 +26,13 @@ from t2ictl.benchmarks.runs.plan import RunPlan, plan_items
 from t2ictl.benchmarks.runs.store import Block, Folder, Key
 from t2ictl.benchmarks.runs.table import write_results
 from t2ictl.benchmarks.runs.units import Shard, Unit, units_of
-from t2ictl.benchmarks.suites import Item, find_suite
+from t2ictl.benchmarks.suites import Item, Suite, find_suite
 from t2ictl.errors import BadSetting, Cancelled
 
 if TYPE_CHECKING:
     from t2ictl.benchmarks.runs.ray_engine import Made, RayWorkers
 
-__all__ = ["ENGINES", "Outcome", "merge", "run"]
+__all__ = ["ENGINES", "Outcome", "Place", "foretell", "merge", "run"]
 
 ENGINES = ("local", "ray")
 
@@ -100,13 +100,7 @@ def run(
     if workers < 1 or (workers > 1 and engine != "ray"):
         raise BadSetting(f"{workers} workers make no sense here.", "Workers are of ray: --engine ray --workers 2.")
     shard = shard or Shard()
-    arms, suite = resolve_arms(plan.arms), find_suite(plan.suite, plan.data)
-    plan_items(plan)  # prompts that are not there are named before a model is loaded
-    if suite.judge is None and (oracles := [arm.label for arm in arms if arm.kind == "best" and arm.base is None]):
-        raise BadSetting(
-            f"{oracles[0]} lets the judge choose, and pictures of {plan.suite} are judged later.",
-            "Leave it out, or choose by a control's loss: best-of-N:<arm>.",
-        )
+    arms, _ = _checked(plan)
     with _engine(plan, place or Place(), engine, workers, shard) as worker:
         manifest = worker.manifest
         folder = Folder(out)
@@ -121,6 +115,48 @@ def run(
             with _stoppable(), _bar(mine, done, len(arms)) as bar:
                 worker.work(folder, [unit for unit in mine if unit.number not in done], bar)
     return merge(out, partial=True)
+
+
+def foretell(plan: RunPlan) -> str:
+    """Check a plan without a model, and say what running it would make.
+
+    Args:
+        plan: what to run.
+
+    Returns:
+        A line for a terminal.
+
+    Raises:
+        BadSetting: if the plan cannot be run.
+
+    Example:
+        >>> from t2ictl.benchmarks.runs.plan import make_plan
+        >>> foretell(make_plan({"arms": "plain,best-of-2", "limit": 3, "seeds": 2, "batch": 4}))
+        '3 prompts x 2 seeds x 2 arms (plain, best-of-2): 12 pictures in 2 batches; 12 pictures are generated'
+    """
+    arms, _ = _checked(plan)
+    items = plan_items(plan)
+    pairs = len(items) * plan.seeds
+    batches = -(-pairs // plan.batch)
+    # Best-of arms share their candidates, the first of which is the plain arm's picture.
+    shared = max((arm.candidates for arm in arms if arm.kind in ("plain", "best")), default=0)
+    made = pairs * (shared + sum(arm.kind not in ("plain", "best") for arm in arms))
+    return (
+        f"{len(items)} prompts x {plan.seeds} seeds x {len(arms)} arms ({', '.join(arm.label for arm in arms)}): "
+        f"{pairs * len(arms)} pictures in {batches} batches; {made} pictures are generated"
+    )
+
+
+def _checked(plan: RunPlan) -> tuple[tuple[Arm, ...], Suite]:
+    """Arms and suite; what cannot be run is named before a model is loaded."""
+    arms, suite = resolve_arms(plan.arms), find_suite(plan.suite, plan.data)
+    plan_items(plan)
+    if suite.judge is None and (oracles := [arm.label for arm in arms if arm.kind == "best" and arm.base is None]):
+        raise BadSetting(
+            f"{oracles[0]} lets the judge choose, and pictures of {plan.suite} are judged later.",
+            "Leave it out, or choose by a control's loss: best-of-N:<arm>.",
+        )
+    return arms, suite
 
 
 def merge(out: Path, *, partial: bool = False) -> Outcome:

@@ -21,7 +21,7 @@ from t2ictl.benchmarks.scoring.geneval import GenEval
 from t2ictl.errors import BadSetting
 from t2ictl.judges.loading import loaded
 
-__all__ = ["METRICS", "BlipVqa", "ClipCosine", "VqaScore", "blip_question", "open_metric"]
+__all__ = ["METRICS", "BlipVqa", "ClipCosine", "VqaScore", "blip_question", "check_metric", "open_metric"]
 
 # T2I-CompBench, BLIPvqa_eval: default number of chunks since 2023-12-02; chunks that name no object since 2024-01-28.
 CHUNKS = 8
@@ -198,13 +198,42 @@ def open_metric(text: str, device: str = "cpu", data: str | None = None) -> Metr
         BadSetting: for an unknown metric, or one without a model.
         MissingExtra: if spaCy is wanted and not installed.
     """
+    name, variant, model = _read(text)
+    more = {"chunks": variant} if variant else {}
+    more |= {"data": data} if data is not None and name == "geneval" else {}
+    return METRICS[name](model, device=device, **more)
+
+
+def check_metric(text: str, data: str | None = None) -> None:
+    """Check what can be checked of a metric without its model.
+
+    Args:
+        text: as for :func:`open_metric`.
+        data: folder with the files of published sets.
+
+    Raises:
+        BadSetting: for an unknown metric, or one without a model or without its data.
+        MissingExtra: if spaCy is wanted and not installed.
+
+    Example:
+        >>> check_metric("clip_cosine:openai/clip-vit-base-patch32")
+    """
+    name, variant, model = _read(text)
+    if name == "blip_vqa":
+        importlib.import_module("t2ictl.phrases").parser_version(variant or "spacy")
+    if name in ("caption_cosine", "geneval") and "," not in model:
+        raise BadSetting(f"{name} needs two models.", f"Write {name}:ONE,OTHER.")
+    if name == "geneval" and data is None:
+        raise BadSetting("GenEval's clauses are in its metadata.", "Say where they are: --data FOLDER.")
+
+
+def _read(text: str) -> tuple[str, str, str]:
+    """Name, variant and model."""
     kind, _, model = text.partition(":")
     name, _, variant = kind.partition("/")
     if name not in METRICS or not model or (variant and name != "blip_vqa"):
         raise BadSetting(f"There is no metric {text!r}.", f"Write one of {', '.join(METRICS)}, and :FOLDER behind it.")
-    more = {"chunks": variant} if variant else {}
-    more |= {"data": data} if data is not None and name == "geneval" else {}
-    return METRICS[name](model, device=device, **more)
+    return name, variant, model
 
 
 def _spacy_chunks(prompt: str) -> list[str]:
