@@ -27,7 +27,7 @@ app = typer.Typer(
 PlanFile = Annotated[Path | None, typer.Argument(help="A YAML file with the fields below; options replace its values.")]
 Out = Annotated[Path, typer.Option(help="The folder of the run; an interrupted run goes on from what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-Suite = Annotated[str | None, typer.Option(help="shapes, or a published set (`t2ictl bench sets`).")]
+Suite = Annotated[str | None, typer.Option(help="shapes, everyday, or a published set (`t2ictl bench sets`).")]
 Data = Annotated[str | None, typer.Option(help="Folder with the files of published sets.")]
 Model = Annotated[str | None, typer.Option(help="'shapes' (embedded), a diffusers folder, or a hub id.")]
 Arms = Annotated[str | None, typer.Option(help="With commas: plain, a control, random:<arm>, best-of-N[:<arm>].")]

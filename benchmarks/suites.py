@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,8 +106,40 @@ def _shapes_instrument() -> str:
     return instrument_id()
 
 
+def _everyday_items(kind: str, split: Split, count: int) -> tuple[Item, ...]:
+    """The same prompts for both splits: they are for looking, and neither for tuning nor for figures to publish."""
+    from t2ictl.benchmarks.everyday import PROMPTS
+
+    if kind not in PROMPTS:
+        raise BadSetting(f"There is no category {kind!r} in everyday.", f"Categories: {', '.join(PROMPTS)}.")
+    there = PROMPTS[kind]
+    if count > len(there):
+        raise BadSetting(f"There are only {len(there)} {kind} prompts in everyday.", f"Ask for {len(there)}.")
+    return tuple(
+        Item(id=f"everyday-{kind}-{number:02d}", category=kind, prompt=prompt)
+        for number, prompt in enumerate(there[:count])
+    )
+
+
+def _everyday_kinds() -> tuple[str, ...]:
+    from t2ictl.benchmarks.everyday import PROMPTS
+
+    return tuple(PROMPTS)
+
+
+def _digest(name: str, prompts: Sequence[str]) -> str:
+    return f"{name} {hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]}, not judged"
+
+
+def _everyday_instrument() -> str:
+    from t2ictl.benchmarks.everyday import PROMPTS
+
+    return _digest("everyday", [prompt for prompts in PROMPTS.values() for prompt in prompts])
+
+
 SUITES: dict[str, Suite] = {
     "shapes": Suite(kinds=_shapes_kinds, items=_shapes_items, judge=_judge_shapes, instrument=_shapes_instrument),
+    "everyday": Suite(kinds=_everyday_kinds, items=_everyday_items, judge=None, instrument=_everyday_instrument),
 }
 
 
@@ -162,7 +194,6 @@ def _published(name: str, data: str) -> Suite:
         return tuple(there[:count])
 
     def digest() -> str:
-        texts = [each.prompt for each in read_set(name, Path(data))]
-        return f"{name} {hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]}, not judged"
+        return _digest(name, [each.prompt for each in read_set(name, Path(data))])
 
     return Suite(kinds=lambda: tuple(read("report")), items=items, judge=None, instrument=digest)
