@@ -37,7 +37,7 @@ help:
 	@touch $@
 
 .venv/stamp-dev: .venv/stamp-core
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[app,bench,dev,ray]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[app,bench,dev,ray,tensorboard]"
 	@touch $@
 
 demo: .venv/stamp-core

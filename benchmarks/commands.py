@@ -176,12 +176,14 @@ def report(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Report what is there, marked as incomplete.")
     ] = False,
+    tensorboard: Annotated[Path | None, typer.Option(help="Also write events for TensorBoard here.")] = None,
 ) -> None:
     """Write tables, plots, contact sheets, and a page with the pictures of all arms side by side."""
     for module in ("matplotlib", "pandas", "pyarrow", "statsmodels", "tabulate"):
         importlib.import_module("t2ictl.benchmarks.extras").need(module)
     work = importlib.import_module("t2ictl.benchmarks.report.write")
-    print(work.write_report(folder, out or folder / "report", against=against, allow_missing=allow_missing))
+    target = out or folder / "report"
+    print(work.write_report(folder, target, against=against, allow_missing=allow_missing, tensorboard=tensorboard))
 
 
 @app.command()

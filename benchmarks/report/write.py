@@ -10,10 +10,12 @@ from typing import Any
 import pandas as pd
 
 from t2ictl.benchmarks.compare import compare
+from t2ictl.benchmarks.extras import need
 from t2ictl.benchmarks.report.page import page_data
 from t2ictl.benchmarks.report.plots import plot_differences, plot_shares
 from t2ictl.benchmarks.report.scores import Scored, read_scores
 from t2ictl.benchmarks.report.sheets import contact_sheet
+from t2ictl.benchmarks.report.tensorboard import write_events
 from t2ictl.benchmarks.runs.files import write_whole
 from t2ictl.benchmarks.runs.manifest import limited_note
 from t2ictl.benchmarks.scoring.run import table_text
@@ -26,7 +28,14 @@ from t2ictl.pages import render
 __all__ = ["write_report"]
 
 
-def write_report(run: Path, out: Path, *, against: Sequence[str] = ("plain",), allow_missing: bool = False) -> Path:
+def write_report(
+    run: Path,
+    out: Path,
+    *,
+    against: Sequence[str] = ("plain",),
+    allow_missing: bool = False,
+    tensorboard: Path | None = None,
+) -> Path:
     """Write tables, plots, contact sheets and a page with the pictures of all arms side by side.
 
     Args:
@@ -34,6 +43,7 @@ def write_report(run: Path, out: Path, *, against: Sequence[str] = ("plain",), a
         out: folder to write; made if it is not there. The page refers to pictures in ``run`` by relative addresses.
         against: arms that the others are compared with; the first one is that of the plots.
         allow_missing: report what is there, marked as incomplete.
+        tensorboard: also write events for TensorBoard to this folder.
 
     Returns:
         ``index.html``.
@@ -41,6 +51,8 @@ def write_report(run: Path, out: Path, *, against: Sequence[str] = ("plain",), a
     Raises:
         BadSetting: if the run is not done, was neither judged nor scored, or has no such arm.
     """
+    if tensorboard is not None:
+        need("tensorboard", extra="tensorboard")
     read = read_runs([run])
     scored = read_scores(run, read.done, against[0])
     compared = _comparison(run, read, against, allow_missing=allow_missing)
@@ -54,7 +66,9 @@ def write_report(run: Path, out: Path, *, against: Sequence[str] = ("plain",), a
     _write_tables(out, compared, tables, scored)
     sheets = []
     for category, rows in read.rows.groupby("category"):
-        sheets.append(contact_sheet(run, rows, read.arms, out / f"sheet-{category}.png").name)
+        sheets.append(contact_sheet(run, rows, read.arms, out / f"sheet-{category}.png"))
+    if tensorboard is not None:
+        write_events(tensorboard, compared, scored, sheets)
     outcomes = () if compared is None else compared.outcomes
     page = render(
         "report.html.j2",
@@ -66,7 +80,7 @@ def write_report(run: Path, out: Path, *, against: Sequence[str] = ("plain",), a
         tables=tables,
         scored=scored,
         plots=plots,
-        sheets=sheets,
+        sheets=[path.name for path in sheets],
         plan=json.dumps({key: read.plan[key] for key in read.plan if key != "items"}, indent=2, ensure_ascii=False),
     )
     write_whole(out / "index.html", page.encode())

@@ -131,3 +131,17 @@ def test_sheet_has_the_first_prompts_with_the_judges_word_around_them(tmp_path: 
             left, top = GAP + column * (CELL + GAP), HEAD + line * (LINE + CELL + GAP) + LINE
             assert sheet.getpixel((left + CELL // 2, top + CELL // 2)) == (level, line, 0)
             assert sheet.getpixel((left, top)) == ((213, 94, 0) if column == 0 else (0, 158, 115))
+
+
+def test_tensorboard_has_the_shares_of_every_arm_and_the_sheets(run: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = tmp_path / "logs"
+    assert main(["bench", "report", str(run), "--out", str(tmp_path / "out"), "--tensorboard", str(logs)]) == 0
+    shares = json.loads((tmp_path / "out" / "tables.json").read_text())["shares"]
+    assert {path.name for path in logs.iterdir()} == {*{share["arm"] for share in shares}, "sheets"}
+    for share in shares:
+        events = EventAccumulator(str(logs / share["arm"])).Reload()
+        found = events.Scalars(f"{share['category']}/{share['outcome']}")
+        assert [event.value for event in found] == [pytest.approx(share["estimate"], abs=1e-6)]
+    assert EventAccumulator(str(logs / "sheets")).Reload().Tags()["images"] == ["sheet-pair"]
