@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,9 +106,10 @@ def run(
         return
     place = work.Place(device=device, dtype=dtype, threads=threads)
     outcome = work.run(plan, out, shard=share, retry_failed=retry_failed, place=place, engine=engine, workers=workers)
-    _report(outcome, out, as_json=as_json)
-    for text in score_with if not outcome.missing else ():
-        _score(out, text, next(iter(plan.arms)), device or _best_device(), plan.data, as_json=as_json)
+    is_whole = not (outcome.missing or outcome.failed)
+    base = next(iter(plan.arms))
+    scored = [_score(out, text, base, device or _best_device(), plan.data) for text in score_with if is_whole]
+    _report(outcome, out, scored, as_json=as_json)
 
 
 @app.command()
@@ -143,10 +145,12 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score the pictures of a run with a learned judge, and compare the arms; it goes on where it was stopped."""
-    _score(folder, metric, against, device, data, as_json=as_json)
+    facts, text = _score(folder, metric, against, device, data)
+    print(json.dumps(facts, indent=2) if as_json else text)
 
 
-def _score(folder: Path, metric: str, against: str, device: str, data: str | None, *, as_json: bool) -> None:
+def _score(folder: Path, metric: str, against: str, device: str, data: str | None) -> tuple[dict[str, Any], str]:
+    """Score a run; gives the table as data and as text."""
     metrics = importlib.import_module("t2ictl.benchmarks.scoring.metrics")
     work = importlib.import_module("t2ictl.benchmarks.scoring.run")
     chosen = metrics.open_metric(metric, device, data)
@@ -158,8 +162,7 @@ def _score(folder: Path, metric: str, against: str, device: str, data: str | Non
 
         scores = work.score_run(folder, chosen, on_picture=tell)
     table = work.score_table(scores, against)
-    facts = {"metric": chosen.name, **chosen.facts}
-    print(json.dumps({**facts, "table": table}, indent=2) if as_json else work.table_text(table, chosen.name))
+    return {"metric": chosen.name, **chosen.facts, "table": table}, work.table_text(table, chosen.name)
 
 
 def _best_device() -> str:
@@ -216,7 +219,7 @@ def _plan(path: Path | None, options: dict[str, Any], labels: str | None) -> Any
     return plans.make_plan(values)
 
 
-def _report(outcome: Any, folder: Path, *, as_json: bool) -> None:
+def _report(outcome: Any, folder: Path, scored: Sequence[tuple[dict[str, Any], str]] = (), *, as_json: bool) -> None:
     """Print what a folder holds; end with status 1 if a row failed."""
     summaries = importlib.import_module("t2ictl.benchmarks.runs.summary")
     manifest = outcome.manifest
@@ -224,12 +227,15 @@ def _report(outcome: Any, folder: Path, *, as_json: bool) -> None:
     table = summaries.summarize(outcome.rows, list(manifest["arms"]))
     if as_json:
         facts = {key: manifest[key] for key in ("hash", "instrument", "limited", "commit")}
+        scores = {"scores": [found for found, _ in scored]} if scored else {}
         counts = {"rows": len(outcome.rows), "failed": outcome.failed, "missing_batches": outcome.missing}
-        print(json.dumps({"folder": str(folder), **facts, **counts, "note": limited, "table": table}, indent=2))
+        print(
+            json.dumps({"folder": str(folder), **facts, **counts, "note": limited, "table": table, **scores}, indent=2)
+        )
     else:
         notes = [f"plan {manifest['hash']}, instrument {manifest['instrument']}", *([limited] if limited else [])]
         if outcome.missing:
             notes.append(f"not complete: {outcome.missing} batches are missing; no results.parquet yet")
-        print(summaries.summary_text(table, notes))
+        print("\n\n".join([summaries.summary_text(table, notes), *(text for _, text in scored)]))
     if outcome.failed:
         raise typer.Exit(1)

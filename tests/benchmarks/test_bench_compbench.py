@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -86,3 +87,17 @@ def test_geneval_needs_its_metadata_before_the_run(tmp_path: Path, capsys: pytes
     options = ["--arms", "plain", "--limit", "1", "--score", "geneval:one,other", "--out", str(tmp_path / "run")]
     assert main(["bench", "run", *options]) == 2
     assert "clauses are in its metadata" in capsys.readouterr().err
+
+
+def test_json_is_one_document_with_the_scores(
+    data: Path,
+    blip: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = {"data": str(data), "prompts": "2", "seeds": "1", "steps": "2", "out": str(tmp_path / "run")}
+    local = {"model": "shapes", "device": "cpu", "dtype": "float32", "score": f"blip_vqa/grammar:{blip}"}
+    assert main([*command(**small, **local, arms="plain,attend_and_excite"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["rows"] == 4 and said["missing_batches"] == 0
+    assert [entry["arm"] for entry in said["scores"][0]["table"]] == ["plain", "attend_and_excite"]
