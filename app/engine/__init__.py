@@ -1,0 +1,1 @@
+"""What the editor does, without Streamlit: jobs, models, results. Pages only show it."""
