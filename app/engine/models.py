@@ -1,0 +1,172 @@
+"""Models: which there are, why one cannot be used, and the one that is loaded. Only the worker loads.
+
+The page offers folders that were found below allowed ones; it never opens a path that was typed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2ictl.errors import BadSetting
+
+__all__ = ["EMBEDDED", "FoundModel", "ModelManager", "find_models"]
+
+EMBEDDED = "shapes"
+FAMILIES = {
+    "StableDiffusionPipeline": "Stable Diffusion 1.x or 2.x",
+    "StableDiffusionXLPipeline": "Stable Diffusion XL",
+}
+#: Folders of models lie at most this far below an allowed folder; what lies deeper is not looked for.
+DEPTH = 3
+LARGEST_INDEX = 1_000_000  # bytes of a model_index.json; a real one has two thousand
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model that can be chosen, or one that is there and cannot.
+
+    Args:
+        name: what is shown.
+        source: what :func:`t2ictl.load` takes.
+        family: what kind of model it is.
+        why_not: why it cannot be used; empty if it can.
+    """
+
+    name: str
+    source: str
+    family: str
+    why_not: str = ""
+
+
+def find_models(roots: Sequence[Path]) -> list[FoundModel]:
+    """List the embedded model, and the diffusers folders below some folders.
+
+    Args:
+        roots: where to look. A link that leads out of its root is not followed.
+
+    Returns:
+        The embedded model first, then folders by name; those that cannot be used say why.
+
+    Example:
+        >>> [model.source for model in find_models([])]
+        ['shapes']
+    """
+    found = [FoundModel(name="shapes (embedded)", source=EMBEDDED, family="the test bench of this project")]
+    for root in roots:
+        top = root.resolve()
+        for index in sorted(_indices(top, DEPTH)):
+            folder = index.parent.resolve()
+            if folder.is_relative_to(top):
+                found.append(_described(folder, top))
+    return found
+
+
+def _indices(folder: Path, depth: int) -> Iterator[Path]:
+    """Every ``model_index.json``; folders of a model are not searched for further ones."""
+    index = folder / "model_index.json"
+    if index.is_file():
+        yield index
+        return
+    if depth:
+        try:
+            inner = [path for path in folder.iterdir() if path.is_dir()]
+        except OSError:
+            return  # not ours to read, so not ours to offer
+        for path in inner:
+            yield from _indices(path, depth - 1)
+
+
+def _described(folder: Path, root: Path) -> FoundModel:
+    name = folder.relative_to(root).as_posix() if folder != root else folder.name
+    index = folder / "model_index.json"
+    try:
+        if index.stat().st_size > LARGEST_INDEX:
+            raise ValueError("it is too large")
+        kind = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return FoundModel(name=name, source=str(folder), family="unknown", why_not=f"model_index.json: {error}")
+    if kind not in FAMILIES:
+        return FoundModel(name=name, source=str(folder), family=kind, why_not=f"{kind} is not supported yet.")
+    return FoundModel(name=name, source=str(folder), family=FAMILIES[kind])
+
+
+class ModelManager:
+    """The one model that is loaded.
+
+    Two do not fit where one does, so the old one is let go before the new one is loaded.
+
+    Args:
+        roots: where models may lie.
+        device: of torch; None for CUDA where there is one.
+    """
+
+    def __init__(self, roots: Sequence[Path] = (), device: str | None = None) -> None:
+        self._roots, self._device = tuple(roots), device
+        self._source: str | None = None
+        self._pipe: Any = None
+
+    @property
+    def loaded(self) -> str | None:
+        """Which model is loaded: its source, or None."""
+        return self._source
+
+    def models(self) -> list[FoundModel]:
+        """List the models that there are now."""
+        return find_models(self._roots)
+
+    def check(self, source: str) -> FoundModel:
+        """Find a model that was asked for.
+
+        Args:
+            source: of a found model.
+
+        Returns:
+            The model.
+
+        Raises:
+            BadSetting: if there is none below the allowed folders, or it cannot be used.
+        """
+        for model in self.models():
+            if model.source == source:
+                if model.why_not:
+                    raise BadSetting(f"The model {model.name!r} cannot be used: {model.why_not}", "Choose another one.")
+                return model
+        raise BadSetting(
+            f"There is no model {source!r} in the allowed folders.", "Start the editor with --models FOLDER above it."
+        )
+
+    def use(self, source: str) -> Any:
+        """Give a model, loading it if it is not the one that is loaded. For the worker.
+
+        Args:
+            source: of a found model.
+
+        Returns:
+            The pipeline, without a progress bar of its own.
+
+        Raises:
+            BadSetting: if it may not or cannot be loaded; then none is loaded.
+        """
+        import t2ictl
+
+        model = self.check(source)
+        if self._source != model.source:
+            self.unload()
+            pipe = t2ictl.load(model.source, device=self._device)
+            pipe.set_progress_bar_config(disable=True)
+            self._pipe, self._source = pipe, model.source
+        return self._pipe
+
+    def unload(self) -> None:
+        """Let the model go, and give its memory back. For the worker."""
+        import torch
+
+        self._pipe = self._source = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,86 @@
+"""Models of the editor: what is offered, what is refused, and that one goes before the next comes."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import t2ictl
+from t2ictl.app.engine.models import ModelManager, find_models
+from t2ictl.errors import BadSetting
+from tests.tiny import sd
+
+
+def folder(path: Path, content: Any) -> Path:
+    path.mkdir(parents=True)
+    (path / "model_index.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    top = tmp_path / "models"
+    folder(top / "sd", {"_class_name": "StableDiffusionPipeline"})
+    folder(top / "deep" / "er" / "xl", {"_class_name": "StableDiffusionXLPipeline"})
+    folder(top / "deep" / "er" / "too" / "deep", {"_class_name": "StableDiffusionPipeline"})
+    folder(top / "flux", {"_class_name": "FluxPipeline"})
+    folder(top / "broken", "{")
+    folder(top / "odd", [1])
+    folder(tmp_path / "outside", {"_class_name": "StableDiffusionPipeline"})
+    (top / "link").symlink_to(tmp_path / "outside")
+    return top
+
+
+def test_folders_are_listed_with_their_family_or_the_reason_against_them(root: Path) -> None:
+    found = {model.name: model for model in find_models([root])}
+    assert set(found) == {"shapes (embedded)", "sd", "deep/er/xl", "flux", "broken", "odd"}
+    assert found["sd"].family.startswith("Stable Diffusion 1") and not found["sd"].why_not
+    assert found["deep/er/xl"].family == "Stable Diffusion XL"
+    assert "FluxPipeline is not supported" in found["flux"].why_not
+    assert found["broken"].why_not and found["odd"].why_not
+
+
+def test_paths_outside_of_the_allowed_folders_are_refused(root: Path) -> None:
+    manager = ModelManager([root])
+    for source in (str(root.parent / "outside"), str(root / "link"), str(root / "sd" / ".." / "sd"), "owner/name", ""):
+        with pytest.raises(BadSetting, match="no model"):
+            manager.check(source)
+    with pytest.raises(BadSetting, match="cannot be used: FluxPipeline"):
+        manager.use(str((root / "flux").resolve()))
+    assert manager.check(str((root / "sd").resolve())).name == "sd" and manager.loaded is None
+
+
+def test_the_old_model_is_gone_before_the_new_one_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "models" / "tiny"
+    sd().save_pretrained(place)
+    manager = ModelManager([tmp_path / "models"], device="cpu")
+    first = manager.use("shapes")
+    assert manager.use("shapes") is first
+    gone = weakref.ref(first)
+    del first
+    load, alive = t2ictl.load, []
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        gc.collect()
+        alive.append(gone() is not None)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(t2ictl, "load", look)
+    assert type(manager.use(str(place.resolve()))).__name__ == "StableDiffusionPipeline"
+    assert alive == [False] and manager.loaded == str(place.resolve())
+    manager.unload()
+    assert manager.loaded is None
+
+
+def test_a_model_that_does_not_load_leaves_none(root: Path) -> None:
+    manager = ModelManager([root], device="cpu")
+    manager.use("shapes")
+    with pytest.raises(Exception, match=r".+"):
+        manager.use(str((root / "sd").resolve()))  # an index, and nothing that it names
+    assert manager.loaded is None
+    assert manager.use("shapes") is not None
