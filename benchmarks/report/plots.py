@@ -54,7 +54,9 @@ def _panels(rows: pd.DataFrame, comparison: Comparison, path: Path, label: str, 
 
     arms = list(dict.fromkeys(rows["arm"]))
     categories = list(dict.fromkeys(rows["category"]))
-    outcomes = [name for name in comparison.outcomes if name in set(rows["outcome"])]
+    spread = rows.groupby("outcome")["estimate"].agg(lambda values: values.max() - values.min())
+    # What is the same in every arm and category tells nothing apart; the tables have it.
+    outcomes = [name for name in comparison.outcomes if spread.get(name, 0) > 0] or list(comparison.outcomes[:1])
     lines = len(arms) * max(1.0, len(categories) / 2.5)
     # A canvas of its own: neither pyplot's state nor the user's backend is touched.
     figure = Figure(figsize=(LEFT + WIDTH * len(outcomes), MARGIN + LINE * lines), layout="constrained")
