@@ -7,6 +7,7 @@ read their state; one thread takes them in turn and is the only one that touches
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ State = Literal["queued", "loading", "running", "decoding", "done", "cancelled",
 ENDED = frozenset({"done", "cancelled", "failed"})
 # One at work and two waiting for each session: more is a finger that stayed on the button.
 MOST_WAITING = 2
+_LOG = logging.getLogger(__name__)
 UNEXPECTED = "This is a fault of the program. The terminal that it was started from says more."
 
 
@@ -219,6 +221,7 @@ class JobRunner:
             except T2ictlError as error:
                 state, job.error = "failed", (error.cause, error.remedy)
             except Exception as error:  # the worker outlives what one job does wrong; its page says so
+                _LOG.exception("Job %d failed.", job.number)
                 state, job.error = "failed", (f"{type(error).__name__}: {error}", UNEXPECTED)
             with self._changed:
                 self._current = None

@@ -69,16 +69,15 @@ def find_models(roots: Sequence[Path]) -> list[FoundModel]:
 def _indices(folder: Path, depth: int) -> Iterator[Path]:
     """Every ``model_index.json``; folders of a model are not searched for further ones."""
     index = folder / "model_index.json"
-    if index.is_file():
-        yield index
-        return
-    if depth:
-        try:
-            inner = [path for path in folder.iterdir() if path.is_dir()]
-        except OSError:
-            return  # not ours to read, so not ours to offer
-        for path in inner:
-            yield from _indices(path, depth - 1)
+    try:
+        if index.is_file():
+            yield index
+            return
+        inner = [path for path in folder.iterdir() if path.is_dir()] if depth else []
+    except OSError:
+        return  # not ours to read, so not ours to offer
+    for path in inner:
+        yield from _indices(path, depth - 1)
 
 
 def _described(folder: Path, root: Path) -> FoundModel:
@@ -88,7 +87,7 @@ def _described(folder: Path, root: Path) -> FoundModel:
         if index.stat().st_size > LARGEST_INDEX:
             raise ValueError("it is too large")
         kind = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return FoundModel(name=name, source=str(folder), family="unknown", why_not=f"model_index.json: {error}")
     if kind not in FAMILIES:
         return FoundModel(name=name, source=str(folder), family=kind, why_not=f"{kind} is not supported yet.")

@@ -165,9 +165,7 @@ class ResultStore:
         """
         folder = self._folder(session)
         with self._lock:
-            self._results.pop(session, None)
-            self._seen.pop(session, None)
-            shutil.rmtree(folder, ignore_errors=True)
+            self._drop(session, folder)
 
     def sweep(self, seconds: float) -> list[str]:
         """Remove sessions that nobody has looked at for a while, and folders that an earlier run left behind.
@@ -190,9 +188,14 @@ class ResultStore:
                 and now - path.stat().st_mtime >= seconds
             }
             gone = sorted(left | (set(self._seen) - known))
-        for name in gone:
-            self.drop(name)
+            for name in gone:  # under the same lock: nobody can come back in between
+                self._drop(name, self._root / name)
         return gone
+
+    def _drop(self, session: str, folder: Path) -> None:
+        self._results.pop(session, None)
+        self._seen.pop(session, None)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _folder(self, session: str) -> Path:
         if not _SESSION.fullmatch(session):

@@ -20,7 +20,7 @@ WRONG, RIGHT = "#d55e00", "#009e73"
 def contact_sheet(run: Path, rows: pd.DataFrame, arms: Sequence[str], path: Path, prompts: int = 12) -> Path:
     """Put the first prompts of a category on one sheet, the first seed of each.
 
-    Prompts are taken in the order of the suite, so nothing is chosen by what came out.
+    Prompts are taken in the order of their ids, so nothing is chosen by what came out.
 
     Args:
         run: folder of the run.

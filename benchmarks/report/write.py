@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from t2ictl.benchmarks.compare import compare
 from t2ictl.benchmarks.extras import need
 from t2ictl.benchmarks.report.page import page_data
 from t2ictl.benchmarks.report.plots import plot_differences, plot_shares
@@ -19,7 +19,7 @@ from t2ictl.benchmarks.report.tensorboard import write_events
 from t2ictl.benchmarks.runs.files import write_whole
 from t2ictl.benchmarks.runs.manifest import limited_note
 from t2ictl.benchmarks.scoring.run import table_text
-from t2ictl.benchmarks.statistics.comparison import Comparison
+from t2ictl.benchmarks.statistics.comparison import Comparison, compare_run
 from t2ictl.benchmarks.statistics.reading import Run, read_runs
 from t2ictl.benchmarks.tables import Table, tables_of, to_csv, to_json
 from t2ictl.errors import BadSetting
@@ -55,7 +55,7 @@ def write_report(
         need("tensorboard", extra="tensorboard")
     read = read_runs([run])
     scored = read_scores(run, read.done, against[0])
-    compared = _comparison(run, read, against, allow_missing=allow_missing)
+    compared = _comparison(read, against, allow_missing=allow_missing)
     if compared is None and not scored:
         raise BadSetting(
             f"Nobody has judged the pictures of {str(run)!r}.", "Score them first: t2ictl bench score RUN --metric ..."
@@ -66,7 +66,7 @@ def write_report(
     _write_tables(out, compared, tables, scored)
     sheets = []
     for category, rows in read.rows.groupby("category"):
-        sheets.append(contact_sheet(run, rows, read.arms, out / f"sheet-{category}.png"))
+        sheets.append(contact_sheet(run, rows, read.arms, out / f"sheet-{_named(str(category))}.png"))
     if tensorboard is not None:
         write_events(tensorboard, compared, scored, sheets)
     outcomes = () if compared is None else compared.outcomes
@@ -87,10 +87,15 @@ def write_report(
     return out / "index.html"
 
 
-def _comparison(run: Path, read: Run, against: Sequence[str], *, allow_missing: bool) -> Comparison | None:
+def _comparison(read: Run, against: Sequence[str], *, allow_missing: bool) -> Comparison | None:
     """The comparison by the suite's own judge; None where pictures are judged later."""
     judged = any(str(name).startswith(("has_", "is_")) for name in read.rows)
-    return compare(run, against=against, allow_missing=allow_missing) if judged else None
+    return compare_run(read, against=against, allow_missing=allow_missing) if judged else None
+
+
+def _named(category: str) -> str:
+    """A category as part of a file name; users' own sets may call one as they like."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", category)
 
 
 def _notes(read: Run, compared: Comparison | None) -> list[str]:

@@ -103,6 +103,22 @@ def _not_judged(image: Any, prompt: str) -> Judgement:
     return Judgement(outcomes={})
 
 
+def _check(place: Place) -> None:
+    """Name a precision or device that is not there."""
+    import torch
+
+    if place.dtype not in DTYPES:
+        raise BadSetting(f"There is no precision {place.dtype!r}.", f"Use one of {', '.join(DTYPES)}.")
+    if place.device is None:
+        return
+    try:
+        device = torch.device(place.device)
+    except RuntimeError:
+        raise BadSetting(f"There is no device {place.device!r}.", "Use cpu, cuda, cuda:1, ...") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadSetting(f"The device {place.device!r} is not there.", "`t2ictl doctor` lists the devices; use cpu.")
+
+
 @contextmanager
 def opened(plan: RunPlan, place: Place) -> Iterator[UnitMaker]:
     """Load the model of a plan, without progress bars of its own, on a fixed number of threads.
@@ -115,7 +131,7 @@ def opened(plan: RunPlan, place: Place) -> Iterator[UnitMaker]:
         What makes its units.
 
     Raises:
-        BadSetting: if there is no such model or precision.
+        BadSetting: if there is no such model, precision or device.
     """
     import diffusers
     import torch
@@ -123,8 +139,7 @@ def opened(plan: RunPlan, place: Place) -> Iterator[UnitMaker]:
 
     import t2ictl
 
-    if place.dtype not in DTYPES:
-        raise BadSetting(f"There is no precision {place.dtype!r}.", f"Use one of {', '.join(DTYPES)}.")
+    _check(place)
     before = torch.get_num_threads()
     torch.set_num_threads(place.threads)
     transformers.utils.logging.disable_progress_bar()

@@ -55,12 +55,15 @@ class _Worker:
         self._maker = self._context.__enter__()  # for as long as the process lives
 
     def manifest(self) -> dict[str, Any]:
+        """Write down everything that decides the rows."""
         return self._maker.manifest()
 
     def pid(self) -> int:
+        """Give this process."""
         return os.getpid()
 
     def make(self, unit: Unit) -> Made:
+        """Make one unit, and give back what would be in the run's folder."""
         try:
             with tempfile.TemporaryDirectory() as there:
                 root = Path(there)
@@ -147,7 +150,11 @@ def started(plan: RunPlan, place: Place, workers: int) -> Iterator[RayWorkers]:
     ray = need("ray", extra="ray")
     began = not ray.is_initialized()
     if began:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=True)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadSetting(f"Ray did not start: {reason}", "Look at RAY_ADDRESS, or unset it.") from None
     try:
         resources = _resources(ray, place, workers)
         actor = ray.remote(max_restarts=-1, max_task_retries=TRIES - 1, **resources)(_Worker)
@@ -171,6 +178,10 @@ def started(plan: RunPlan, place: Place, workers: int) -> Iterator[RayWorkers]:
 
 def _resources(ray: Any, place: Place, workers: int) -> dict[str, float]:
     """What each worker takes; refused at once if the cluster can never give it."""
+    if place.device is not None and ":" in place.device:
+        raise BadSetting(
+            f"On ray there is no device {place.device!r}.", "Use --device cuda: ray gives each worker a GPU of its own."
+        )
     there = ray.cluster_resources()
     gpus = there.get("GPU", 0)
     wants_gpu = place.device.startswith("cuda") if place.device else gpus > 0

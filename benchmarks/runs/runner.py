@@ -266,6 +266,7 @@ class _OnRay:
         """Make units and write them."""
 
         def write(made: Made) -> None:
+            """Pictures first: a row on disk means that its picture is there."""
             for inside, content in made.files.items():
                 if inside.startswith("timings/"):
                     for line in content.splitlines():

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from t2ictl.benchmarks.scoring.base import Score, short
-from t2ictl.errors import BadSetting
 from t2ictl.judges.loading import loaded
 
 __all__ = ["CaptionCosine"]
@@ -35,8 +34,6 @@ class CaptionCosine:
         import transformers
 
         captioner, _, clip = models.partition(",")
-        if not clip:
-            raise BadSetting("Captions need BLIP and a CLIP model.", "Write caption_cosine:BLIP,CLIP.")
         self._blip, self._see = loaded(transformers.BlipForConditionalGeneration, captioner, device)
         self._clip, self._read = loaded(transformers.CLIPModel, clip, device)
         self.name = f"caption_cosine[{short(captioner)},{short(clip)}]"

@@ -160,14 +160,10 @@ class GenEval:
         Ghosh, Hajishirzi, Schmidt, NeurIPS 2023, arXiv 2310.11513.
     """
 
-    def __init__(self, models: str, *, data: str | None = None, device: str = "cpu") -> None:
+    def __init__(self, models: str, *, data: str, device: str = "cpu") -> None:
         import transformers
 
-        if data is None:
-            raise BadSetting("GenEval's clauses are in its metadata.", "Say where they are: --data FOLDER.")
         detector, _, clip = models.partition(",")
-        if not clip:
-            raise BadSetting("GenEval needs a detector and a CLIP model.", "Write geneval:DETECTOR,CLIP.")
         self._prompts = {each.prompt: each for each in read_set("geneval", Path(data))}
         self._detector, self._prepare = loaded(transformers.Mask2FormerForUniversalSegmentation, detector, device)
         self._clip, self._processor = loaded(transformers.CLIPModel, clip, device)

@@ -182,6 +182,10 @@ METRICS: dict[str, Callable[..., Metric]] = {
 }
 
 
+#: Metrics of two models, and which.
+OF_TWO = {"caption_cosine": "BLIP,CLIP", "geneval": "DETECTOR,CLIP"}
+
+
 def open_metric(text: str, device: str = "cpu", data: str | None = None) -> Metric:
     """Open a metric by name.
 
@@ -198,6 +202,7 @@ def open_metric(text: str, device: str = "cpu", data: str | None = None) -> Metr
         BadSetting: for an unknown metric, or one without a model.
         MissingExtra: if spaCy is wanted and not installed.
     """
+    check_metric(text, data)
     name, variant, model = _read(text)
     more = {"chunks": variant} if variant else {}
     more |= {"data": data} if data is not None and name == "geneval" else {}
@@ -221,8 +226,8 @@ def check_metric(text: str, data: str | None = None) -> None:
     name, variant, model = _read(text)
     if name == "blip_vqa":
         importlib.import_module("t2ictl.phrases").parser_version(variant or "spacy")
-    if name in ("caption_cosine", "geneval") and "," not in model:
-        raise BadSetting(f"{name} needs two models.", f"Write {name}:ONE,OTHER.")
+    if name in OF_TWO and not all(model.partition(",")[::2]):
+        raise BadSetting(f"{name} needs two models.", f"Write {name}:{OF_TWO[name]}.")
     if name == "geneval" and data is None:
         raise BadSetting("GenEval's clauses are in its metadata.", "Say where they are: --data FOLDER.")
 

@@ -95,6 +95,7 @@ class _Cache:
         return hashlib.sha256(f"{self._identity} {sha256} {prompt}".encode()).hexdigest()[:32]
 
     def add(self, key: str, score: Score) -> None:
+        """Keep a score, on disk before it counts."""
         if not np.isfinite(score.value):
             raise BadSetting(f"The metric gave {score.value}.", "Its model may be damaged, or its precision too low.")
         line = json.dumps({"key": key, **asdict(score)}) + "\n"

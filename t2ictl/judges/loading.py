@@ -24,17 +24,23 @@ def loaded(kind: Any, model: str, device: str) -> tuple[Any, Any]:
         The model, ready and without gradients, and the processor.
 
     Raises:
-        BadSetting: if they cannot be loaded.
+        BadSetting: if they cannot be loaded, or the device is not there.
     """
     import transformers
 
     try:
-        made = kind.from_pretrained(model).to(device).eval().requires_grad_(False)
-        return made, transformers.AutoProcessor.from_pretrained(model)
+        made, processor = kind.from_pretrained(model), transformers.AutoProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise BadSetting(
             f"The judge's model {model!r} cannot be loaded: {str(error).splitlines()[0]}",
             f"Give a folder or hub id of a {kind.__name__} with its processor.",
+        ) from None
+    try:
+        return made.to(device).eval().requires_grad_(False), processor
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+        raise BadSetting(
+            f"The judge cannot be put on {device!r}: {str(error).splitlines()[0]}",
+            "`t2ictl doctor` lists the devices; use cpu.",
         ) from None
 
 

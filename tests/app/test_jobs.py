@@ -116,7 +116,7 @@ def test_a_closed_tab_leaves_no_job_behind(runner: JobRunner, steps: Steps) -> N
         (RuntimeError("out of memory"), "RuntimeError: out of memory"),
     ],
 )
-def test_the_worker_outlives_a_failed_job(error: Exception, said: str) -> None:
+def test_the_worker_outlives_a_failed_job(error: Exception, said: str, caplog: pytest.LogCaptureFixture) -> None:
     def work(job: Job) -> int:
         if job.request == "bad":
             raise error
@@ -128,6 +128,8 @@ def test_the_worker_outlives_a_failed_job(error: Exception, said: str) -> None:
     assert bad.state == "failed" and bad.error is not None and bad.error[0] == said and bad.error[1]
     assert (good.state, good.result) == ("done", 7)
     runner.close()
+    # What nobody expected is in the terminal with its traceback, as the page says; a named error needs none.
+    assert [record.exc_info is not None for record in caplog.records] == [True] * isinstance(error, RuntimeError)
 
 
 def test_closing_ends_what_waits_and_what_is_at_work(steps: Steps) -> None:

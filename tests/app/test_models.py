@@ -31,6 +31,7 @@ def root(tmp_path: Path) -> Path:
     folder(top / "flux", {"_class_name": "FluxPipeline"})
     folder(top / "broken", "{")
     folder(top / "odd", [1])
+    folder(top / "nested", "[" * 100_000)
     folder(tmp_path / "outside", {"_class_name": "StableDiffusionPipeline"})
     (top / "link").symlink_to(tmp_path / "outside")
     return top
@@ -38,11 +39,11 @@ def root(tmp_path: Path) -> Path:
 
 def test_folders_are_listed_with_their_family_or_the_reason_against_them(root: Path) -> None:
     found = {model.name: model for model in find_models([root])}
-    assert set(found) == {"shapes (embedded)", "sd", "deep/er/xl", "flux", "broken", "odd"}
+    assert set(found) == {"shapes (embedded)", "sd", "deep/er/xl", "flux", "broken", "odd", "nested"}
     assert found["sd"].family.startswith("Stable Diffusion 1") and not found["sd"].why_not
     assert found["deep/er/xl"].family == "Stable Diffusion XL"
     assert "FluxPipeline is not supported" in found["flux"].why_not
-    assert found["broken"].why_not and found["odd"].why_not
+    assert all(found[name].why_not for name in ("broken", "odd", "nested"))
 
 
 def test_paths_outside_of_the_allowed_folders_are_refused(root: Path) -> None:

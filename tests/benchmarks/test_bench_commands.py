@@ -113,3 +113,19 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("loaded: []") and "--retry-failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "cuda:99"), "The device 'cuda:99' is not there"),
+        (("--device", "toaster"), "There is no device 'toaster'"),
+        (("--dtype", "float8"), "There is no precision 'float8'"),
+    ],
+)
+def test_places_that_are_not_there_are_named(
+    options: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "run", "--arms", "plain", "--limit", "1", *options, "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -84,6 +84,8 @@ def test_what_the_cluster_cannot_give_and_bad_input_are_named_at_once(
     assert "1000 workers need 1000 CPU, and ray has" in capsys.readouterr().err
     assert bench(tmp_path / "run", "--engine", "ray", "--dtype", "float8", arms="plain") == 2
     assert "There is no precision 'float8'." in capsys.readouterr().err
+    assert bench(tmp_path / "run", "--engine", "ray", "--device", "cuda:1", arms="plain") == 2
+    assert "On ray there is no device 'cuda:1'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -54,5 +54,5 @@ def test_score_is_the_cosine_of_the_two_texts(metric: CaptionCosine, monkeypatch
 
 
 def test_both_models_are_needed(clip: Path) -> None:  # noqa: F811
-    with pytest.raises(BadSetting, match="BLIP and a CLIP model"):
+    with pytest.raises(BadSetting, match="caption_cosine needs two models. Write caption_cosine:BLIP,CLIP"):
         open_metric(f"caption_cosine:{clip}")

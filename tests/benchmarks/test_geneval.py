@@ -232,5 +232,18 @@ def test_what_is_missing_is_named(metric: GenEval, detector: Path, clip: Path, d
         metric(picture, "a zebra")
     with pytest.raises(BadSetting, match="clauses are in its metadata"):
         open_metric(f"geneval:{detector},{clip}")
-    with pytest.raises(BadSetting, match="a detector and a CLIP model"):
+    with pytest.raises(BadSetting, match="geneval needs two models. Write geneval:DETECTOR,CLIP"):
         open_metric(f"geneval:{detector}", data=str(data))
+
+
+@pytest.mark.parametrize("box", [(2, 4, 22, 7), (2, 4, 22, 5), (2, 4, 5, 24), (2, 4, 3, 5)])
+def test_color_of_an_object_that_is_thin(metric: GenEval, box: Box) -> None:
+    """Three rows of pixels are not taken for three channels: the color is that of the same pixels, repeated."""
+    left, top, right, bottom = map(int, box)
+    mask = np.zeros((48, 64), dtype=bool)
+    mask[top:bottom, left:right] = True
+    picture = Image.new("RGB", (64, 48), (200, 30, 30))
+    wide = np.zeros((48, 64), dtype=bool)
+    wide[4:24, 2:22] = True
+    expected = metric._color(picture, Detected(box=(2, 4, 22, 24), mask_YX=wide), "clock")
+    assert metric._color(picture, Detected(box=box, mask_YX=mask), "clock") == expected

@@ -299,3 +299,9 @@ def test_macro_counts_every_category_the_same(tmp_path: Path) -> None:
     below = sum((part["mean"] - part["interval"][0]) ** 2 for part in parts) ** 0.5 / 2
     assert macro["mean"] - macro["interval"][0] == pytest.approx(below)
     assert "macro" not in {entry["category"] for entry in score_table(scores, "plain")}
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_a_device_that_is_not_there_is_named(device: str, clip: Path) -> None:  # noqa: F811
+    with pytest.raises(BadSetting, match=f"cannot be put on '{device}'"):
+        open_metric(f"clip_cosine:{clip}", device)
