@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2ictl.adapters import parse
-    from t2ictl.controls import Control, Plan, PlanContext, list_controls
-    from t2ictl.generation import Generation, generate, replay
+    from t2ictl.controls import Control, Plan, PlanContext, control_from_dict, control_to_dict, list_controls
+    from t2ictl.fields import describe
+    from t2ictl.generation import Generation, Request, generate, replay
     from t2ictl.layouts import Region
     from t2ictl.loading import load
     from t2ictl.probes import AttentionRecord, Recording
     from t2ictl.scenes import Scene
     from t2ictl.sessionless import MapRecorder
     from t2ictl.sessions import Session, controlled
+    from t2ictl.settings import SCHEMA_VERSION, read_settings
     from t2ictl.spans import Prompt
     from t2ictl.stories import Story
     from t2ictl.subjects import Subject
@@ -36,16 +38,22 @@ _HOME = {
     "Prompt": "spans",
     "Recording": "probes",
     "Region": "layouts",
+    "Request": "generation",
+    "SCHEMA_VERSION": "settings",
     "Scene": "scenes",
     "Session": "sessions",
     "Story": "stories",
     "Subject": "subjects",
     "Window": "windows",
+    "control_from_dict": "controls",
+    "control_to_dict": "controls",
     "controlled": "sessions",
+    "describe": "fields",
     "generate": "generation",
     "list_controls": "controls",
     "load": "loading",
     "parse": "adapters",
+    "read_settings": "settings",
     "replay": "generation",
 }
 
@@ -59,16 +67,22 @@ __all__ = [
     "Prompt",
     "Recording",
     "Region",
+    "Request",
+    "SCHEMA_VERSION",
     "Scene",
     "Session",
     "Story",
     "Subject",
     "Window",
+    "control_from_dict",
+    "control_to_dict",
     "controlled",
+    "describe",
     "generate",
     "list_controls",
     "load",
     "parse",
+    "read_settings",
     "replay",
 ]
 

@@ -141,6 +141,21 @@ def bench(context: typer.Context) -> None:
     importlib.import_module("t2ictl.benchmarks.commands").app(args=context.args, prog_name="t2ictl bench")
 
 
+@app.command("app")
+def editor(
+    port: Annotated[int, typer.Option(help="To listen on, on this machine only.")] = 8501,
+    models: Annotated[
+        list[Path], typer.Option(help="A folder below which diffusers folders lie; may be given several times.")
+    ] = [],  # noqa: B006
+    device: Device = None,
+    dtype: Dtype = "float32",
+    headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser window.")] = False,
+) -> None:
+    """Open the interactive editor in the browser."""
+    launch = importlib.import_module("t2ictl.app.launch")
+    raise typer.Exit(launch.serve(port, models, device, dtype, is_headless=headless))
+
+
 def _add_contributed() -> None:
     """Add the commands of methods and of installed packages, once."""
     known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -12,6 +13,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from t2ictl.errors import BadSetting, ControlConflict, NeedsSession
+from t2ictl.named_files import no_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -312,21 +314,24 @@ def control_to_dict(control: Control) -> dict[str, Any]:
     return {"control": control.name, **TypeAdapter(type(control)).dump_python(control, mode="json")}
 
 
-def control_from_dict(data: Mapping[str, Any]) -> Control:
+def control_from_dict(data: Mapping[str, Any], *, files: bool = True) -> Control:
     """Read a control back from plain JSON data.
 
     Args:
         data: as :func:`control_to_dict` writes it.
+        files: whether masks and pictures may be files that the data name; False for data from strangers.
 
     Returns:
         The control.
 
     Raises:
-        BadSetting: if the control or one of its fields is unknown, or a value is out of range.
+        BadSetting: if the control or one of its fields is unknown, a value is out of range, or a file is named that
+            may not be.
     """
     values = dict(data)
     cls = get_control(str(values.pop("control", "")))
     unknown = sorted(set(values) - {each.name for each in fields(cls)})  # type: ignore[arg-type]
     if unknown:
         raise BadSetting(f"{cls.__name__} has no field {unknown}.", "Was this written by a newer version?")
-    return cls(**values)
+    with contextlib.nullcontext() if files else no_files():
+        return cls(**values)

@@ -20,6 +20,7 @@ from t2ictl.controls import PlanContext
 from t2ictl.errors import BadSetting, SpanNotFound
 from t2ictl.fields import setting, settings_class
 from t2ictl.masks import box_mask, resize_mask
+from t2ictl.named_files import require_files
 from t2ictl.spans import Prompt, Span
 
 __all__ = ["Layout", "Mask", "Region", "opened_mask"]
@@ -41,6 +42,7 @@ def opened_mask(value: Any) -> Any:
         BadSetting: if there is no such file.
     """
     if isinstance(value, (str, Path)):
+        require_files(value)
         if not Path(value).is_file():
             raise BadSetting(f"There is no mask file {str(value)!r}.", "Give the path of a black and white picture.")
         value = Image.open(value)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from pydantic import BeforeValidator, PlainSerializer
 
 from t2ictl.errors import BadSetting
+from t2ictl.named_files import require_files
 
 __all__ = ["Picture", "open_picture"]
 
@@ -33,6 +34,7 @@ def _text(value: Any) -> Any:
             "Give the picture again, as a file.",
         )
     if isinstance(value, Path) or (isinstance(value, str) and not value.startswith(IN_MEMORY)):
+        require_files(value)
         if not os.path.isfile(value):
             raise BadSetting(f"There is no picture {_named(str(value))}.", "Give the path of a PNG or JPEG file.")
         value = str(value)

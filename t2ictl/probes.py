@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,11 @@ def resize_maps(maps_BTYX: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(maps_BTYX.shape[-2:]) == size:
         return maps_BTYX
     return F.interpolate(maps_BTYX, size=size, mode="bilinear", align_corners=False)
+
+
+def resize_steps(maps_SBTYX: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring maps of several steps to one size."""
+    return resize_maps(maps_SBTYX.flatten(0, 1), size).unflatten(0, maps_SBTYX.shape[:2])
 
 
 class MapTap:
@@ -80,6 +86,9 @@ class Recording:
         words: words or phrases to record; empty for every word of the prompt.
         sites: filter of the layers; empty for the cross-attention layers at the model's semantic size.
         per_step: keep the map of every step, not only the mean over steps.
+        by: which layers share a map: those of one ``"place"`` (down, mid, up), brought to one size; or those of one
+            place and ``"size"``, each at its own size and named as in a layer filter (``"up@2"``: the layers of the up
+            blocks whose maps have half as many cells a side as the latent).
         budget_mb: most memory that the record may take (MiB).
     """
 
@@ -88,6 +97,9 @@ class Recording:
         default=(), help="layer filter; empty: cross-attention at the model's semantic size"
     )
     per_step: bool = setting(default=True, help="keep the maps of every step, not only their mean")
+    by: Literal["place", "size"] = setting(
+        default="place", help="which layers share a map: of one place, or of one size"
+    )
     budget_mb: float = setting(default=512.0, help="most memory the record may take (MiB)", low=0.0)
 
 
@@ -119,7 +131,7 @@ class AttentionRecord:
         Args:
             word: a word or phrase of the prompt; ``"cat#2"`` is the second one.
             image: which picture of the call.
-            place: ``"down"``, ``"mid"`` or ``"up"``; None for the mean over all heads.
+            place: ``"down"``, ``"mid"`` or ``"up"``, or another name in ``maps``; None for the mean over all heads.
             step: one evaluation (negative from the end); None for the mean over all.
 
         Returns:
@@ -167,7 +179,9 @@ class AttentionRecord:
                 raise NotRecorded(f"Nothing was recorded at {place!r}.", f"Recorded places: {sorted(self.maps)}.")
             return self.maps[place]
         total = sum(self.heads.values())
-        return torch.stack([self.maps[name] * (self.heads[name] / total) for name in self.maps]).sum(dim=0)
+        size = max((maps.shape[-2], maps.shape[-1]) for maps in self.maps.values())
+        shares = {name: maps * (self.heads[name] / total) for name, maps in self.maps.items()}
+        return torch.stack([resize_steps(share_SBTYX, size) for share_SBTYX in shares.values()]).sum(dim=0)
 
     def _step(self, maps_SYX: Tensor, step: int) -> Tensor:
         if len(maps_SYX) != self.steps:
@@ -211,11 +225,15 @@ class Recorder:
         sites = select(sites, "cross")  # words have maps in cross-attention only; a filter like "up" has both kinds
         self.sites = frozenset(site.address for site in sites)
         self.rows: Rows = rows
-        heads = {place: sum(s.heads for s in sites if s.place == place) for place in ("down", "mid", "up")}
+        self._by_size = settings.by == "size"
+        self._own_sizes = {self._group(site): site.size(latent_size) for site in sites}
+        heads = dict.fromkeys(sorted(self._own_sizes), 0)
+        for site in sites:
+            heads[self._group(site)] += site.heads
         self.record = AttentionRecord(
             prompts=tuple(prompts),
             columns=_columns(prompts, settings.words),
-            heads={place: count for place, count in heads.items() if count},
+            heads=heads,
         )
         self._per_step = settings.per_step
         self._kept = total if settings.per_step else 1
@@ -226,7 +244,8 @@ class Recorder:
 
     def _check_budget(self, budget_mb: float) -> None:
         maps = len(self.record.heads) * len(self.record.prompts) * len(self.record.columns) * self._kept
-        need_mb = maps * self._size[0] * self._size[1] * 4 / 2**20
+        sizes = list(self._own_sizes.values()) if self._by_size else [self._size] * len(self.record.heads)
+        need_mb = maps / len(sizes) * sum(height * width for height, width in sizes) * 4 / 2**20
         if need_mb > budget_mb:
             raise BudgetExceeded(
                 f"Recording {maps} maps of {self._size[0]} x {self._size[1]} needs {need_mb:.0f} MiB, "
@@ -234,13 +253,18 @@ class Recorder:
                 "Name fewer words, set per_step=False, or raise budget_mb.",
             )
 
+    def _group(self, site: Site) -> str:
+        return f"{site.place}@{site.factor}" if self._by_size else site.place
+
     def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
         """Add one layer of the current pass."""
         columns = torch.tensor(self.record.columns, dtype=torch.long, device=mass_BQK.device)
         maps_BTYX = mass_BQK.detach()[..., columns].transpose(1, 2).unflatten(2, call.size).float()
-        maps_BTYX = resize_maps(maps_BTYX, self._size)
-        held = self._sums.get(call.site.place)
-        self._sums[call.site.place] = maps_BTYX if held is None else held + maps_BTYX
+        if not self._by_size:
+            maps_BTYX = resize_maps(maps_BTYX, self._size)
+        group = self._group(call.site)
+        held = self._sums.get(group)
+        self._sums[group] = maps_BTYX if held is None else held + maps_BTYX
 
     def end_step(self) -> None:
         """File the maps of the pass that has just ended."""

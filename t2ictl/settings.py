@@ -152,7 +152,7 @@ def write_text(path: str | Path, text: str) -> Path:
     return path
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
+def read_settings(path: str | Path | BinaryIO) -> dict[str, Any]:
     """Return the settings in a PNG or a JSON file.
 
     What a file is, is decided by its content and not by its name. The picture is not decoded unless its settings
@@ -160,6 +160,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: a PNG that carries settings, or a JSON file of one object; without "schema" it counts as the first one.
+            Or such a file, open for reading bytes; messages call it by its ``name``.
 
     Returns:
         The settings, with every key that was written.
@@ -173,62 +174,68 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         >>> read_settings(path)["request"]
         {'prompt': 'a cat'}
     """
+    if not isinstance(path, (str, Path)):
+        return _settings_in(path, str(getattr(path, "name", "given")))
     path = Path(path)
     if not path.is_file():
         raise BadSetting(f"There is no file {str(path)!r}.", "Give a PNG written by t2ictl, or a JSON file.")
     with path.open("rb") as handle:
-        is_png = handle.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
-    settings = _parsed(_png_text(path) if is_png else _file_text(path), path)
+        return _settings_in(handle, str(path))
+
+
+def _settings_in(handle: BinaryIO, name: str) -> dict[str, Any]:
+    is_png = handle.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
+    handle.seek(0)
+    settings = _parsed(_png_text(handle, name) if is_png else _file_text(handle, name), name)
     if not is_png and not settings.keys() & KNOWN_KEYS:  # in a PNG, the keyword says that the object is ours
-        raise BadSetting(f"The file {str(path)!r} holds no t2ictl settings.", "Its JSON is that of another program.")
-    _check_schema(settings, path)
+        raise BadSetting(f"The file {name!r} holds no t2ictl settings.", "Its JSON is that of another program.")
+    _check_schema(settings, name)
     return settings
 
 
-def _png_text(path: Path) -> str:
+def _png_text(handle: BinaryIO, name: str) -> str:
     """Return the settings chunk of a PNG, wherever in the file it is."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(handle, formats=["PNG"]) as image:
             text = image.info.get(KEYWORD)
             if text is None and isinstance(image, PngImagePlugin.PngImageFile):
                 text = image.text.get(KEYWORD)  # decodes the picture: chunks after it are read only then
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise BadSetting(f"The PNG {str(path)!r} cannot be read: {error}.", "It may be damaged or cut off.") from error
+        raise BadSetting(f"The PNG {name!r} cannot be read: {error}.", "It may be damaged or cut off.") from error
     if not isinstance(text, str):
         raise BadSetting(
-            f"The PNG {str(path)!r} holds no t2ictl settings.",
+            f"The PNG {name!r} holds no t2ictl settings.",
             "Another program made or rewrote it; give the original, or a JSON file.",
         )
     if len(text.encode("utf-8", "replace")) > MAX_BYTES:
-        raise BadSetting(f"The settings in {str(path)!r} are larger than {MAX_BYTES} bytes.", "They are not ours.")
+        raise BadSetting(f"The settings in {name!r} are larger than {MAX_BYTES} bytes.", "They are not ours.")
     return str(text)
 
 
-def _file_text(path: Path) -> str:
+def _file_text(handle: BinaryIO, name: str) -> str:
     """Return the text of a file that is not a PNG."""
-    with path.open("rb") as handle:
-        content = handle.read(MAX_BYTES + 1)
+    content = handle.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise BadSetting(
-            f"The file {str(path)!r} is no PNG, and too large for settings (over {MAX_BYTES} bytes).",
+            f"The file {name!r} is no PNG, and too large for settings (over {MAX_BYTES} bytes).",
             "Give a PNG written by t2ictl, or a JSON file.",
         )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise BadSetting(f"The file {str(path)!r} is neither a PNG nor JSON.", "Give one of the two.") from None
+        raise BadSetting(f"The file {name!r} is neither a PNG nor JSON.", "Give one of the two.") from None
 
 
-def _parsed(text: str, path: Path) -> dict[str, Any]:
+def _parsed(text: str, name: str) -> dict[str, Any]:
     """Return the JSON object in a text that came out of a file."""
     try:
         settings = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BadSetting(
-            f"The settings in {str(path)!r} are not strict JSON: {error}.", "Give a PNG or JSON file of t2ictl."
+            f"The settings in {name!r} are not strict JSON: {error}.", "Give a PNG or JSON file of t2ictl."
         ) from None
     if not isinstance(settings, dict):
-        raise BadSetting(f"The file {str(path)!r} holds no t2ictl settings.", "Settings are a JSON object.")
+        raise BadSetting(f"The file {name!r} holds no t2ictl settings.", "Settings are a JSON object.")
     return settings
 
 
@@ -236,17 +243,17 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _check_schema(settings: dict[str, Any], path: Path) -> None:
+def _check_schema(settings: dict[str, Any], name: str) -> None:
     """Warn about settings of a newer schema; refuse what is no schema."""
     schema = settings.get("schema", 1)
     if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
-        raise BadSetting(f"The settings in {str(path)!r} have schema {schema!r}.", "A schema is a whole number from 1.")
+        raise BadSetting(f"The settings in {name!r} have schema {schema!r}.", "A schema is a whole number from 1.")
     if schema > SCHEMA_VERSION:
         unknown = ", ".join(sorted(settings.keys() - KNOWN_KEYS)) or "no key by name"
         warnings.warn(
-            f"The settings in {str(path)!r} have schema {schema}, newer than {SCHEMA_VERSION}, the newest known here. "
+            f"The settings in {name!r} have schema {schema}, newer than {SCHEMA_VERSION}, the newest known here. "
             f"Unknown: {unknown}. Update t2ictl to use all of them.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -36,10 +36,11 @@ class Job:
         session: whose job it is.
         request: what was asked for; nobody changes it.
         state: where it is.
+        part: which of its pictures it is at; empty where there is one.
         step: steps done.
         steps: steps in all; 0 until known.
         preview: bytes of a small picture of the way.
-        result: what the work gave.
+        result: what the work gave; what it gave so far, while it is at work or if it was cancelled.
         error: cause and remedy, if it failed.
         began: when it was taken from the queue (seconds of a clock that only counts up), or None.
         ended: when it ended, or None.
@@ -49,6 +50,7 @@ class Job:
     session: str
     request: Any
     state: State = "queued"
+    part: str = ""
     step: int = 0
     steps: int = 0
     preview: bytes | None = None
@@ -76,13 +78,14 @@ class Job:
         return self._stop.is_set()
 
     def tell(
-        self, state: State | None = None, *, step: int | None = None, steps: int | None = None,
+        self, state: State | None = None, *, part: str | None = None, step: int | None = None, steps: int | None = None,
         preview: bytes | None = None,
     ) -> None:  # fmt: skip
         """Say how far it is; called by the work, at every step.
 
         Args:
             state: what it does now.
+            part: which of its pictures it is at.
             step: steps done.
             steps: steps in all.
             preview: bytes of a small picture.
@@ -93,6 +96,7 @@ class Job:
         if self.is_cancelled:
             raise Cancelled("The job was cancelled.")
         self.state = state or self.state
+        self.part = self.part if part is None else part
         self.step = self.step if step is None else step
         self.steps = self.steps if steps is None else steps
         self.preview = preview or self.preview
@@ -165,6 +169,15 @@ class JobRunner:
             if job is self._current:
                 return 0
             return self._queue.index(job) + (self._current is not None) if job in self._queue else None
+
+    def load(self) -> tuple[int, int]:
+        """Say how much there is to do.
+
+        Returns:
+            How many jobs are at work (0 or 1), and how many wait.
+        """
+        with self._changed:
+            return int(self._current is not None), len(self._queue)
 
     def cancel(self, job: Job) -> None:
         """End a job: one that waits at once, one that is at work at its next step. One that has ended stays as it is.

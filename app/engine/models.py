@@ -5,6 +5,7 @@ The page offers folders that were found below allowed ones; it never opens a pat
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ictl.errors import BadSetting
+from t2ictl.shapes import model_path
 
 __all__ = ["EMBEDDED", "FoundModel", "ModelManager", "find_models"]
 
@@ -34,12 +36,14 @@ class FoundModel:
         name: what is shown.
         source: what :func:`t2ictl.load` takes.
         family: what kind of model it is.
+        folder: where it is.
         why_not: why it cannot be used; empty if it can.
     """
 
     name: str
     source: str
     family: str
+    folder: Path
     why_not: str = ""
 
 
@@ -56,7 +60,8 @@ def find_models(roots: Sequence[Path]) -> list[FoundModel]:
         >>> [model.source for model in find_models([])]
         ['shapes']
     """
-    found = [FoundModel(name="shapes (embedded)", source=EMBEDDED, family="the test bench of this project")]
+    about = "the test bench of this project"
+    found = [FoundModel(name="shapes (embedded)", source=EMBEDDED, family=about, folder=model_path())]
     for root in roots:
         top = root.resolve()
         for index in sorted(_indices(top, DEPTH)):
@@ -82,16 +87,17 @@ def _indices(folder: Path, depth: int) -> Iterator[Path]:
 
 def _described(folder: Path, root: Path) -> FoundModel:
     name = folder.relative_to(root).as_posix() if folder != root else folder.name
+    found = functools.partial(FoundModel, name=name, source=str(folder), folder=folder)
     index = folder / "model_index.json"
     try:
         if index.stat().st_size > LARGEST_INDEX:
             raise ValueError("it is too large")
         kind = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return FoundModel(name=name, source=str(folder), family="unknown", why_not=f"model_index.json: {error}")
+        return found(family="unknown", why_not=f"model_index.json: {error}")
     if kind not in FAMILIES:
-        return FoundModel(name=name, source=str(folder), family=kind, why_not=f"{kind} is not supported yet.")
-    return FoundModel(name=name, source=str(folder), family=FAMILIES[kind])
+        return found(family=kind, why_not=f"{kind} is not supported yet.")
+    return found(family=FAMILIES[kind])
 
 
 class ModelManager:
@@ -102,12 +108,18 @@ class ModelManager:
     Args:
         roots: where models may lie.
         device: of torch; None for CUDA where there is one.
+        dtype: name of the precision of the weights.
     """
 
-    def __init__(self, roots: Sequence[Path] = (), device: str | None = None) -> None:
-        self._roots, self._device = tuple(roots), device
+    def __init__(self, roots: Sequence[Path] = (), device: str | None = None, dtype: str = "float32") -> None:
+        self._roots, self._device, self.dtype = tuple(roots), device, dtype
         self._source: str | None = None
         self._pipe: Any = None
+
+    @property
+    def device(self) -> str | None:
+        """Where models are put; None for CUDA where there is one."""
+        return self._device
 
     @property
     def loaded(self) -> str | None:
@@ -151,12 +163,14 @@ class ModelManager:
         Raises:
             BadSetting: if it may not or cannot be loaded; then none is loaded.
         """
+        import torch
+
         import t2ictl
 
         model = self.check(source)
         if self._source != model.source:
             self.unload()
-            pipe = t2ictl.load(model.source, device=self._device)
+            pipe = t2ictl.load(model.source, device=self._device, dtype=getattr(torch, self.dtype))
             pipe.set_progress_bar_config(disable=True)
             self._pipe, self._source = pipe, model.source
         return self._pipe

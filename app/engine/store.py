@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -21,6 +22,7 @@ from t2ictl.errors import BadSetting
 __all__ = ["Result", "ResultStore"]
 
 THUMBNAIL = 128  # pixels of the longer side
+NO_ROOM = ("There is no room: all older pictures are pinned.", "Unpin or delete some of them.")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -33,7 +35,11 @@ class Result:
         prompt: what it was asked for.
         path: the PNG file, with its settings inside.
         thumbnail: a small JPEG file.
-        size: bytes of both.
+        size: bytes of its files.
+        details: a file of word maps and losses.
+        plain: number of the picture of the same seed without controls, if it was made.
+        key: what it was made of, for plain pictures that others are compared with; else empty.
+        is_listed: whether the history shows it; a plain picture made only to compare with is not listed.
         is_pinned: whether it stays when room is made.
     """
 
@@ -42,7 +48,16 @@ class Result:
     path: Path
     thumbnail: Path
     size: int
+    details: Path
+    plain: int | None = None
+    key: str = ""
+    is_listed: bool = True
     is_pinned: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All its files."""
+        return self.path, self.thumbnail, self.details
 
 
 class ResultStore:
@@ -67,13 +82,25 @@ class ResultStore:
         self._last = 0
         root.mkdir(parents=True, exist_ok=True)
 
-    def add(self, session: str, made: Generation, prompt: str) -> Result:
+    def add(
+        self,
+        session: str,
+        made: Generation,
+        prompt: str,
+        *,
+        details: bytes = b"",
+        key: str = "",
+        is_listed: bool = True,
+    ) -> Result:
         """Keep a picture.
 
         Args:
             session: whose it is.
             made: the picture with its settings.
             prompt: what it was asked for.
+            details: word maps and losses.
+            key: what it was made of, if others may be compared with it.
+            is_listed: whether the history shows it.
 
         Returns:
             The result.
@@ -88,18 +115,36 @@ class ResultStore:
             self._last += 1
             number = self._last
             folder.mkdir(exist_ok=True)
-            path, small = folder / f"{number}.png", folder / f"{number}.jpg"
+            path, small, held = (folder / f"{number}.{ending}" for ending in ("png", "jpg", "npz"))
             made.save(path)
+            held.write_bytes(details)
             thumbnail = made.image.convert("RGB")
             thumbnail.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
             thumbnail.save(small, quality=85)
-            size = path.stat().st_size + small.stat().st_size
-            own[number] = Result(number=number, prompt=prompt, path=path, thumbnail=small, size=size)
+            size = sum(each.stat().st_size for each in (path, small, held))
+            own[number] = Result(
+                number=number, prompt=prompt, path=path, thumbnail=small, size=size, details=held, key=key,
+                is_listed=is_listed,
+            )  # fmt: skip
             self._make_room(session, number)
             return own[number]
 
+    def require_room(self, session: str) -> None:
+        """Find out before a picture is made whether it could be kept.
+
+        Args:
+            session: whose.
+
+        Raises:
+            BadSetting: if all room is taken by pinned pictures.
+        """
+        with self._lock:
+            pinned = [each for each in self._results.get(session, {}).values() if each.is_pinned]
+            if len(pinned) >= self._most or sum(each.size for each in pinned) >= self._most_bytes:
+                raise BadSetting(*NO_ROOM)
+
     def results(self, session: str) -> list[Result]:
-        """List what a session has, the newest first.
+        """List what the history of a session shows, the newest first.
 
         Args:
             session: whose.
@@ -110,7 +155,38 @@ class ResultStore:
         with self._lock:
             if session in self._seen:
                 self._seen[session] = self._clock()
-            return sorted(self._results.get(session, {}).values(), key=lambda each: -each.number)
+            listed = [each for each in self._results.get(session, {}).values() if each.is_listed]
+            return sorted(listed, key=lambda each: -each.number)
+
+    def plain(self, session: str, key: str) -> Result | None:
+        """Find a plain picture that was made already.
+
+        Args:
+            session: whose.
+            key: what it is made of.
+
+        Returns:
+            The newest one, or None.
+        """
+        with self._lock:
+            found = [each for each in self._results.get(session, {}).values() if each.key == key]
+            return max(found, key=lambda each: each.number, default=None)
+
+    def compare(self, session: str, number: int, plain: int) -> Result:
+        """Say which plain picture belongs to a result.
+
+        Args:
+            session: whose.
+            number: the result.
+            plain: number of the plain picture.
+
+        Returns:
+            The result as it is now.
+
+        Raises:
+            BadSetting: if the session has none of that number.
+        """
+        return self._change(session, number, plain=plain)
 
     def find(self, session: str, number: int) -> Result:
         """Find one result.
@@ -128,6 +204,21 @@ class ResultStore:
         with self._lock:
             return self._own(session, number)
 
+    def list_it(self, session: str, number: int) -> Result:
+        """Show a result in the history from now on.
+
+        Args:
+            session: whose.
+            number: its number.
+
+        Returns:
+            The result as it is now.
+
+        Raises:
+            BadSetting: if the session has none of that number.
+        """
+        return self._change(session, number, is_listed=True)
+
     def pin(self, session: str, number: int, is_pinned: bool = True) -> Result:
         """Keep a result when room is made, or let it go again.
 
@@ -142,10 +233,7 @@ class ResultStore:
         Raises:
             BadSetting: if the session has none of that number.
         """
-        with self._lock:
-            changed = replace(self._own(session, number), is_pinned=is_pinned)
-            self._results[session][number] = changed
-            return changed
+        return self._change(session, number, is_pinned=is_pinned)
 
     def delete(self, session: str, number: int) -> None:
         """Remove a result and its files; nothing happens if it is gone already.
@@ -156,6 +244,7 @@ class ResultStore:
         """
         with self._lock:
             self._remove(session, number)
+            self._remove_unused(session)
 
     def drop(self, session: str) -> None:
         """Remove everything of a session that is gone.
@@ -192,6 +281,12 @@ class ResultStore:
                 self._drop(name, self._root / name)
         return gone
 
+    def _change(self, session: str, number: int, **values: Any) -> Result:
+        with self._lock:
+            changed = replace(self._own(session, number), **values)
+            self._results[session][number] = changed
+            return changed
+
     def _drop(self, session: str, folder: Path) -> None:
         self._results.pop(session, None)
         self._seen.pop(session, None)
@@ -212,19 +307,29 @@ class ResultStore:
         own = self._results[session]
 
         def is_full() -> bool:
-            return len(own) > self._most or sum(each.size for each in own.values()) > self._most_bytes
+            listed = sum(each.is_listed for each in own.values())
+            return listed > self._most or sum(each.size for each in own.values()) > self._most_bytes
 
         for number in sorted(own):
             if not is_full():
                 return
-            if number != newest and not own[number].is_pinned:
+            if number in own and number != newest and own[number].is_listed and not own[number].is_pinned:
                 self._remove(session, number)
+                self._remove_unused(session, newest)
         if is_full() and len(own) > 1:
             self._remove(session, newest)
-            raise BadSetting("There is no room: all older pictures are pinned.", "Unpin or delete some of them.")
+            raise BadSetting(*NO_ROOM)
+
+    def _remove_unused(self, session: str, newest: int = 0) -> None:
+        """Plain pictures that are not listed go with the last one that is compared with them."""
+        own = self._results.get(session, {})
+        used = {each.plain for each in own.values()}
+        for number in [each.number for each in own.values() if not each.is_listed]:
+            if number not in used and number != newest:
+                self._remove(session, number)
 
     def _remove(self, session: str, number: int) -> None:
         found = self._results.get(session, {}).pop(number, None)
         if found is not None:
-            found.path.unlink(missing_ok=True)
-            found.thumbnail.unlink(missing_ok=True)
+            for path in found.files:
+                path.unlink(missing_ok=True)

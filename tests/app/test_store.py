@@ -41,7 +41,7 @@ def test_a_result_is_a_png_with_its_settings_and_a_small_jpeg(tmp_path: Path, ma
     with Image.open(result.thumbnail) as image:
         assert image.format == "JPEG" and max(image.size) <= 128
     assert store.find("me", result.number) == result == store.results("me")[0]
-    assert result.size == result.path.stat().st_size + result.thumbnail.stat().st_size
+    assert result.size == sum(path.stat().st_size for path in result.files)
 
 
 def test_the_oldest_that_is_not_pinned_makes_room(tmp_path: Path, made: Generation) -> None:
@@ -51,7 +51,7 @@ def test_the_oldest_that_is_not_pinned_makes_room(tmp_path: Path, made: Generati
     for prompt in ("2", "3", "4", "5"):
         store.add("me", made, prompt)
     assert [each.prompt for each in store.results("me")] == ["5", "4", "1"]
-    assert len(files(tmp_path)) == 6
+    assert len(files(tmp_path)) == 9
     store.pin("me", first.number, False)
     store.add("me", made, "6")
     assert [each.prompt for each in store.results("me")] == ["6", "5", "4"]
@@ -73,7 +73,7 @@ def test_pinned_results_are_never_lost_to_a_new_one(tmp_path: Path, made: Genera
     store.pin("me", store.add("me", made, "1").number)
     with pytest.raises(BadSetting, match="all older pictures are pinned"):
         store.add("me", made, "2")
-    assert [each.prompt for each in store.results("me")] == ["1"] and len(files(tmp_path)) == 2
+    assert [each.prompt for each in store.results("me")] == ["1"] and len(files(tmp_path)) == 3
 
 
 def test_sessions_do_not_see_each_other(tmp_path: Path, made: Generation) -> None:
@@ -85,7 +85,7 @@ def test_sessions_do_not_see_each_other(tmp_path: Path, made: Generation) -> Non
     assert store.find("me", mine.number) == mine
     store.drop("me")
     assert store.results("me") == [] and store.find("you", other.number) == other
-    assert files(tmp_path) == [f"you/{other.number}.jpg", f"you/{other.number}.png"]
+    assert files(tmp_path) == [f"you/{other.number}.{ending}" for ending in ("jpg", "npz", "png")]
 
 
 @pytest.mark.parametrize("session", ["", "..", "a/b", "../me", "x" * 65, "a b"])
@@ -113,3 +113,40 @@ def test_sweep_removes_what_nobody_looks_at_and_what_an_earlier_run_left(tmp_pat
     assert store.sweep(60) == ["old", "stale"]
     assert {path.name for path in tmp_path.iterdir()} == {"looked_at", "fresh", "not a session"}
     assert store.sweep(60) == []
+
+
+def test_a_plain_picture_lives_as_long_as_one_that_is_compared_with_it(tmp_path: Path, made: Generation) -> None:
+    store = ResultStore(tmp_path, most=2)
+    first = store.add("me", made, "1", details=b"maps")
+    plain = store.add("me", made, "1", key="k", is_listed=False)
+    assert store.compare("me", first.number, plain.number).plain == plain.number
+    second = store.add("me", made, "2")
+    store.compare("me", second.number, plain.number)
+    assert store.plain("me", "k") == plain and store.plain("you", "k") is None and store.plain("me", "") != plain
+    assert [each.prompt for each in store.results("me")] == ["2", "1"]  # the plain one is not listed
+    assert store.find("me", first.number).details.read_bytes() == b"maps"
+    store.delete("me", first.number)
+    assert store.find("me", plain.number) == plain
+    store.delete("me", second.number)
+    with pytest.raises(BadSetting, match="not there any more"):
+        store.find("me", plain.number)
+    assert files(tmp_path) == []
+
+
+def test_a_plain_picture_that_is_wanted_itself_stays(tmp_path: Path, made: Generation) -> None:
+    store = ResultStore(tmp_path)
+    result, plain = store.add("me", made, "1"), store.add("me", made, "1", key="k", is_listed=False)
+    store.compare("me", result.number, plain.number)
+    store.list_it("me", plain.number)
+    store.delete("me", result.number)
+    assert [each.number for each in store.results("me")] == [plain.number]
+
+
+def test_room_is_asked_for_before_the_work(tmp_path: Path, made: Generation) -> None:
+    store = ResultStore(tmp_path, most=2)
+    store.require_room("me")
+    for prompt in "12":
+        store.pin("me", store.add("me", made, prompt).number)
+    with pytest.raises(BadSetting, match="all older pictures are pinned"):
+        store.require_room("me")
+    store.require_room("you")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import t2ictl
+from t2ictl.adapters.base import unet_sites
 from t2ictl.attention import AttentionCall, Step
 from t2ictl.errors import AmbiguousWord, BudgetExceeded, NoSiteMatched, NotRecorded, SpanNotFound
 from t2ictl.lanes import Lanes
@@ -247,3 +249,34 @@ def test_self_attention_has_no_words_to_record() -> None:
     pipe = sd()
     with pytest.raises(NoSiteMatched):
         recorded(pipe, PROMPT, Recording(sites=("self",)))
+
+
+@pytest.mark.parametrize("build", [sd, sd2, sdxl])
+@pytest.mark.parametrize("size", [(32, 32), (48, 24)])
+def test_maps_by_size_are_those_by_place_taken_apart(build: Any, size: tuple[int, int]) -> None:
+    pipe, every = build(), ("down.*", "mid.*", "up.*")
+    sites = {f"{site.place}@{site.factor}" for site in unet_sites(pipe.unet) if site.kind == "cross"}
+    with t2ictl.controlled(pipe, record=Recording(sites=every, by="size")) as session:
+        run(pipe, PROMPT, steps=STEPS, height=size[0] * 2, width=size[1] * 2)
+    with t2ictl.controlled(pipe, record=Recording(sites=every)) as whole:
+        run(pipe, PROMPT, steps=STEPS, height=size[0] * 2, width=size[1] * 2)
+    assert set(session.record.maps) == sites and len(sites) >= 3
+    for word in ("circle", "skateboard"):
+        for step in (None, 0, 2):
+            torch.testing.assert_close(session.record.map(word, step=step), whole.record.map(word, step=step))
+    for name, maps_SBTYX in session.record.maps.items():
+        with t2ictl.controlled(pipe, record=Recording(sites=(f"{name.replace('@', '.*@')}",))) as alone:
+            run(pipe, PROMPT, steps=STEPS, height=size[0] * 2, width=size[1] * 2)
+        assert session.record.map("circle", place=name).shape == maps_SBTYX.shape[-2:]
+        torch.testing.assert_close(session.record.map("circle", place=name), alone.record.map("circle"))
+
+
+def test_the_budget_of_maps_by_size_is_exactly_what_is_held() -> None:
+    pipe = sd()
+    with t2ictl.controlled(pipe, record=Recording(by="size", sites=("down.*", "up.*"))) as session:
+        run(pipe, PROMPT, steps=STEPS)
+    held = session.record.bytes / 2**20
+    for budget, fits in ((held * 1.0001, True), (held * 0.999, False)):
+        recording = Recording(by="size", sites=("down.*", "up.*"), budget_mb=budget)
+        with nullcontext() if fits else pytest.raises(BudgetExceeded), t2ictl.controlled(pipe, record=recording):
+            run(pipe, PROMPT, steps=STEPS)

@@ -1,0 +1,175 @@
+"""The editor without its pages: one for all browser sessions of a server, and the one owner of models and results."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from t2ictl.app.engine.details import Details
+from t2ictl.app.engine.jobs import Job, JobRunner, Work
+from t2ictl.app.engine.memory import Estimate, MemoryReport, estimate, facts_of, report
+from t2ictl.app.engine.models import FoundModel, ModelManager
+from t2ictl.app.engine.reading import PromptReader, ReadPrompt
+from t2ictl.app.engine.store import Result, ResultStore
+from t2ictl.app.engine.work import Maker, Order
+
+__all__ = ["Editor", "Seat"]
+
+#: Details that are kept in memory; a page reads those of two pictures at every click.
+DETAILS_KEPT = 4
+#: Results of a session that nobody has looked at for this long are removed (seconds).
+FORGOTTEN = 24 * 3600.0
+
+
+class Editor:
+    """Jobs, models, prompts and results for all sessions.
+
+    Args:
+        roots: folders below which models may lie.
+        folder: where results are kept; None for a temporary folder.
+        device: of torch; None for CUDA where there is one.
+        dtype: precision of the weights.
+        work: does a job, in the place of the real maker; for tests.
+    """
+
+    def __init__(
+        self,
+        roots: Sequence[Path] = (),
+        *,
+        folder: Path | None = None,
+        device: str | None = None,
+        dtype: str = "float32",
+        work: Work | None = None,
+    ) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="t2ictl-editor-") if folder is None else None
+        self.store = ResultStore(Path(self._temporary.name) if self._temporary else folder or Path())
+        self.models = ModelManager(roots, device, dtype)
+        self._maker = work or Maker(self.models, self.store)
+        self.runner = JobRunner(self._maker)
+        self._lock = threading.Lock()
+        self._readers: dict[str, PromptReader] = {}
+        self._details: OrderedDict[Path, Details] = OrderedDict()
+
+    def submit(self, session: str, order: Order) -> Job:
+        """Ask for a picture.
+
+        Args:
+            session: who asks.
+            order: for what.
+
+        Returns:
+            The job.
+
+        Raises:
+            BadSetting: if the model may not be used, too many jobs wait already, or there is no room for a result.
+        """
+        self.models.check(order.model)
+        self.store.require_room(session)
+        for gone in self.store.sweep(FORGOTTEN):
+            self.runner.drop(gone)
+        return self.runner.submit(session, order)
+
+    def read(self, model: str, text: str) -> ReadPrompt:
+        """Read a prompt as a model does.
+
+        Args:
+            model: source of a found model.
+            text: the prompt.
+
+        Returns:
+            Its words, objects and tokens.
+
+        Raises:
+            BadSetting: if the model or its tokenizer cannot be used.
+        """
+        with self._lock:
+            if model not in self._readers:
+                self._readers[model] = PromptReader(self.models.check(model).folder)
+            reader = self._readers[model]
+        return reader.read(text)
+
+    def found(self) -> list[FoundModel]:
+        """List the models that there are."""
+        return self.models.models()
+
+    def memory(self) -> MemoryReport:
+        """Look at the memory of the device."""
+        return report(self.models.device, self.models.dtype if self.models.loaded else "")
+
+    def estimate(self, order: Order, words: int) -> Estimate:
+        """Estimate the memory that an order takes.
+
+        Args:
+            order: what is asked for.
+            words: words of its prompt.
+
+        Returns:
+            The estimate.
+
+        Raises:
+            BadSetting: if the model does not say how large it is.
+        """
+        facts = facts_of(self.models.check(order.model).folder)
+        moves = any(control.has_losses for control in order.controls)
+        each = 4 if self.models.dtype == "float32" else 2
+        guided = order.request.guidance_scale > 1
+        return estimate(facts, order.request, moves=moves, guided=guided, words=words, bytes_each=each)
+
+    def details(self, result: Result) -> Details:
+        """Read maps and losses of a result.
+
+        Args:
+            result: of the store.
+
+        Returns:
+            Its details.
+
+        Raises:
+            NotRecorded: if they cannot be read.
+        """
+        with self._lock:
+            if result.details not in self._details:
+                try:
+                    content = result.details.read_bytes()
+                except OSError:
+                    content = b""  # removed in the meantime; what cannot be read says so
+                self._details[result.details] = Details.from_bytes(content)
+                while len(self._details) > DETAILS_KEPT:
+                    self._details.popitem(last=False)
+            self._details.move_to_end(result.details)
+            return self._details[result.details]
+
+    def leave(self, session: str) -> None:
+        """End the jobs of a session that is gone, and remove its results.
+
+        Args:
+            session: whose.
+        """
+        self.runner.drop(session)
+        self.store.drop(session)
+
+    def close(self) -> None:
+        """End everything."""
+        self.runner.close()
+        if self._temporary:
+            self._temporary.cleanup()
+
+
+class Seat:
+    """A browser session's place at the editor; it is given back when the session ends.
+
+    Args:
+        editor: shared by all.
+    """
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor = editor
+        self.session = secrets.token_urlsafe(16)
+
+    def leave(self) -> None:
+        """End the session's jobs and remove its results."""
+        self.editor.leave(self.session)

@@ -1,0 +1,111 @@
+"""Presets and examples: data files of this package. A preset sets fields of its method and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2ictl.app.recipes import Recipe, of_settings
+from t2ictl.app.text import plain
+
+__all__ = ["Example", "Preset", "examples", "presets", "what_changed"]
+
+_HOME = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Values for a control.
+
+    Args:
+        name: what is shown.
+        about: where they come from, a sentence.
+        settings: the fields that are not at their defaults.
+    """
+
+    name: str
+    about: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A prompt with seed and controls, whose picture is worth comparing with the plain one.
+
+    Args:
+        name: what is shown.
+        about: what to look at, a sentence.
+        recipe: all settings.
+    """
+
+    name: str
+    about: str
+    recipe: Recipe
+
+
+@functools.cache
+def presets(control: str) -> tuple[Preset, ...]:
+    """List the presets of a control.
+
+    Args:
+        control: its name.
+
+    Returns:
+        The presets; none for a control that has no file.
+
+    Example:
+        >>> [preset.name for preset in presets("attend_and_excite")]
+        ['As published', 'Small model']
+    """
+    path = _HOME / "presets" / f"{control}.json"
+    if not control.isidentifier() or not path.is_file():
+        return ()
+    return tuple(Preset(**each) for each in json.loads(path.read_text(encoding="utf-8")))
+
+
+@functools.cache
+def examples() -> tuple[Example, ...]:
+    """List the examples.
+
+    Returns:
+        The examples; the first one is what a new page shows.
+    """
+    found = json.loads((_HOME / "examples.json").read_text(encoding="utf-8"))
+    return tuple(
+        Example(
+            name=each["name"],
+            about=each["about"],
+            recipe=of_settings(
+                {"request": each["request"], "controls": each["controls"], "pipeline": {"model": "shapes"}}
+            ),
+        )
+        for each in found
+    )
+
+
+def what_changed(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Say what is different between the fields of a control.
+
+    Args:
+        before: fields that were not at their defaults.
+        after: those that are not now.
+
+    Returns:
+        Markdown, a line; empty if nothing is.
+
+    Example:
+        >>> what_changed({"rivals": "auto"}, {"rivals": "words"})
+        'rivals auto → words'
+    """
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return "; ".join(f"{plain(name)} {_shown(before, name)} → {_shown(after, name)}" for name in names)
+
+
+def _shown(fields: dict[str, Any], name: str) -> str:
+    if name not in fields:
+        return "default"
+    value = fields[name]
+    return plain(value if isinstance(value, str) else json.dumps(value), 60)

@@ -1,0 +1,229 @@
+"""What a browser session holds: every key of its state, in one place.
+
+A draft is what will be made next. Widgets show it under keys that carry its version: when something else than a widget
+changes it (a preset, a restored picture), the version goes up and every widget is made anew from it. So nothing ever
+writes the key of a widget that is on the page.
+"""
+
+from __future__ import annotations
+
+import copy
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import streamlit as st
+
+import t2ictl
+from t2ictl import Control, Request
+from t2ictl.app.engine.editor import Editor
+from t2ictl.app.engine.jobs import Job
+from t2ictl.app.engine.models import EMBEDDED
+from t2ictl.app.engine.work import Order
+from t2ictl.app.recipes import Recipe
+
+__all__ = ["WORD_FIELDS", "Draft", "Page", "differing", "new_seed", "page"]
+
+_KEY = "t2ictl-page"
+#: Fields that name the words a control is about: the chips fill them.
+WORD_FIELDS = ("concepts", "items")
+UNDO_KEPT = 20
+
+
+def new_seed() -> int:
+    """Draw a seed that no widget rounds."""
+    return secrets.randbelow(2**31)
+
+
+@dataclass
+class Draft:
+    """What will be made next.
+
+    Args:
+        model: source of a found model.
+        prompt: the prompt.
+        negative: the negative prompt.
+        seed: of the noise.
+        is_locked: whether the next picture has the same seed.
+        steps: denoising steps.
+        width: of the picture (pixels); None for the model's own.
+        height: of the picture (pixels); None for the model's own.
+        guidance: strength of guidance.
+        parser: how objects are found.
+        compare: whether the plain picture is made too.
+        chosen: names of the controls, in order.
+        fields: of each control the values that are not its defaults.
+        words: the chips that are on.
+        version: goes up when something else than a widget changed it.
+    """
+
+    model: str = EMBEDDED
+    prompt: str = ""
+    negative: str = ""
+    seed: int = 0
+    is_locked: bool = True
+    steps: int = 25
+    width: int | None = None
+    height: int | None = None
+    guidance: float = 7.5
+    parser: str = "grammar"
+    compare: bool = True
+    chosen: list[str] = field(default_factory=list)
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    version: int = 0
+
+    def request(self) -> Request:
+        """Give what the pipeline is asked for.
+
+        Raises:
+            BadSetting: if a value cannot be used.
+        """
+        return Request(
+            prompt=self.prompt,
+            negative_prompt=self.negative,
+            seed=self.seed,
+            steps=self.steps,
+            width=self.width,
+            height=self.height,
+            guidance_scale=self.guidance,
+            parser=self.parser,
+        )
+
+    def control(self, name: str) -> Control:
+        """Make one of the chosen controls.
+
+        Args:
+            name: of the control.
+
+        Raises:
+            BadSetting: if a value cannot be used; no file is opened.
+        """
+        values = dict(self.fields.get(name, {}))
+        for each in WORD_FIELDS:
+            if self.words and each in _fields(name) and not values.get(each):
+                values[each] = list(self.words)
+        return t2ictl.control_from_dict({**values, "control": name}, files=False)
+
+    def order(self) -> Order:
+        """Give the whole of it.
+
+        Raises:
+            BadSetting: if a value cannot be used.
+        """
+        controls = tuple(self.control(name) for name in self.chosen)
+        return Order(model=self.model, request=self.request(), controls=controls, compare=self.compare)
+
+    def take(self, recipe: Recipe, editor: Editor) -> None:
+        """Take all settings of a picture. The model stays, unless the one that made it is there.
+
+        Args:
+            recipe: the settings.
+            editor: knows the models and reads the prompt.
+        """
+        asked = recipe.request
+        self.prompt, self.negative = str(asked.prompt), asked.negative_prompt
+        self.seed, self.steps, self.guidance = asked.seed, asked.steps, asked.guidance_scale
+        self.width, self.height, self.parser, self.is_locked = asked.width, asked.height, asked.parser, True
+        source = next((each.source for each in editor.found() if recipe.model in (each.source, each.folder.name)), None)
+        self.model = source or self.model
+        self.chosen = [control.name for control in recipe.controls]
+        self.fields |= {control.name: differing(control) for control in recipe.controls}
+        self.words = self._shared_words(editor)
+        self.version += 1
+
+    def _shared_words(self, editor: Editor) -> list[str]:
+        """Words that all controls are about become chips; what chips cannot say stays in the control's own form."""
+        places = [(name, each) for name in self.chosen for each in WORD_FIELDS if each in _fields(name)]
+        found = [self.fields[name].get(each) or [] for name, each in places]
+        if not found or any(words != found[0] for words in found) or not all(isinstance(one, str) for one in found[0]):
+            return []
+        read = editor.read(self.model, self.prompt)
+        if not all(read.has(word) for word in found[0]):
+            return []
+        for name, each in places:
+            self.fields[name].pop(each, None)
+        return list(found[0])
+
+
+def _fields(name: str) -> Mapping[str, Any]:
+    described: Mapping[str, Any] = t2ictl.describe(t2ictl.list_controls()[name])["properties"]
+    return described
+
+
+def differing(control: Control) -> dict[str, Any]:
+    """Give the values of a control that are not its defaults, as plain JSON data.
+
+    Args:
+        control: the control.
+
+    Returns:
+        Value by field.
+    """
+    default = t2ictl.control_to_dict(type(control)())
+    return {name: value for name, value in t2ictl.control_to_dict(control).items() if value != default[name]}
+
+
+@dataclass
+class Page:
+    """One browser session.
+
+    Args:
+        draft: what will be made next.
+        jobs: jobs that this page has not seen the end of.
+        shown: number of the result on the stage.
+        notes: messages to show once, pairs of kind (``"error"``, ``"info"``) and text.
+        before: earlier drafts, for undo.
+        point: the place that was pointed at.
+        seen_point: what the stage said last, so that a place is taken once.
+        collected: numbers of jobs whose picture is on the page already.
+        changed: what the last preset changed.
+    """
+
+    draft: Draft = field(default_factory=Draft)
+    jobs: list[Job] = field(default_factory=list)
+    shown: int | None = None
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    before: list[Draft] = field(default_factory=list)
+    point: dict[str, Any] | None = None
+    seen_point: dict[str, Any] | None = None
+    collected: set[int] = field(default_factory=set)
+    changed: str = ""
+
+    def remember(self) -> None:
+        """Keep the draft as it is, so that what comes next can be undone."""
+        self.before = [*self.before[-UNDO_KEPT + 1 :], copy.deepcopy(self.draft)]
+
+    def undo(self) -> None:
+        """Go back to the draft before; its widgets are made anew."""
+        if self.before:
+            version = self.draft.version
+            self.draft = self.before.pop()
+            self.draft.version = version + 1
+            self.changed = ""
+
+    def say(self, kind: str, text: str) -> None:
+        """Show a message at the top of the page, once.
+
+        Args:
+            kind: ``"error"`` or ``"info"``.
+            text: Markdown; what users typed is escaped by the caller.
+        """
+        self.notes.append((kind, text))
+
+    def key(self, name: str) -> str:
+        """Name the widget that shows a part of the draft.
+
+        Args:
+            name: of the part.
+        """
+        return f"{name}/{self.draft.version}"
+
+
+def page() -> Page:
+    """Give the page of the browser session that runs now."""
+    if _KEY not in st.session_state:
+        st.session_state[_KEY] = Page()
+    found: Page = st.session_state[_KEY]
+    return found

@@ -1,0 +1,100 @@
+"""The page: its frame, and what is where. Everything else is in the views; nothing is computed here."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from t2ictl.app.engine.editor import Editor, Seat
+from t2ictl.app.launch import new_editor
+from t2ictl.app.presets import examples
+from t2ictl.app.state import Page, page
+from t2ictl.app.text import plain
+from t2ictl.app.views.compose import compose, example_choice
+from t2ictl.app.views.history import file_choice, history
+from t2ictl.app.views.inspect import Look, inspect
+from t2ictl.app.views.picture import picture, shown_result
+from t2ictl.app.views.sidebar import sidebar
+from t2ictl.errors import T2ictlError
+
+# Three columns fit on a laptop when the page's margins are small.
+_FRAME = """<style>
+[data-testid="stMainBlockContainer"] { padding: 3.75rem 1.5rem 2rem; }
+[data-testid="stHeadingWithActionElements"] h5 { padding: 0; }
+</style>"""
+
+
+@st.cache_resource(show_spinner=False, on_release=Editor.close)
+def _editor() -> Editor:
+    """One for all sessions: it owns the worker, and the worker owns the model."""
+    return new_editor()
+
+
+@st.cache_resource(show_spinner=False, scope="session", on_release=Seat.leave)
+def _seat() -> Seat:
+    """One for each session; when the session ends, its jobs and results go."""
+    return Seat(_editor())
+
+
+def main() -> None:
+    """Draw the page."""
+    st.set_page_config(page_title="t2ictl", layout="wide", initial_sidebar_state="collapsed")
+    st.html(_FRAME)
+    seat, here = _seat(), page()
+    if not here.draft.version:
+        here.draft.take(examples()[0].recipe, seat.editor)
+    _collect(here)
+    for kind, text in here.notes:
+        (st.error if kind == "error" else st.info)(text)
+    here.notes.clear()
+    sidebar(here, seat)
+    _bar(here, seat)
+    left, middle, right = st.columns([10, 14, 11], gap="medium")
+    with left:
+        compose(here, seat)
+    shown = shown_result(here, seat)
+    read = None
+    if shown is not None:
+        try:
+            read = seat.editor.read(here.draft.model, shown.result.prompt)
+        except T2ictlError:
+            read = None  # the picture is of a model that is gone: all words are offered
+    look = Look()
+    with right:
+        look = inspect(here, shown, read)
+    with middle:
+        picture(here, seat, shown, look)
+    st.divider()
+    history(here, seat)
+
+
+def _bar(here: Page, seat: Seat) -> None:
+    """What this is, which model, and ways to begin."""
+    title, offered, file = st.columns([5, 2, 2], vertical_alignment="center")
+    memory = seat.editor.memory()
+    model = next((model.name for model in seat.editor.found() if model.source == here.draft.model), "")
+    title.markdown(f"**t2ictl** · {plain(model)} on {plain(memory.device)} :gray[(change it in the sidebar)]")
+    with offered:
+        example_choice(here, seat)
+    with file:
+        file_choice(here, seat)
+
+
+def _collect(here: Page) -> None:
+    """Take what jobs have made, once, whoever saw first that they ended."""
+    for job in here.jobs:
+        if job.result is not None and job.number not in here.collected:
+            here.collected.add(job.number)
+            here.shown, here.point = job.result.number, None
+        if job.is_live:
+            continue
+        if job.error is not None:
+            here.say("error", f"{plain(job.error[0], 500)} {plain(job.error[1], 300)}")
+        elif job.state == "cancelled":
+            what = "The plain picture was cancelled; the controlled one is here." if job.result else "Cancelled."
+            here.say("info", what)
+    here.collected &= {job.number for job in here.jobs if job.is_live}
+    here.jobs = [job for job in here.jobs if job.is_live]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""History: what this session made, to look at again, to use again, to keep; and settings out of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+import t2ictl
+from t2ictl.app.engine.editor import Seat
+from t2ictl.app.engine.store import Result
+from t2ictl.app.recipes import LARGEST_UPLOAD, Recipe, of_settings, uploaded
+from t2ictl.app.state import Draft, Page
+from t2ictl.app.text import plain
+from t2ictl.errors import T2ictlError
+
+__all__ = ["file_choice", "history"]
+
+COLUMNS = 8
+_UPLOAD = "upload"
+
+
+def history(page: Page, seat: Seat) -> None:
+    """Show the results of this session.
+
+    Args:
+        page: of this session.
+        seat: of this session.
+    """
+    st.markdown("##### History")
+    results = seat.editor.store.results(seat.session)
+    if not results:
+        st.caption("Pictures that you make stay here while this page is open; pinned ones last.")
+        return
+    for start in range(0, len(results), COLUMNS):
+        columns = st.columns(COLUMNS)
+        for column, result in zip(columns, results[start : start + COLUMNS], strict=False):
+            with column:
+                _result(page, seat, result)
+
+
+def file_choice(page: Page, seat: Seat) -> None:
+    """Take settings out of a picture or a JSON file.
+
+    Args:
+        page: of this session.
+        seat: of this session.
+    """
+    with st.popover("Settings from a file", width="stretch"):
+        st.file_uploader(
+            "A PNG made here, or its JSON", type=["png", "json"], max_upload_size=LARGEST_UPLOAD, key=_UPLOAD,
+            on_change=_take_file, args=(page, seat),
+        )  # fmt: skip
+
+
+def _result(page: Page, seat: Seat, result: Result) -> None:
+    mark = " · pinned" if result.is_pinned else ""
+    here = " · shown" if result.number == page.shown else ""
+    st.image(str(result.thumbnail), width="stretch", alt=f"Picture of “{result.prompt}”")
+    st.caption(f"{plain(result.prompt, 60)}{mark}{here}")
+    with st.popover("Use", width="stretch"):
+        for name, act in _verbs(page, seat, result).items():
+            st.button(name, key=f"{name}/{result.number}", on_click=act, width="stretch")
+
+
+def _verbs(page: Page, seat: Seat, result: Result) -> dict[str, Callable[[], None]]:
+    def show() -> None:
+        page.shown = result.number
+        page.point = None
+
+    def recall(take: Callable[[Draft, Recipe], None]) -> Callable[[], None]:
+        def act() -> None:
+            try:
+                recipe = of_settings(t2ictl.read_settings(result.path))
+            except T2ictlError as error:
+                page.say("error", plain(str(error), 500))
+                return
+            page.remember()
+            take(page.draft, recipe)
+            page.draft.version += 1
+
+        return act
+
+    def everything(draft: Draft, recipe: Recipe) -> None:
+        draft.take(recipe, seat.editor)
+
+    def remix(draft: Draft, recipe: Recipe) -> None:
+        seed, locked = draft.seed, draft.is_locked
+        draft.take(recipe, seat.editor)
+        draft.seed, draft.is_locked = seed, locked
+
+    def prompt(draft: Draft, recipe: Recipe) -> None:
+        draft.prompt, draft.negative = str(recipe.request.prompt), recipe.request.negative_prompt
+
+    def seed(draft: Draft, recipe: Recipe) -> None:
+        draft.seed, draft.is_locked = recipe.request.seed, True
+
+    def pin() -> None:
+        seat.editor.store.pin(seat.session, result.number, not result.is_pinned)
+
+    def delete() -> None:
+        seat.editor.store.delete(seat.session, result.number)
+
+    return {
+        "Show": show,
+        "Use all settings": recall(everything),
+        "Use the prompt": recall(prompt),
+        "Use the seed": recall(seed),
+        "Remix: all but the seed": recall(remix),
+        "Unpin" if result.is_pinned else "Pin": _told(page, pin),
+        "Delete": _told(page, delete),
+    }
+
+
+def _told(page: Page, act: Callable[[], None]) -> Callable[[], None]:
+    """What cannot be done is said on the page: a callback's error would end it."""
+
+    def told() -> None:
+        try:
+            act()
+        except T2ictlError as error:
+            page.say("error", plain(str(error), 500))
+
+    return told
+
+
+def _take_file(page: Page, seat: Seat) -> None:
+    file = st.session_state.get(_UPLOAD)
+    if file is None:
+        return
+    try:
+        recipe = uploaded(file.name, file.getvalue())
+        page.remember()
+        page.draft.take(recipe, seat.editor)
+    except T2ictlError as error:
+        page.say("error", plain(str(error), 500))
+        return
+    page.say("info", f"Settings taken from {plain(file.name, 80)}.")
+    for note in recipe.notes:
+        page.say("info", plain(note, 500))

@@ -1,0 +1,207 @@
+"""Picture: the stage with its ways to compare, the download, and how far the work is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+import t2ictl
+from t2ictl.app.components.stage import Pane, stage
+from t2ictl.app.engine.details import Details
+from t2ictl.app.engine.editor import Seat
+from t2ictl.app.engine.jobs import Job
+from t2ictl.app.engine.store import Result
+from t2ictl.app.overlay import LEGEND, colored, uri
+from t2ictl.app.pictures import PIXELATED, difference_uri, picture_size, picture_uri
+from t2ictl.app.recipes import of_settings, to_settings
+from t2ictl.app.state import Page
+from t2ictl.app.text import plain
+from t2ictl.app.views.inspect import Look
+from t2ictl.errors import T2ictlError
+
+__all__ = ["Shown", "picture", "progress", "shown_result"]
+
+MODES = {"one": "Picture", "side": "Side by side", "slider": "Slider", "flick": "Flick", "difference": "Difference"}
+#: How often the page looks how far the work is (seconds).
+LOOK_AGAIN = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What is on the stage.
+
+    Args:
+        result: the picture.
+        details: its maps and losses.
+        plain: the plain picture of the same seed, if there is one.
+        plain_details: maps of that.
+    """
+
+    result: Result
+    details: Details
+    plain: Result | None = None
+    plain_details: Details | None = None
+
+
+def shown_result(page: Page, seat: Seat) -> Shown | None:
+    """Find what is on the stage.
+
+    Args:
+        page: of this session.
+        seat: of this session.
+
+    Returns:
+        It, or None if there is nothing yet, or no more.
+    """
+    if page.shown is None:
+        return None
+    store = seat.editor.store
+    try:
+        result = store.find(seat.session, page.shown)
+        details = seat.editor.details(result)
+        other = store.find(seat.session, result.plain) if result.plain is not None else None
+        return Shown(
+            result=result, details=details, plain=other,
+            plain_details=None if other is None else seat.editor.details(other),
+        )  # fmt: skip
+    except T2ictlError as error:
+        page.shown = None
+        st.info(plain(str(error)))
+        return None
+
+
+def progress(page: Page, seat: Seat) -> None:
+    """Show the jobs of this session that are not done, each with a button that cancels it.
+
+    Args:
+        page: of this session.
+        seat: of this session.
+    """
+    live = [job for job in page.jobs if job.is_live]
+    if not live:
+        return
+
+    @st.fragment(run_every=LOOK_AGAIN)
+    def watch() -> None:
+        if any(not job.is_live or _has_news(page, job) for job in live):
+            st.rerun()  # what was made is collected at the top of the page, and this stops looking
+        for job in live:
+            _job(job, seat)
+
+    watch()
+
+
+def _has_news(page: Page, job: Job) -> bool:
+    return job.result is not None and job.result.number != page.shown and job.number not in page.collected
+
+
+def _job(job: Job, seat: Seat) -> None:
+    before = seat.editor.runner.position(job) or 0
+    words = {
+        "queued": f"Waiting, {before} before it",
+        "loading": "Loading the model",
+        "running": f"Step {job.step} of {job.steps}",
+        "decoding": "Decoding",
+    }
+    left = job.seconds_left
+    text = words.get(job.state, "Ending") + (f", {job.part}" if job.part else "")
+    text += f", about {left:.0f} s left" if left is not None and left >= 1 else ""
+    with st.container(border=True):
+        preview, bar, cancel = st.columns([1, 5, 2], vertical_alignment="center")
+        if job.preview:
+            preview.image(job.preview, width=64, alt="A rough preview of the picture on its way")
+        bar.progress(job.step / job.steps if job.steps else 0.0, text="Cancelling" if job.is_cancelled else text)
+        cancel.button(
+            "Cancel", key=f"cancel/{job.number}", on_click=seat.editor.runner.cancel, args=(job,), width="stretch",
+            disabled=job.is_cancelled,
+        )  # fmt: skip
+
+
+def picture(page: Page, seat: Seat, shown: Shown | None, look: Look) -> None:
+    """Show the stage.
+
+    Args:
+        page: of this session.
+        seat: of this session.
+        shown: what is on it.
+        look: which map lies over it.
+    """
+    st.markdown("##### Picture")
+    progress(page, seat)
+    if shown is None:
+        if not any(job.is_live for job in page.jobs):
+            with st.container(border=True):
+                st.markdown("**Nothing here yet.** An example is filled in at the left: press **Generate**.")
+        return
+    modes = ["one"] if shown.plain is None else list(MODES)
+    mode = st.segmented_control(
+        "View", modes, default="one" if shown.plain is None else "side", format_func=MODES.__getitem__, required=True,
+        key=f"mode/{shown.plain is not None}", label_visibility="collapsed",
+    )  # fmt: skip
+    _stage(page, shown, look, mode or "one")
+    if shown.plain is None and _has_controls(shown):
+        st.caption("There is no plain picture to compare with. Tick the box above **Generate** and make it again.")
+    _below(shown)
+
+
+def _has_controls(shown: Shown) -> bool:
+    return not shown.result.key
+
+
+def _stage(page: Page, shown: Shown, look: Look, mode: str) -> None:
+    width, height = picture_size(shown.result.path)
+    label = "controlled" if _has_controls(shown) else "plain"
+    panes = [_pane(shown.result, shown.details, look, label, 0)]
+    if shown.plain is not None and shown.plain_details is not None:
+        panes.append(_pane(shown.plain, shown.plain_details, look, "plain", 1))
+        if mode == "difference":
+            src = difference_uri(shown.result.path, shown.plain.path)
+            panes = [Pane(src=src, alt="Where the two pictures differ", label="difference", note="black: equal")]
+    if look.heat_top and mode != "difference":
+        peak = f"up to {look.heat_top:.3f}"
+        st.html(
+            f"<div style='display:flex;gap:.5rem;align-items:center;font-size:.85rem'><span>0</span>"
+            f"<div role='img' aria-label='Scale of the map, dark to bright' "
+            f"style='flex:1;height:.6rem;border-radius:3px;background:{LEGEND}'></div><span>{peak}</span></div>"
+        )
+    point = stage(
+        panes if mode != "one" else panes[:1], mode="one" if mode == "difference" else mode, aspect=width / height,
+        opacity=look.opacity, point=page.point, pixelated=max(width, height) <= PIXELATED, key="stage",
+        on_point=lambda: None,
+    )  # fmt: skip
+    if point is not None and dict(point) != page.seen_point:
+        page.seen_point = dict(point)
+        page.point = dict(point)
+        st.rerun()  # the ranked words stand in another column, which was drawn already
+
+
+def _pane(result: Result, details: Details, look: Look, label: str, which: int) -> Pane:
+    alt = f"The {label} picture of “{result.prompt}”."
+    heat, note = "", ""
+    if look.word and details.maps is not None and look.word in details.maps.words:
+        step = look.step if look.step is None or look.step < details.maps.steps else None
+        place = look.place if look.place in details.maps.places else "all"
+        map_YX = details.maps.map(look.word, place, step)
+        heat = uri(colored(map_YX, look.heat_top or float(map_YX.max())))
+        note = f"{look.word}: peak {float(map_YX.max()):.3f}"
+    return Pane(src=picture_uri(result.path), alt=alt, label=label, note=note, heat=heat, which=which)
+
+
+def _below(shown: Shown) -> None:
+    settings = t2ictl.read_settings(shown.result.path)
+    seed, cost = settings["request"]["seed"], shown.details.cost
+    st.caption(
+        f"Seed {seed} · {cost['forwards'] + cost['extra_forwards']} forward and {cost['backwards']} backward rows · "
+        f"{cost['seconds']:.1f} s"
+    )
+    png, as_json = st.columns(2)
+    name = f"t2ictl-{seed}-{shown.result.number}"
+    png.download_button(
+        "Download PNG", shown.result.path.read_bytes(), f"{name}.png", "image/png", on_click="ignore", width="stretch",
+        help="The file itself, with its settings inside", key="download-png",
+    )  # fmt: skip
+    as_json.download_button(
+        "Download settings", to_settings(of_settings(settings)), f"{name}.json", "application/json", on_click="ignore",
+        width="stretch", help="JSON; `t2ictl generate --from` reads it too", key="download-json",
+    )  # fmt: skip
