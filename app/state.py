@@ -170,10 +170,11 @@ class Page:
     """One browser session.
 
     Args:
+        session: its name, which nobody else knows.
         draft: what will be made next.
         jobs: jobs that this page has not seen the end of.
         shown: number of the result on the stage.
-        notes: messages to show once, pairs of kind (``"error"``, ``"info"``) and text.
+        notes: messages, pairs of kind (``"error"``, ``"info"``) and text; they stay until the next thing is begun.
         before: earlier drafts, for undo.
         point: the place that was pointed at.
         seen_point: what the stage said last, so that a place is taken once.
@@ -181,6 +182,7 @@ class Page:
         changed: what the last preset changed.
     """
 
+    session: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     draft: Draft = field(default_factory=Draft)
     jobs: list[Job] = field(default_factory=list)
     shown: int | None = None
@@ -193,6 +195,7 @@ class Page:
 
     def remember(self) -> None:
         """Keep the draft as it is, so that what comes next can be undone."""
+        self.notes.clear()
         self.before = [*self.before[-UNDO_KEPT + 1 :], copy.deepcopy(self.draft)]
 
     def undo(self) -> None:
@@ -204,7 +207,7 @@ class Page:
             self.changed = ""
 
     def say(self, kind: str, text: str) -> None:
-        """Show a message at the top of the page, once.
+        """Show a message at the top of the page, until the next thing is begun.
 
         Args:
             kind: ``"error"`` or ``"info"``.

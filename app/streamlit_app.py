@@ -30,22 +30,22 @@ def _editor() -> Editor:
 
 
 @st.cache_resource(show_spinner=False, scope="session", on_release=Seat.leave)
-def _seat() -> Seat:
+def _seat(session: str) -> Seat:
     """One for each session; when the session ends, its jobs and results go."""
-    return Seat(_editor())
+    return Seat(_editor(), session)
 
 
 def main() -> None:
     """Draw the page."""
     st.set_page_config(page_title="t2ictl", layout="wide", initial_sidebar_state="collapsed")
     st.html(_FRAME)
-    seat, here = _seat(), page()
+    here = page()
+    seat = _seat(here.session)
     if not here.draft.version:
         here.draft.take(examples()[0].recipe, seat.editor)
     _collect(here)
     for kind, text in here.notes:
         (st.error if kind == "error" else st.info)(text)
-    here.notes.clear()
     sidebar(here, seat)
     _bar(here, seat)
     left, middle, right = st.columns([10, 14, 11], gap="medium")

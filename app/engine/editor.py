@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import tempfile
 import threading
 from collections import OrderedDict
@@ -164,11 +163,12 @@ class Seat:
 
     Args:
         editor: shared by all.
+        session: its name.
     """
 
-    def __init__(self, editor: Editor) -> None:
+    def __init__(self, editor: Editor, session: str) -> None:
         self.editor = editor
-        self.session = secrets.token_urlsafe(16)
+        self.session = session
 
     def leave(self) -> None:
         """End the session's jobs and remove its results."""

@@ -247,6 +247,7 @@ def _generate(page: Page, seat: Seat, read: ReadPrompt | None, problems: list[st
 
 def _submit(page: Page, seat: Seat) -> None:
     draft = page.draft
+    page.notes.clear()
     if not draft.is_locked:
         draft.seed = new_seed()
         draft.version += 1

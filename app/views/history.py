@@ -128,6 +128,7 @@ def _take_file(page: Page, seat: Seat) -> None:
     file = st.session_state.get(_UPLOAD)
     if file is None:
         return
+    page.notes.clear()
     try:
         recipe = uploaded(file.name, file.getvalue())
         page.remember()

@@ -34,7 +34,7 @@ def _models(page: Page, seat: Seat) -> None:
     draft, found = page.draft, seat.editor.found()
     usable = {model.source: model for model in found if not model.why_not}
     if draft.model not in usable:
-        page.say("error", "The chosen model is not there any more; the embedded one is taken.")
+        st.error("The chosen model is not there any more; the embedded one is taken.")
         draft.model = next(iter(usable))
     sources = list(usable)
     draft.model = st.selectbox(

@@ -173,7 +173,7 @@ def test_maps_that_are_too_large_by_step_are_kept_as_their_mean(
 
 
 def test_a_session_that_leaves_takes_its_jobs_and_results_along(editor: Editor) -> None:
-    mine, other = Seat(editor), Seat(editor)
+    mine, other = Seat(editor, "me"), Seat(editor, "you")
     kept = done(editor, order(), other.session)
     done(editor, order(), mine.session)
     running, waiting = (editor.submit(mine.session, order(steps=150)) for _ in range(2))
