@@ -15,13 +15,14 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-oldest test-gpu lint wheel clean
+.PHONY: help demo test test-slow test-oldest test-browser test-gpu lint wheel clean
 
 help:
 	@echo "make demo       the main job on the embedded model; writes pictures and maps to demo/"
 	@echo "make test       lint, types and the fast tests"
 	@echo "make test-slow  the slow tests"
 	@echo "make test-oldest the contract tests on the oldest diffusers claimed"
+	@echo "make test-browser the editor in a real browser (Chromium; on Debian it is installed if it is not there)"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make lint       ruff and mypy only"
 	@echo "make wheel      wheel and source archive in dist/"
@@ -61,6 +62,14 @@ test-slow: .venv/stamp-dev
 
 test-oldest: .venv/stamp-oldest
 	PYTHONPATH=.venv/oldest $(BIN)/python -m pytest -n $(JOBS) tests/test_tiny.py tests/processors tests/core/test_session_restore.py tests/core/test_attention.py tests/core/test_loading.py
+
+# Any Chromium will do: T2ICTL_CHROMIUM names one; else what the system has, or, on Debian, what its archive has.
+test-browser: .venv/stamp-dev
+	@[[ -n "$${T2ICTL_CHROMIUM:-}" ]] || command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ echo "Installing the system's Chromium." >&2; sudo=$$(command -v sudo || true); \
+		  [[ "$$(id -u)" == 0 ]] && sudo=; \
+		  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq chromium >/dev/null; }
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-gpu: .venv/stamp-dev
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu: no CUDA device here")'

@@ -17,6 +17,8 @@ from t2ictl.errors import T2ictlError
 __all__ = ["file_choice", "history"]
 
 COLUMNS = 8
+#: The newest that are shown at once: every one brings buttons along, which a page draws again at each click.
+SHOWN = 16
 _UPLOAD = "upload"
 
 
@@ -32,9 +34,15 @@ def history(page: Page, seat: Seat) -> None:
     if not results:
         st.caption("Pictures that you make stay here while this page is open; pinned ones last.")
         return
-    for start in range(0, len(results), COLUMNS):
+    count = len(results)
+    shown = results
+    line, everything = st.columns([3, 2], vertical_alignment="center")
+    line.caption(f"{count} picture{'s' if count > 1 else ''} of this session, the newest first")
+    if count > SHOWN and not everything.toggle(f"Show all {count}", key="all-history"):
+        shown = [result for result in results if result.is_pinned or result in results[:SHOWN]]
+    for start in range(0, len(shown), COLUMNS):
         columns = st.columns(COLUMNS)
-        for column, result in zip(columns, results[start : start + COLUMNS], strict=False):
+        for column, result in zip(columns, shown[start : start + COLUMNS], strict=False):
             with column:
                 _result(page, seat, result)
 
