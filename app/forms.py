@@ -14,7 +14,6 @@ import streamlit as st
 
 import t2ictl
 from t2ictl import Control
-from t2ictl.app.text import plain
 
 __all__ = ["control_form", "resolved"]
 
@@ -119,7 +118,7 @@ def _first(key: str, value: Any) -> None:
 
 def _choice(label: str, options: list[Any], value: Any, key: str, help_: str | None) -> Any:
     _first(key, value)
-    return st.selectbox(label, options, key=key, help=help_, format_func=lambda each: plain(str(each)))
+    return st.selectbox(label, options, key=key, help=help_, format_func=str)
 
 
 def _number(

@@ -26,6 +26,7 @@ from t2ictl.app.recipes import Recipe
 __all__ = ["WORD_FIELDS", "Draft", "Page", "differing", "new_seed", "page"]
 
 _KEY = "t2ictl-page"
+_QUERY = "session"
 #: Fields that name the words a control is about: the chips fill them.
 WORD_FIELDS = ("concepts", "items")
 UNDO_KEPT = 20
@@ -224,9 +225,20 @@ class Page:
         return f"{name}/{self.draft.version}"
 
 
-def page() -> Page:
-    """Give the page of the browser session that runs now."""
+def page(editor: Editor) -> Page:
+    """Give the page of the browser tab that runs now.
+
+    Its session is named in the address, so a tab that is loaded again finds its pictures and settings.
+
+    Args:
+        editor: knows the sessions that there are.
+    """
     if _KEY not in st.session_state:
-        st.session_state[_KEY] = Page()
-    found: Page = st.session_state[_KEY]
-    return found
+        named = st.query_params.get(_QUERY, "")
+        found = editor.pages.get(named) or Page()
+        found.draft.version += found.draft.version > 0  # a new tab has no widgets yet
+        editor.pages[found.session] = found
+        st.query_params[_QUERY] = found.session
+        st.session_state[_KEY] = found
+    here: Page = st.session_state[_KEY]
+    return here

@@ -39,7 +39,7 @@ def main() -> None:
     """Draw the page."""
     st.set_page_config(page_title="t2ictl", layout="wide", initial_sidebar_state="collapsed")
     st.html(_FRAME)
-    here = page()
+    here = page(_editor())
     seat = _seat(here.session)
     if not here.draft.version:
         here.draft.take(examples()[0].recipe, seat.editor)

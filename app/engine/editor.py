@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from t2ictl.app.engine.details import Details
 from t2ictl.app.engine.jobs import Job, JobRunner, Work
@@ -51,6 +52,9 @@ class Editor:
         self.runner = JobRunner(self._maker)
         self._lock = threading.Lock()
         self._readers: dict[str, PromptReader] = {}
+        self._seats: Counter[str] = Counter()
+        #: What the page of each session holds, so that a tab that is loaded again finds it.
+        self.pages: dict[str, Any] = {}
         self._details: OrderedDict[Path, Details] = OrderedDict()
 
     def submit(self, session: str, order: Order) -> Job:
@@ -142,12 +146,27 @@ class Editor:
             self._details.move_to_end(result.details)
             return self._details[result.details]
 
-    def leave(self, session: str) -> None:
-        """End the jobs of a session that is gone, and remove its results.
+    def enter(self, session: str) -> None:
+        """A browser tab has opened a session, or opened it again.
 
         Args:
-            session: whose.
+            session: its name.
         """
+        with self._lock:
+            self._seats[session] += 1
+
+    def leave(self, session: str) -> None:
+        """A tab is gone; with a session's last one its jobs end and its results are removed.
+
+        Args:
+            session: its name.
+        """
+        with self._lock:
+            self._seats[session] -= 1
+            if self._seats[session] > 0:
+                return
+            del self._seats[session]
+            self.pages.pop(session, None)
         self.runner.drop(session)
         self.store.drop(session)
 
@@ -159,7 +178,7 @@ class Editor:
 
 
 class Seat:
-    """A browser session's place at the editor; it is given back when the session ends.
+    """A browser tab's place at the editor; it is given back when the tab has been gone for a while.
 
     Args:
         editor: shared by all.
@@ -169,7 +188,8 @@ class Seat:
     def __init__(self, editor: Editor, session: str) -> None:
         self.editor = editor
         self.session = session
+        editor.enter(session)
 
     def leave(self) -> None:
-        """End the session's jobs and remove its results."""
+        """Give the place back."""
         self.editor.leave(self.session)

@@ -65,7 +65,7 @@ def _result(page: Page, seat: Seat, result: Result) -> None:
     mark = " · pinned" if result.is_pinned else ""
     here = " · shown" if result.number == page.shown else ""
     st.image(str(result.thumbnail), width="stretch", alt=f"Picture of “{result.prompt}”")
-    st.caption(f"{plain(result.prompt, 60)}{mark}{here}")
+    st.caption(f"{plain(result.prompt, 48)}{mark}{here}")
     with st.popover("Use", width="stretch"):
         for name, act in _verbs(page, seat, result).items():
             st.button(name, key=f"{name}/{result.number}", on_click=act, width="stretch")

@@ -207,12 +207,12 @@ def _losses(details: Details) -> None:
         st.caption("No control of this picture moves anything by a loss.")
         return
     first = [loss for loss in details.losses if loss.iteration == 0]
-    rows = [{"step": loss.step + 1, "sum": loss.total, **loss.terms} for loss in first]
-    names = [name for name in rows[0] if name != "step"]
-    labels = {name: name.partition(".")[2] or name for name in names}
-    short = [{labels.get(name, name): value for name, value in row.items()} for row in rows]
-    st.line_chart(short, x="step", y=list(dict.fromkeys(labels.values())), height=220)
+    names = {name: name.partition(".")[2] or name for loss in first for name in loss.terms}
+    rows = [{"step": loss.step + 1, **{names[key]: value for key, value in loss.terms.items()}} for loss in first]
+    if len(names) > 1:
+        rows = [{**row, "sum": loss.total} for row, loss in zip(rows, first, strict=True)]
+    st.line_chart(rows, x="step", y=[name for name in rows[0] if name != "step"], y_label="loss", height=220)
     more, skipped = len(details.losses) - len(first), sum(loss.skipped for loss in details.losses)
-    st.caption(f"Before the first move of each step, {len(first)} steps; {more} refinements; {skipped} moves skipped.")
-    moves = [{"step": loss.step + 1, "length of the move": loss.length} for loss in first]
-    st.line_chart(moves, x="step", y="length of the move", height=140)
+    st.caption(f"Before the first move of each step; refinements: {more}; moves skipped: {skipped}.")
+    moves = [{"step": loss.step + 1, "move": loss.length} for loss in first]
+    st.line_chart(moves, x="step", y="move", height=170)

@@ -39,7 +39,7 @@ def _models(page: Page, seat: Seat) -> None:
     sources = list(usable)
     draft.model = st.selectbox(
         "Model", sources, index=sources.index(draft.model), key=page.key("model"), label_visibility="collapsed",
-        format_func=lambda source: plain(usable[source].name),
+        format_func=lambda source: usable[source].name,
     )  # fmt: skip
     st.caption(f"{plain(usable[draft.model].family)}. It is loaded when a picture is asked for.")
     refused = [model for model in found if model.why_not]
@@ -55,9 +55,8 @@ def _device(seat: Seat) -> None:
     memory = seat.editor.memory()
     precision = f", {memory.dtype}" if memory.dtype else ""
     st.caption(f"{plain(memory.device)}{precision}")
-    used, free = st.columns(2)
-    used.metric("Used", f"{memory.used / 2**30:.1f} GiB")
-    free.metric("Free", f"{memory.free / 2**30:.1f} GiB")
+    st.progress(1 - memory.free / memory.total, text=f"{_size(memory.free)} of {_size(memory.total)} are free")
+    st.caption(f"The editor itself has {_size(memory.used)}.")
 
 
 def estimate_line(page: Page, seat: Seat, words: int) -> None:

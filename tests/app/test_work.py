@@ -184,6 +184,16 @@ def test_a_session_that_leaves_takes_its_jobs_and_results_along(editor: Editor) 
     assert editor.store.find(other.session, kept.result.number).path.is_file()
 
 
+def test_a_session_ends_with_its_last_tab(editor: Editor) -> None:
+    first, again = Seat(editor, "me"), Seat(editor, "me")  # a page that was loaded again
+    made = done(editor, order())
+    editor.pages["me"] = object()
+    first.leave()
+    assert editor.store.find("me", made.result.number) and "me" in editor.pages
+    again.leave()
+    assert editor.store.results("me") == [] and "me" not in editor.pages
+
+
 def test_details_of_a_result_that_is_gone_are_an_error_and_not_a_crash(editor: Editor) -> None:
     result = editor.store.find("me", done(editor, order()).result.number)
     editor.store.delete("me", result.number)

@@ -93,6 +93,7 @@ class Visitor:
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True, **options)
         self.page: Page = self.context.new_page()
         self.wrong: list[str] = []
+        self.address = server.address
         self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
         self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
         self.page.on("request", lambda asked: self._asked(asked.url, server))
