@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
@@ -29,7 +28,9 @@ from torch import Tensor
 from t2ictl.edits import AttentionCall, Edit, Heads, Step, fused, project_keys, split_heads
 from t2ictl.errors import ControlConflict, ShapeMismatch, UnsupportedPipeline
 from t2ictl.lanes import Lanes
+from t2ictl.latest import Latest
 from t2ictl.sites import Site
+from t2ictl.slim_maps import attention_and_mass, head_mass, scores, softmax
 
 __all__ = [
     "AttentionCall",
@@ -88,6 +89,8 @@ class DenoiserPass:
         edits: edits by site address, in order.
         taps: listeners to maps.
         stop_after: address of the site after whose maps the pass may end, or None.
+        is_own: a pass of our own for maps: no picture comes of it, so a layer's maps and its attention may share
+            queries and keys.
         is_free: a pass of our own under another text: without edits and taps, and short for a text of one position.
     """
 
@@ -97,6 +100,7 @@ class DenoiserPass:
     edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
     taps: Sequence[Tap] = ()
     stop_after: str | None = None
+    is_own: bool = False
     is_free: bool = False
 
 
@@ -122,6 +126,7 @@ class ControlledAttention:
         # diffusers drops keyword arguments that the signature of `processor.__call__` does not
         # name (IP-Adapter masks, for one). The call itself goes to the class; the instance
         # attribute exists to be inspected, and shows the signature of the one that was there.
+        self._keys, self._values = Latest(), Latest()
         vars(self)["__call__"] = functools.wraps(previous.__call__)(functools.partial(type(self).__call__, self))
 
     def __call__(
@@ -143,6 +148,8 @@ class ControlledAttention:
         if not edits and not taps:
             return inputs.send(self.previous)
         call = self._call(attn, hidden_states, now)
+        if now.is_own and not edits and isinstance(self.previous, STOCK_PROCESSORS):
+            return self._shared(call, taps, inputs, ends=now.stop_after == self.site.address)
         for tap in taps:
             tap.take(call, _mass(inputs, tap.rows))
         if now.stop_after == self.site.address:
@@ -156,6 +163,24 @@ class ControlledAttention:
         if is_lone and isinstance(self.previous, STOCK_PROCESSORS):
             return lone_key_attention(inputs)
         return inputs.send(self.previous)
+
+    def _shared(self, call: AttentionCall, taps: Sequence[Tap], inputs: Inputs, *, ends: bool) -> Tensor:
+        """The layer and its maps from one projection of queries and of keys; taps of our own passes hear all rows.
+
+        Text rows are the same at every evaluation: what is projected from them is kept for the next one.
+        """
+        attn = inputs.attn
+        hidden_BQC, context_BKC = inputs.states()
+        q_BHQD = _query(attn, hidden_BQC)
+        k_BHKD = self._keys(context_BKC, "k", lambda: project_keys(attn, context_BKC))
+        mask = _mask(inputs, context_BKC.shape[1], slice(None))
+        v_BHKD = self._values(context_BKC, "v", lambda: split_heads(attn, attn.to_v(context_BKC)))
+        out_BHQD, mass_BQK = attention_and_mass(q_BHQD, k_BHKD, v_BHKD, mask, attn.scale, upcast=attn.upcast_attention)
+        for tap in taps:
+            tap.take(call, mass_BQK)
+        if ends:
+            raise StopForward
+        return _finished(inputs, out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype))
 
     def _call(self, attn: Attention, hidden: Tensor, now: DenoiserPass) -> AttentionCall:
         size = self.site.size(now.latent_size)
@@ -206,11 +231,22 @@ class Inputs:
         return hidden_BQC, attn.norm_encoder_hidden_states(context_BKC) if attn.norm_cross else context_BKC
 
 
-def _query_key(attn: Attention, hidden_BQC: Tensor, context_BKC: Tensor) -> tuple[Tensor, Tensor]:
+def _query(attn: Attention, hidden_BQC: Tensor) -> Tensor:
     q_BHQD = split_heads(attn, attn.to_q(hidden_BQC))
-    if attn.norm_q is not None:
-        q_BHQD = attn.norm_q(q_BHQD)
-    return q_BHQD, project_keys(attn, context_BKC)
+    return q_BHQD if attn.norm_q is None else attn.norm_q(q_BHQD)
+
+
+def _query_key(attn: Attention, hidden_BQC: Tensor, context_BKC: Tensor) -> tuple[Tensor, Tensor]:
+    return _query(attn, hidden_BQC), project_keys(attn, context_BKC)
+
+
+def _finished(inputs: Inputs, out_BQC: Tensor) -> Tensor:
+    """The projection of a layer's result, and what the layer does after it."""
+    attn = inputs.attn
+    out_BQC = attn.to_out[1](attn.to_out[0](out_BQC))
+    if attn.residual_connection:
+        out_BQC = out_BQC + inputs.hidden
+    return out_BQC / attn.rescale_output_factor
 
 
 def _mask(inputs: Inputs, keys: int, rows: Rows) -> Tensor | None:
@@ -226,27 +262,13 @@ def _mask(inputs: Inputs, keys: int, rows: Rows) -> Tensor | None:
     return prepared.view(batch, inputs.attn.heads, -1, prepared.shape[-1])[rows]
 
 
-def _scores(attn: Attention, q_BHQD: Tensor, k_BHKD: Tensor, mask: Tensor | None) -> Tensor:
-    if attn.upcast_attention:  # SD 2.1 overflows in half precision
-        exact = torch.promote_types(q_BHQD.dtype, torch.float32)
-        q_BHQD, k_BHKD = q_BHQD.to(exact), k_BHKD.to(exact)
-    scores_BHQK = q_BHQD @ k_BHKD.transpose(-1, -2) * attn.scale
-    return scores_BHQK if mask is None else scores_BHQK + mask
-
-
-def _softmax(scores_BHQK: Tensor) -> Tensor:
-    """Softmax over keys in at least float32: half precision loses the small weights that maps are made of."""
-    exact = scores_BHQK.float() if scores_BHQK.dtype in (torch.float16, torch.bfloat16) else scores_BHQK
-    return exact.softmax(dim=-1)
-
-
 def _mass(inputs: Inputs, rows: Rows) -> Tensor:
     """Attention weights summed over heads, computed beside the image path, for some rows."""
     attn = inputs.attn
     hidden_BQC, context_BKC = inputs.states(rows)
     q_BHQD, k_BHKD = _query_key(attn, hidden_BQC, context_BKC)
     mask = _mask(inputs, context_BKC.shape[1], rows)
-    return _softmax(_scores(attn, q_BHQD, k_BHKD, mask)).sum(dim=1)
+    return head_mass(q_BHQD, k_BHKD, mask, attn.scale, upcast=attn.upcast_attention)
 
 
 def _attend(call: AttentionCall, edits: Sequence[Edit], heads: Heads) -> Tensor:
@@ -261,10 +283,11 @@ def _attend(call: AttentionCall, edits: Sequence[Edit], heads: Heads) -> Tensor:
         return instead[0].attend(call, heads)
     if not on_scores and not on_weights:
         return fused(call.attention, heads)
-    scores_BHQK = _scores(call.attention, heads.q, heads.k, heads.mask)
+    attn = call.attention
+    scores_BHQK = scores(heads.q, heads.k, heads.mask, attn.scale, upcast=attn.upcast_attention)
     for edit in on_scores:
         scores_BHQK = edit.scores(call, scores_BHQK)
-    weights_BHQK = _softmax(scores_BHQK).to(heads.v.dtype)
+    weights_BHQK = softmax(scores_BHQK).to(heads.v.dtype)
     for edit in on_weights:
         weights_BHQK = edit.weights(call, weights_BHQK)
     return weights_BHQK @ heads.v

@@ -38,6 +38,8 @@ class StepRule:
         decay: square of the share of ``a_0`` that is left at the last step.
         mode: ``"raw"`` or ``"normalized"``.
         limit: longest step, as a fraction of the latent's norm; None for no limit.
+        every: move at every so many evaluations only, from the first one of the window on. Updates are what a control
+            costs: 2 halves it.
 
     Example:
         >>> StepRule().length(0, 50), round(StepRule().length(49, 50), 3)
@@ -52,6 +54,7 @@ class StepRule:
         default="raw", help="raw gradient, or a fixed share of the latent's norm"
     )
     limit: float | None = setting(default=None, help="longest step (fraction of the latent's norm)", low=0.0)
+    every: int = setting(default=1, help="move at every so many steps only; 2 halves the cost", low=1)
 
     def length(self, index: int, total: int) -> float:
         """Give ``a_i`` for evaluation ``index`` of ``total``."""
@@ -100,6 +103,8 @@ class Refinement:
         most: largest number of extra updates at one step.
         stale: decide on the loss *before* the last update, as the published code does, which
             makes one update more than needed. For parity only.
+        look: ask the device which pictures are good enough after every so many updates; it has to wait for the answer.
+            Those that are leave the batch then. A larger number waits less often and may pass pictures in vain.
 
     Example:
         >>> Refinement().target(10, 50), Refinement().target(11, 50)
@@ -111,6 +116,7 @@ class Refinement:
     )
     most: int = setting(default=20, help="most extra updates at one step", low=0)
     stale: bool = setting(default=False, help="parity with published code: decide on the loss before the last update")
+    look: int = setting(default=1, help="ask after every so many updates which pictures are good enough", low=1)
 
     def target(self, index: int, total: int) -> float | None:
         """Give the presence demanded at evaluation ``index`` of ``total``, or None if it is not refined."""
@@ -167,8 +173,10 @@ class Objective:
     moves: Literal["latents"] = "latents"
 
     def acts(self, step: Step) -> bool:
-        """Tell whether the step lies in this objective's window."""
-        return self.window.contains(step.index, step.total)
+        """Tell whether the step lies in this objective's window, and is one at which latents move."""
+        if not self.window.contains(step.index, step.total):
+            return False
+        return self.rule.every == 1 or (step.index - self.window.steps(step.total)[0]) % self.rule.every == 0
 
     def target(self, step: Step) -> float | None:
         """Give the presence to refine to at this step, or None."""

@@ -1,18 +1,18 @@
 """The inner loop: move the latents of one denoising step down the gradient of the objectives.
 
 Every row is on its own: it refines until it is good enough or out of tries, moves once
-more as every row does, and then stays where it is while others go on. ``K`` refinements
+more as every row does, and then leaves the batch while others go on. ``K`` refinements
 cost ``K + 1`` passes, since the pass that finds a row good enough also gives its last step.
 
-Legend: ``B`` batch row (pictures; conditional rows only), ``C`` channels, ``Y`` ``X`` rows and
-columns, ``T`` prompt token.
+Legend: ``B`` batch row (pictures; conditional rows only), ``R`` rows that are not good enough yet, ``C`` channels,
+``Y`` ``X`` rows and columns, ``T`` prompt token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,13 @@ from t2ictl.objectives import Losses, Objective
 
 __all__ = ["Move", "MoveTrace", "optimize", "push"]
 
-Maps = Callable[[Tensor], Sequence[Tensor]]
+
+class Maps(Protocol):
+    """From latents ``x_RCYX`` of some rows (None: all) to maps, one ``maps_RYXT`` for each objective."""
+
+    def __call__(self, x_BCYX: Tensor, rows: Sequence[int] | None = None) -> Sequence[Tensor]:
+        """Run the denoiser, and give the maps."""
+
 
 # Half-precision gradients of losses near 1 reach below 6e-8, where float16 has no numbers.
 FP16_LOSS_SCALE = 2.0**8
@@ -78,7 +84,7 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
     Args:
         x_BCYX: latents as the denoiser sees them, one row a picture.
         objectives: those that act at this step, all with one step rule.
-        maps: runs the denoiser on latents and gives each objective's ``maps_BYXT``.
+        maps: runs the denoiser on latents of some rows and gives each objective's maps.
         step: which evaluation this is.
 
     Returns:
@@ -88,10 +94,11 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
     start_BCYX = x_BCYX.detach()
     now_BCYX = start_BCYX.to(exact)
     done_B = torch.zeros(len(x_BCYX), dtype=torch.bool, device=x_BCYX.device)
+    look = _Look(maps)
     before: list[Losses] | None = None
     trace: list[MoveTrace] = []
     while True:
-        losses, gradient_BCYX = _gradient(now_BCYX.to(x_BCYX.dtype), objectives, maps, step)
+        losses, gradient_BCYX = _gradient(now_BCYX.to(x_BCYX.dtype), objectives, look, step)
         again_B = _wants_more(objectives, losses, before or losses, step, tries=len(trace)) & ~done_B
         total_B = _total(objectives, losses)
         delta_BCYX = _step(objectives, now_BCYX, gradient_BCYX.to(exact), step)
@@ -114,10 +121,56 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
         )
         done_B = done_B | ~again_B | ~finite_B
         before = losses
-        # Without a target no row goes on, and the device need not be asked. With one, a look at
-        # the device costs far less than the pass that it may save.
-        if all(o.target(step) is None for o in objectives) or bool(done_B.all()):
+        if _is_over(objectives, step, len(trace)) or (_looks(objectives, len(trace)) and not look.keep(~done_B)):
             return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX.to(exact), trace=tuple(trace))
+
+
+class _Look:
+    """Looks at the maps of the rows that still move; of the others it gives those that it saw last.
+
+    Args:
+        maps: runs the denoiser.
+    """
+
+    def __init__(self, maps: Maps) -> None:
+        self._maps = maps
+        self._rows: list[int] | None = None
+        self._held: list[Tensor] = []
+
+    def __call__(self, x_BCYX: Tensor) -> list[Tensor]:
+        """Give ``maps_BYXT`` of each objective."""
+        if self._rows is None:
+            found = list(self._maps(x_BCYX))
+        else:
+            seen = self._maps(x_BCYX[self._rows], self._rows)
+            rows_R = torch.tensor(self._rows, device=x_BCYX.device)
+            found = [old.index_copy(0, rows_R, new) for old, new in zip(self._held, seen, strict=True)]
+        self._held = [each.detach() for each in found]
+        return found
+
+    def keep(self, left_B: Tensor) -> bool:
+        """Go on with some rows. This asks the device, and waits for its answer: the one place that does.
+
+        Args:
+            left_B: which rows are not done.
+
+        Returns:
+            Whether there are any.
+        """
+        rows = [row for row, is_left in enumerate(left_B.tolist()) if is_left]
+        self._rows = None if len(rows) == len(left_B) else rows
+        return bool(rows)
+
+
+def _is_over(objectives: Sequence[Objective], step: Step, passes: int) -> bool:
+    """Whether no row can go on, which is known without a look at the device."""
+    tries = [o.refinement.most for o in objectives if o.refinement is not None and o.target(step) is not None]
+    return passes > max(tries, default=0)
+
+
+def _looks(objectives: Sequence[Objective], passes: int) -> bool:
+    """Whether it is time to ask which rows are done: far cheaper than the passes that the answer may save."""
+    return passes % min((o.refinement.look for o in objectives if o.refinement is not None), default=1) == 0
 
 
 def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0) -> Move:
@@ -153,12 +206,12 @@ def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0) ->
     return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX, trace=tuple(trace))
 
 
-def _gradient(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: Step) -> tuple[list[Losses], Tensor]:
+def _gradient(x_BCYX: Tensor, objectives: Sequence[Objective], look: _Look, step: Step) -> tuple[list[Losses], Tensor]:
     """One pass: the losses of each objective and the gradient of their weighted sum."""
     scale = FP16_LOSS_SCALE if x_BCYX.dtype == torch.float16 else 1.0
     with torch.enable_grad():
         leaf_BCYX = x_BCYX.detach().requires_grad_(True)
-        found = [o.evaluate(each, step) for o, each in zip(objectives, maps(leaf_BCYX), strict=True)]
+        found = [o.evaluate(each, step) for o, each in zip(objectives, look(leaf_BCYX), strict=True)]
         # A sum over rows has each row's own gradient in its own row.
         (gradient_BCYX,) = torch.autograd.grad((_total(objectives, found) * scale).sum(), leaf_BCYX)
     detached = [

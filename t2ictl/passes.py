@@ -23,19 +23,22 @@ from t2ictl.attention import DenoiserPass, Edit, Step, StopForward, Switch
 from t2ictl.cost import Cost
 from t2ictl.hooks import DenoiserHook, Frozen
 from t2ictl.lanes import Lanes
+from t2ictl.latest import Latest
 from t2ictl.probes import MapTap
 from t2ictl.sites import Site
 
 __all__ = ["Evaluation", "MapsOf", "OwnPasses"]
 
-Rows = slice | Tensor
+Rows = slice | list[int] | Tensor
 
 
 class MapsOf(Protocol):
-    """From latents ``x_BCYX`` and text states ``states_BKC`` (None: those of the evaluation) to maps, one a group."""
+    """From latents ``x_BCYX`` of some pictures and their text states to maps, one a group."""
 
-    def __call__(self, x_BCYX: Tensor, states_BKC: Tensor | None = None) -> list[Tensor]:
-        """Give one ``maps_BYXT`` a group."""
+    def __call__(
+        self, x_BCYX: Tensor, rows: Sequence[int] | None = None, *, states_BKC: Tensor | None = None
+    ) -> list[Tensor]:
+        """Give one ``maps_BYXT`` a group; without ``rows`` for all pictures, without states for the pipeline's."""
 
 
 def take_rows(value: Any, rows: Rows, total: int) -> Any:
@@ -93,6 +96,10 @@ class OwnPasses:
     truncate: bool = True
 
     @cached_property
+    def _context(self) -> Latest:
+        return Latest()
+
+    @cached_property
     def frozen(self) -> Frozen:
         """What our own passes need of the denoiser."""
         return Frozen(self.adapter.denoiser)
@@ -105,27 +112,34 @@ class OwnPasses:
             now: the evaluation that the passes stand for.
 
         Returns:
-            A function from ``x_BCYX`` and ``states_BKC`` (None: those of the evaluation) to one ``maps_BYXT`` a group.
+            A function from ``x_BCYX``, ``rows`` (None: all pictures) and ``states_BKC`` (None: those of the evaluation)
+            to one ``maps_BYXT`` a group.
         """
         last = max((site for sites in groups for site in sites), key=lambda site: site.order)
-        extra = now.inputs["sample"][now.cond, self.adapter.latent_channels :]
 
-        def maps(x_BCYX: Tensor, states_BKC: Tensor | None = None) -> list[Tensor]:
+        def maps(
+            x_BCYX: Tensor, rows: Sequence[int] | None = None, *, states_BKC: Tensor | None = None
+        ) -> list[Tensor]:
             """Run one pass, and give the mean map of each group."""
+            if rows is not None and self.edits:  # an edit may want all pictures of a batch, which read each other
+                return [each[rows] for each in maps(self._among(x_BCYX, rows, now), states_BKC=states_BKC)]
+            own: slice | list[int] = now.cond if rows is None else [now.cond.start + row for row in rows]
+            extra = now.inputs["sample"][own, self.adapter.latent_channels :]
             taps = {sites: MapTap(sites, slice(None)) for sites in groups}
             self.switch.current = DenoiserPass(
-                lanes=now.lanes.only("cond"),
+                lanes=_lanes(now.lanes, own),
                 latent_size=(x_BCYX.shape[-2], x_BCYX.shape[-1]),
                 step=now.step,
                 edits=self.edits,
                 taps=list(taps.values()),
                 stop_after=last.address if self.truncate else None,
+                is_own=True,
             )
             self.cost.extra_forwards += len(x_BCYX)
             # Objectives on text rows count their gradients themselves: not every look takes one.
             self.cost.backwards += len(x_BCYX) if states_BKC is None else 0
             try:
-                self._run(torch.cat([x_BCYX, extra], dim=1), states_BKC, now.cond, now)
+                self._run(torch.cat([x_BCYX, extra], dim=1), states_BKC, own, now)
             except StopForward:
                 pass
             finally:
@@ -133,6 +147,11 @@ class OwnPasses:
             return [taps[sites].mean() for sites in groups]
 
         return maps
+
+    def _among(self, x_BCYX: Tensor, rows: Sequence[int], now: Evaluation) -> Tensor:
+        """Latents of some pictures, and of all others those that they came with."""
+        all_BCYX = now.inputs["sample"][now.cond, : self.adapter.latent_channels].to(x_BCYX.dtype)
+        return all_BCYX.index_copy(0, torch.tensor(rows, device=x_BCYX.device), x_BCYX)
 
     def noise(self, states_GKC: Tensor, rows_G: Tensor, now: Evaluation) -> Tensor:
         """Predict the noise of some pictures under other texts: whole passes, without edits or other inputs of text.
@@ -150,7 +169,7 @@ class OwnPasses:
         """
         rows_G = rows_G + now.cond.start
         self.switch.current = DenoiserPass(
-            lanes=Lanes(lanes=tuple(now.lanes.lanes[row] for row in rows_G.tolist())),
+            lanes=_lanes(now.lanes, rows_G.tolist()),
             latent_size=(now.inputs["sample"].shape[-2], now.inputs["sample"].shape[-1]),
             step=now.step,
             is_free=True,
@@ -171,9 +190,18 @@ class OwnPasses:
         if free:
             keywords = _without_text(keywords)
         own = keywords.pop("encoder_hidden_states")
+        if states is None and isinstance(rows, slice):
+            # The very tensor of the pass before, by which layers know that they have projected it already.
+            whole = shared["encoder_hidden_states"]
+            own = self._context(whole, (rows.start, rows.stop), lambda: own)
         context = own if states is None else states.to(own.dtype)
         with self.frozen():
             return self.hook.forward(sample, keywords.pop("timestep"), context, *more, **keywords)
+
+
+def _lanes(lanes: Lanes, rows: slice | list[int]) -> Lanes:
+    picked = range(*rows.indices(len(lanes))) if isinstance(rows, slice) else rows
+    return Lanes(lanes=tuple(lanes.lanes[row] for row in picked))
 
 
 def _without_text(keywords: dict[str, Any]) -> dict[str, Any]:

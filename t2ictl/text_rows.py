@@ -33,7 +33,7 @@ class _Passes:
 
     def maps(self, sites: tuple[Site, ...], rows_BKC: Tensor) -> Tensor:
         x_BCYX = self.now.inputs["sample"][self.now.cond, : self.own.adapter.latent_channels]
-        return self.own.maps([sites], self.now)(x_BCYX, rows_BKC)[0]
+        return self.own.maps([sites], self.now)(x_BCYX, states_BKC=rows_BKC)[0]
 
     def noise(self, rows_GKC: Tensor, picture_G: Tensor) -> Tensor:
         return self.own.noise(rows_GKC, picture_G, self.now)

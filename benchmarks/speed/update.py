@@ -78,6 +78,7 @@ def _update(unet: UNet2DConditionModel, factor: int, *, truncate: bool) -> Calla
             step=Step(index=0, total=1, timestep=1.0),
             taps=[tap],
             stop_after=sites[-1].address if truncate else None,
+            is_own=truncate,
         )
         try:
             unet(sample, torch.ones((), device="meta"), **keywords)
@@ -129,7 +130,7 @@ def measure(name: str, *, published: bool) -> dict[str, float]:
         ``saved`` in GiB of float16.
     """
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**MODELS[name]).half()
+        unet = UNet2DConditionModel(**MODELS[name]).half().eval()
     unet.requires_grad_(published)
     if published:
         unet.set_attn_processor(AttnProcessor())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl.attention import Step
+from t2ictl.benchmarks.speed.synchronizations import Synchronizations
 from t2ictl.objectives import Losses, Objective, Refinement, StepRule
 from t2ictl.optimize import optimize
 from t2ictl.processors import AttendAndExcite, AttentionSegregation
@@ -24,10 +25,11 @@ class Passes:
     """Stands for the denoiser: each objective's maps are the latents themselves; counts the passes."""
 
     def __init__(self, objectives: int = 1) -> None:
-        self.objectives, self.seen = objectives, list[Tensor]()
+        self.objectives, self.seen, self.rows = objectives, list[Tensor](), list[Any]()
 
-    def __call__(self, x_BCYX: Tensor) -> Sequence[Tensor]:
+    def __call__(self, x_BCYX: Tensor, rows: Sequence[int] | None = None) -> Sequence[Tensor]:
         self.seen.append(x_BCYX.detach().clone())
+        self.rows.append(rows)
         return [x_BCYX] * self.objectives
 
 
@@ -97,6 +99,44 @@ def test_each_row_refines_as_long_as_it_must(stale: bool, most: int) -> None:
     moved = torch.stack([entry.length > 0 for entry in move.trace]).sum(0).tolist()
     assert moved == [count + 1 for count in counts]
     assert [entry.iteration for entry in move.trace] == list(range(len(move.trace)))
+
+
+def test_rows_that_are_good_enough_leave_the_batch() -> None:
+    norms, presence = (0.3, 0.95, 0.62, 3.0), 0.5
+    passes, objectives = Passes(), [objective(refinement=target(presence))]
+    move = optimize(start(*norms), objectives, passes, STEP)
+    counts = [refinements(norm, presence, 20, stale=False) for norm in norms]
+    assert passes.rows == [
+        None if tries == 0 else [row for row, count in enumerate(counts) if count >= tries]
+        for tries in range(max(counts) + 1)
+    ]
+    assert sum(map(len, passes.seen)) == sum(counts) + len(norms)
+    last = move.trace[-1].total  # losses of rows that left are those they had when they were seen last
+    assert last[0] == move.trace[0].total[0] and last[3] < move.trace[0].total[3]
+
+
+@pytest.mark.parametrize("look", [1, 2, 3, 50])
+@pytest.mark.parametrize("most", [3, 20])
+def test_looking_seldom_changes_no_picture(look: int, most: int) -> None:
+    norms = (0.3, 0.95, 0.62, 3.0)
+    often, seldom = Passes(), Passes()
+    one = optimize(start(*norms), [objective(refinement=target(0.5, most=most))], often, STEP)
+    other = optimize(start(*norms), [objective(refinement=target(0.5, most=most, look=look))], seldom, STEP)
+    assert torch.equal(one.latents, other.latents)
+    needed = len(often.seen)
+    assert len(seldom.seen) == min(-(-needed // look) * look, most + 1)
+
+
+def test_the_device_is_asked_once_a_look_and_never_without_a_target() -> None:
+    asked = Synchronizations()
+    with asked:
+        optimize(start(0.3, 3.0), [objective()], Passes(), STEP)
+    assert asked.count == 0
+    for look, expected in ((1, 19), (6, 3)):
+        passes = Passes()
+        with Synchronizations() as asked:
+            optimize(start(0.3, 3.0), [objective(refinement=target(0.5, look=look))], passes, STEP)
+        assert asked.count == expected == len(passes.seen) // look
 
 
 def test_rows_refined_together_end_where_single_ones_do() -> None:

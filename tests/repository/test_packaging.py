@@ -75,7 +75,12 @@ def _expected_in_wheel() -> set[str]:
     code = {("" if source.path.startswith("t2ictl/") else "t2ictl/") + source.path for source in sources(*FOLDERS)}
     model = ROOT / "t2ictl" / "shapes" / "model"
     data = {path.relative_to(ROOT).as_posix() for path in repository_files() if path.is_relative_to(model)}
+    app = ROOT / "app"
     pages = {path.relative_to(ROOT).as_posix() for path in repository_files() if path.suffix == ".j2"}
+    parts = [
+        path for path in repository_files() if path.is_relative_to(app) and path.suffix in {".css", ".js", ".json"}
+    ]
+    pages |= {path.relative_to(ROOT).as_posix() for path in parts}
     pages = {path if path.startswith("t2ictl/") else f"t2ictl/{path}" for path in pages}
     return code | data | pages | {"t2ictl/py.typed", "t2ictl/shapes/instrument.json"}
 

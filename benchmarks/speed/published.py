@@ -1,0 +1,240 @@
+"""Our latent updates beside those of diffusers' own Attend-and-Excite pipeline: one U-Net, loss, schedule and noise.
+
+The U-Net has the layer shapes of Stable Diffusion 1.5 and random weights, so the pictures mean nothing and the work is
+the real one. Both pipelines are run as users run them, in turn; each update is timed inside of its run, from the call
+of the denoiser to the moved latent. Latents at the end are compared: the same work was done::
+
+    python -m t2ictl.benchmarks.speed.published               # 512 x 512, about 10 minutes on two cores
+    python -m t2ictl.benchmarks.speed.published --side 32     # 256 x 256
+    python -m t2ictl.benchmarks.speed.published --operations  # whole pictures of 50 steps, counted; seconds
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, StableDiffusionAttendAndExcitePipeline, UNet2DConditionModel
+from torch import Tensor
+
+import t2ictl
+from t2ictl import Window
+from t2ictl.benchmarks.speed.update import MODELS, measure
+from t2ictl.objectives import StepRule
+from t2ictl.processors.attend_and_excite import AttendAndExcite
+
+__all__ = ["Times", "main", "whole_picture"]
+
+PROMPT, WORDS = "a red circle and a blue square", ("circle", "square")
+
+
+@dataclass
+class Times:
+    """Seconds of one run.
+
+    Args:
+        updates: of each latent update.
+        whole: of the whole run, with the passes that make the picture.
+        latents: the result.
+    """
+
+    updates: list[float] = field(default_factory=list)
+    whole: float = 0.0
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def _pipeline(side: int, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """A stock pipeline around a U-Net with the shapes of SD 1.5, and the arguments of its call."""
+    pipe = t2ictl.load("shapes", device="cpu")
+    torch.manual_seed(0)
+    config = {**MODELS["SD 1.5, 512 x 512"], "sample_size": side}
+    pipe.register_modules(unet=UNet2DConditionModel(**config).to(device, dtype).eval())
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.tokenizer.model_max_length = 77  # the row of a CLIP text encoder
+    texts = torch.randn(2, 1, 77, 768, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(2)).to(device, dtype)
+    pixels = side * pipe.vae_scale_factor
+    call = {"prompt_embeds": texts[0], "negative_prompt_embeds": texts[1], "height": pixels, "width": pixels}
+    return pipe, {**call, "latents": noise, "output_type": "latent", "guidance_scale": 7.5}
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def ours(pipe: Any, call: dict[str, Any], steps: int) -> Times:
+    """Run ours.
+
+    Args:
+        pipe: a stock pipeline.
+        call: arguments of its call.
+        steps: denoising steps; latents move at all of them.
+
+    Returns:
+        The times.
+    """
+    import t2ictl.calls as calls
+
+    times, update = Times(), calls.optimize
+
+    def timed(*args: Any, **more: Any) -> Any:
+        start = _now()
+        move = update(*args, **more)
+        times.updates.append(_now() - start)
+        return move
+
+    control = AttendAndExcite(concepts=WORDS, refinement=None, parity=True, window=Window(), step=StepRule())
+    start = _now()
+    with mock.patch.object(calls, "optimize", timed), t2ictl.controlled(pipe, [control], prompt=PROMPT):
+        times.latents = pipe(**call, num_inference_steps=steps).images
+    times.whole = _now() - start
+    return times
+
+
+def theirs(pipe: Any, call: dict[str, Any], steps: int) -> Times:
+    """Run diffusers' own pipeline on the same parts.
+
+    Args:
+        pipe: the pipeline that has them.
+        call: arguments of its call.
+        steps: denoising steps; latents move at all of them.
+
+    Returns:
+        The times.
+    """
+    parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
+    stock = StableDiffusionAttendAndExcitePipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    stock.set_progress_bar_config(disable=True)
+    times, begun, update = Times(), [0.0], stock._update_latent
+
+    def begin(*_: Any) -> None:
+        if torch.is_grad_enabled():
+            begun[0] = _now()
+
+    def timed(*args: Any, **more: Any) -> Any:
+        moved = update(*args, **more)
+        times.updates.append(_now() - begun[0])
+        return moved
+
+    stock._update_latent = timed
+    hook = pipe.unet.register_forward_pre_hook(begin)
+    side = call["latents"].shape[-1]
+    prompt = t2ictl.parse(pipe, PROMPT)
+    indices = [prompt.find(word).tokens[0] for word in WORDS]
+    start = _now()
+    try:
+        found = stock(
+            prompt=None, token_indices=indices, num_inference_steps=steps, max_iter_to_alter=steps, thresholds={},
+            attn_res=(side // 4, side // 4), **call,
+        )  # fmt: skip
+    finally:
+        hook.remove()
+        pipe.unet.set_default_attn_processor()
+    times.whole, times.latents = _now() - start, found.images
+    return times
+
+
+def plain(pipe: Any, call: dict[str, Any], steps: int) -> Times:
+    """Run the stock pipeline alone.
+
+    Args:
+        pipe: the pipeline.
+        call: arguments of its call.
+        steps: denoising steps.
+
+    Returns:
+        The times; there are no updates.
+    """
+    start = _now()
+    latents = pipe(**call, num_inference_steps=steps).images
+    return Times(whole=_now() - start, latents=latents)
+
+
+def whole_picture(update: float, updates: int, steps: int = 50) -> float:
+    """Give the work of a picture over that of a plain one.
+
+    Args:
+        update: work of one latent update, in forward passes of one row.
+        updates: how many.
+        steps: denoising steps, each of two rows.
+
+    Returns:
+        The ratio.
+
+    Example:
+        >>> whole_picture(1.08, 25)
+        1.27
+    """
+    return (2 * steps + updates * update) / (2 * steps)
+
+
+def _operations() -> None:
+    print("| model | way | one update (F) | 25 updates in 50 steps | an update at each of 50 steps |")
+    print("|---|---|---|---|---|")
+    for name in MODELS:
+        for published in (True, False):
+            found = measure(name, published=published)
+            update = found["forward"] + found["backward"]
+            half, every = whole_picture(update, 25), whole_picture(update, 50)
+            way = "published" if published else "ours"
+            print(f"| {name} | {way} | {update:.3f} | {half:.3f} x plain | {every:.3f} x plain |")
+
+
+def _report(label: str, ratios: Sequence[float]) -> None:
+    print(f"{label}: {statistics.median(ratios):.2f} ({', '.join(f'{each:.2f}' for each in ratios)})", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the ratios.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+
+    Returns:
+        Exit status 0.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--side", type=int, default=64, help="of the latent (cells)")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each, after one that is not counted")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a run")
+    parser.add_argument("--operations", action="store_true", help="count whole pictures, and time nothing")
+    chosen = parser.parse_args(arguments)
+    if chosen.operations:
+        _operations()
+        return 0
+    diffusers.utils.logging.set_verbosity_error()  # their pipeline warns that it is deprecated
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    pipe, call = _pipeline(chosen.side, device, dtype)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}, {dtype}, torch {torch.__version__}, diffusers {diffusers.__version__}, {8 * chosen.side} pixels")
+    ways: tuple[Callable[..., Times], ...] = (plain, ours, theirs)
+    found = []
+    for run in range(chosen.pairs + 1):
+        times = [way(pipe, call, chosen.steps) for way in ways]
+        if run == 0:
+            apart = (times[1].latents - times[2].latents).abs().max() / times[2].latents.abs().max()
+            print(f"largest difference of the two results: {float(apart):.1e} of the largest value", flush=True)
+        else:
+            found.append(times)
+    _report("an update, diffusers' pipeline / ours", [sum(c.updates) / sum(b.updates) for _, b, c in found])
+    _report("a whole step with its update, diffusers' pipeline / ours", [c.whole / b.whole for _, b, c in found])
+    _report("a whole step with its update, ours / plain", [b.whole / a.whole for a, b, _ in found])
+    _report("a whole step with its update, diffusers' pipeline / plain", [c.whole / a.whole for a, _, c in found])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""How often a piece of code waits for the device, counted where there is none.
+
+Reading a number (``item``, ``tolist``, ``bool``), or making a tensor whose size depends on values (``nonzero``, boolean
+indices), has to wait until a GPU has caught up. On a CPU these calls cost nothing, but they are the same calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Synchronizations"]
+
+# A tolist of n numbers is one copy to the host on a GPU, and n reads on a CPU: it is counted by its own patch.
+_READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero"}
+
+
+class Synchronizations(TorchDispatchMode):
+    """Counts them while the block runs.
+
+    Example:
+        >>> with Synchronizations() as asked:
+        ...     bool(torch.ones(1).all()), torch.ones(3).tolist(), torch.ones(2) + 1
+        (True, [1.0, 1.0, 1.0], tensor([2., 2.]))
+        >>> asked.count
+        2
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self._in_list = False
+        self._tolist = torch.Tensor.tolist
+
+    def __enter__(self) -> Synchronizations:
+        counter = self
+
+        def tolist(tensor: torch.Tensor) -> object:
+            counter.count += 1
+            counter._in_list = True
+            try:
+                return counter._tolist(tensor)
+            finally:
+                counter._in_list = False
+
+        torch.Tensor.tolist = tolist  # type: ignore[assignment, method-assign]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        torch.Tensor.tolist = self._tolist  # type: ignore[method-assign]
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func._schema.name in _READS and not self._in_list
+        return func(*args, **(kwargs or {}))
+
+
+def counts(steps: int = 20) -> dict[str, tuple[int, int]]:
+    """Count the waits of whole pictures, on the embedded model.
+
+    Args:
+        steps: denoising steps.
+
+    Returns:
+        Waits of a call and its latent updates, by what is done in it.
+    """
+    import t2ictl
+    from t2ictl.processors.attend_and_excite import AttendAndExcite
+    from t2ictl.processors.attention_segregation import AttentionSegregation
+
+    pipe = t2ictl.load("shapes", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    cases: dict[str, list[t2ictl.Control]] = {
+        "plain": [],
+        "A-STAR": [AttentionSegregation()],
+        "Attend-and-Excite, not refined": [AttendAndExcite(refinement=None)],
+        "Attend-and-Excite, refined": [AttendAndExcite()],
+    }
+    found = {}
+    for name, chosen in cases.items():
+        with t2ictl.controlled(pipe, chosen) as session, Synchronizations() as waits:
+            pipe("a red circle and a blue square", num_inference_steps=steps, output_type="latent")
+        found[name] = waits.count, len(session.trace)
+    return found
+
+
+def main() -> int:
+    """Print the table.
+
+    Returns:
+        Exit status 0.
+    """
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    for name, (waits, updates) in counts(20).items():
+        print(f"{name}: {waits} waits in 20 steps ({waits / 20:.1f} a step), {updates} updates")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
