@@ -219,7 +219,11 @@ class PipelineCall:
         """
         scheduler = self.adapter.pipe.scheduler
         if self.schedule is None:
-            self.schedule = (scheduler, scheduler.timesteps, [float(each) for each in torch.as_tensor(scheduler.timesteps).tolist()])
+            self.schedule = (
+                scheduler,
+                scheduler.timesteps,
+                [float(each) for each in torch.as_tensor(scheduler.timesteps).tolist()],
+            )
             return True
         own, timesteps, known = self.schedule
         was_reset = scheduler is own and scheduler.timesteps is not timesteps

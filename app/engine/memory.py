@@ -22,7 +22,7 @@ __all__ = ["Estimate", "MemoryReport", "ModelFacts", "estimate", "facts_of", "re
 KIB = 1024
 # Bytes in float16: of a row and cell in a forward pass, of a cell kept for backward, of a cell in the decoder.
 FORWARD = {"sd": 16.3 * KIB, "sdxl": 9.8 * KIB}
-SAVED = {"sd": 84.5 * KIB, "sdxl": 267 * KIB}
+SAVED = {"sd": 82 * KIB, "sdxl": 234 * KIB}
 DECODED = 96 * KIB
 # Widths that these figures belong to: the first block of the U-Net, the last but one of the decoder.
 UNET_WIDTH, DECODER_WIDTH = 320, 256

@@ -92,7 +92,12 @@ def measure(name: str, *, published: bool) -> dict[str, float]:
             "step": Step(index=0, total=1, timestep=1.0),
         }
         stop = None if published else read[-1].address
-        entropy = _look(unet, switch, 77, DenoiserPass(taps=[MapTap(read, slice(None))], stop_after=stop, **shared))
+        entropy = _look(
+            unet,
+            switch,
+            77,
+            DenoiserPass(taps=[MapTap(read, slice(None))], stop_after=stop, is_own=not published, **shared),
+        )
         semantic = _look(unet, switch, 1, DenoiserPass(is_free=not published, **shared))
     return {"target": 1.0, "semantic": sum(semantic) / plain, "entropy": sum(entropy) / plain}
 

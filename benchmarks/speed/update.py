@@ -30,9 +30,16 @@ from t2ictl.probes import MapTap
 
 __all__ = ["MODELS", "main", "measure"]
 
-# The published configurations of both families; weights play no part in counting.
+# The published configurations; weights play no part in counting.
 MODELS: dict[str, dict[str, Any]] = {
     "SD 1.5, 512 x 512": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "SD 2.1, 768 x 768": {
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+        "upcast_attention": True,
+    },
     "SDXL, 1024 x 1024": {
         "sample_size": 128,
         "block_out_channels": (320, 640, 1280),

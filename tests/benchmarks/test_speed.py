@@ -1,0 +1,88 @@
+"""Budgets of work and memory, by counters: never by a clock."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import t2ictl
+from t2ictl.app.engine.memory import DECODED, FORWARD
+from t2ictl.benchmarks.speed.growth import CASES, over_runs, over_steps, slope
+from t2ictl.benchmarks.speed.maps import SITES, operations
+from t2ictl.benchmarks.speed.memory import LiveBytes, decoder_peak, denoiser_peak
+from t2ictl.benchmarks.speed.published import whole_picture
+from t2ictl.benchmarks.speed.synchronizations import counts
+from t2ictl.benchmarks.speed.update import MODELS, measure
+
+#: Of one latent update: work (F) and what is kept for its backward pass (GiB, float16).
+BUDGETS = {"SD 1.5, 512 x 512": (1.10, 0.36), "SD 2.1, 768 x 768": (1.15, 0.75), "SDXL, 1024 x 1024": (1.66, 3.8)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_update_stays_within_its_budget(name: str) -> None:
+    found = measure(name, published=False)
+    work, kept = BUDGETS[name]
+    update = found["forward"] + found["backward"]
+    assert 0.5 < update <= work and 0.1 < found["saved"] <= kept
+    published = measure(name, published=True)
+    assert update < published["forward"] + published["backward"] and found["saved"] < published["saved"] / 3
+
+
+def test_whole_pictures_stay_within_their_budget() -> None:
+    found = measure("SD 1.5, 512 x 512", published=False)
+    update = found["forward"] + found["backward"]
+    assert whole_picture(update, updates=25) <= 1.35  # Attend-and-Excite without refinement
+    assert whole_picture(update, updates=50) <= 1.6  # A-STAR at every step
+
+
+@pytest.mark.parametrize("sites", SITES.values(), ids=SITES)
+@pytest.mark.parametrize("name", MODELS)
+def test_maps_of_words_stay_within_their_budget(name: str, sites: object) -> None:
+    assert 1.0005 < operations(name, sites) <= 1.05
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_held_from_run_to_run(case: str) -> None:
+    pipe = t2ictl.load("shapes", device="cpu")
+    reachable, _ = over_runs(pipe, CASES[case](), runs=4, steps=2)
+    assert reachable[-1] == reachable[1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_of_a_run_hold_their_trace_and_nothing_else(case: str) -> None:
+    seen = over_steps(t2ictl.load("shapes", device="cpu"), CASES[case](), steps=6)
+    assert len(seen) == 6 and abs(seen[-1] - seen[1]) <= 4 * 512
+
+
+def test_slope_leaves_the_first_runs_out() -> None:
+    assert slope([100.0, 50.0, 20.0, 10.0, 1.0, 1.5, 2.0]) == pytest.approx(0.5)
+
+
+def test_live_bytes_by_hand() -> None:
+    with LiveBytes() as live:
+        first = torch.zeros(256, device="meta")  # 1 KiB
+        second = first[:10] + 1  # 40 bytes; the view is no memory of its own
+        assert live.now == 1024 + 40
+        del first
+        assert live.now == 40
+        third = second.reshape(2, 5)
+        del second
+        assert live.now == 40 and third.shape == (2, 5)
+    assert live.peak == 1064
+
+
+def test_memory_of_whole_passes_is_what_the_editor_reckons_with() -> None:
+    assert denoiser_peak("SD 1.5, 512 x 512") == pytest.approx(FORWARD["sd"], rel=0.01)
+    assert denoiser_peak("SDXL, 1024 x 1024") == pytest.approx(FORWARD["sdxl"], rel=0.01)
+    assert decoder_peak() == pytest.approx(DECODED, rel=0.01)
+
+
+def test_waits_for_the_device_are_few() -> None:
+    """Where rows move, once a step to learn the scale of the latents; where they refine, once a pass."""
+    found = counts(steps=10)
+    plain = found["plain"][0]
+    for name in ("A-STAR", "Attend-and-Excite, not refined"):
+        waits, updates = found[name]
+        assert waits == plain + updates and updates >= 5
+    waits, updates = found["Attend-and-Excite, refined"]
+    assert updates > 10 and waits <= plain + 5 + updates
