@@ -23,7 +23,7 @@ from t2ictl.masks import box_mask, resize_mask
 from t2ictl.named_files import require_files
 from t2ictl.spans import Prompt, Span
 
-__all__ = ["Layout", "Mask", "Region", "opened_mask"]
+__all__ = ["Layout", "Mask", "Region", "opened_mask", "strips"]
 
 # Maps have at most 64 cells a side in the supported families; a finer mask would say nothing more.
 MASK_CELLS = 64
@@ -173,11 +173,22 @@ class Layout:
         """
         if not any(region for row in self.regions for region in row):
             return learned_BNYX
-        key = tuple(learned_BNYX.shape)
-        if key not in self.held:
-            self.held[key] = self._masks(key, learned_BNYX.device)
-        masks_BNYX, given_BN = self.held[key]
+        masks_BNYX, given_BN = self.masks(learned_BNYX)
         return torch.where(given_BN[..., None, None], masks_BNYX.to(learned_BNYX.dtype), learned_BNYX)
+
+    def masks(self, maps_BNYX: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the regions at the size of some maps.
+
+        Args:
+            maps_BNYX: the maps.
+
+        Returns:
+            ``masks_BNYX``, boolean, and ``given_BN``, true where a concept has a region.
+        """
+        key = tuple(maps_BNYX.shape)
+        if key not in self.held:
+            self.held[key] = self._masks(key, maps_BNYX.device)
+        return self.held[key]
 
     def _masks(self, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
         masks_BNYX, given_BN = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape[:2], dtype=torch.bool)
@@ -187,6 +198,30 @@ class Layout:
                     masks_BNYX[row, number] = region.cells(shape[-2], shape[-1])
                     given_BN[row, number] = True
         return masks_BNYX.to(device), given_BN.to(device)
+
+
+def strips(rows: Sequence[Sequence[Span]]) -> Layout:
+    """Give each concept of a picture an equal strip, from left to right.
+
+    Args:
+        rows: the concepts of each picture.
+
+    Returns:
+        The layout.
+
+    Example:
+        >>> cat, dog = (Span(text=word, start=0, end=3, by_encoder=((2,),)) for word in ("cat", "dog"))
+        >>> [region.box for region in strips([[cat, dog]]).regions[0]]
+        [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
+    """
+    regions = (
+        tuple(
+            Region(word=span.text, box=(number / len(spans), 0.0, (number + 1) / len(spans), 1.0))
+            for number, span in enumerate(spans)
+        )
+        for spans in rows
+    )
+    return Layout(regions=tuple(regions))
 
 
 def _tokens(prompt: Prompt, word: str, *, strict: bool) -> tuple[int, ...] | None:

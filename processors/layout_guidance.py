@@ -1,0 +1,85 @@
+"""Layout guidance: latents move until the attention of words lies in their regions.
+
+Idea. The share of a word's attention that lies outside of its region, squared, is made smaller in the first steps,
+which decide where things are.
+
+What differs from the published code. Maps are the mean over heads and layers at the semantic size, where it takes the
+energy of every head of the middle and the first upper block; one update a step, where it makes up to five.
+
+Legend: ``B`` picture, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from t2ictl.attention import Step
+from t2ictl.bound_concepts import loss_plan
+from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.controls import Control, Plan, PlanContext, register_control
+from t2ictl.fields import setting, settings_class
+from t2ictl.layouts import Layout, Region, strips
+from t2ictl.losses.boxes import layout_energy
+from t2ictl.objectives import Losses, StepRule
+from t2ictl.windows import Window
+
+__all__ = ["LayoutGuidance"]
+
+
+@register_control(
+    "layout_guidance",
+    paper="Chen, Laina, Vedaldi: Training-Free Layout Control with Cross-Attention Guidance, WACV 2024, "
+    "arXiv 2304.03373",
+)
+@settings_class
+class LayoutGuidance(Control):
+    """Bring the attention of words into their regions (layout guidance).
+
+    ``L = sum_n (1 - sum_region A_n / sum A_n)^2``.
+
+    Args:
+        concepts: words that have a place; empty for all objects of each prompt; or one list for each prompt of a batch.
+        layout: the region of each word. Empty: equal strips from left to right, in the order of the concepts. Where
+            some words have a region, those without are left alone.
+        strength: weight of the whole loss; 0 is the untouched model.
+        smoothing: kernel on the maps.
+        rivals: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
+        sites: layer filter; empty for cross-attention at the model's semantic size.
+        window: the part of the schedule in which latents move.
+        step: how far they move.
+
+    Example:
+        >>> LayoutGuidance(layout=(Region(word="cat", box=(0, 0, 0.5, 1)),)).window.stop
+        0.2
+
+    Reference:
+        Chen, Laina, Vedaldi, WACV 2024, arXiv 2304.03373, eq. 2. Their latents move in the first 10 of 51 steps, by 30
+        times the variance of the noise.
+    """
+
+    concepts: Concepts = setting(default=(), help="words that have a place; empty: all objects")
+    layout: tuple[Region, ...] = setting(default=(), help="regions of words; empty: strips from left to right")
+    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
+    smoothing: Smoothing = setting(default="none", help="kernel on maps")
+    rivals: Rivals = setting(default="none", help="tokens that compete with a word for each place")
+    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    window: Window = setting(default=Window(stop=0.2), help="part of the schedule in which latents move")
+    step: StepRule = setting(default=StepRule(size=30.0), help="how far latents move")
+
+    def plan(self, context: PlanContext) -> Plan:
+        """Make the objective for the words of these prompts."""
+        spans = chosen_concepts(self.concepts, context, control=self.name)
+        places = Layout.of(self.layout, context, spans) if self.layout else strips(spans)
+
+        def make(maps: ConceptMaps) -> Callable[[Tensor, Step], Losses]:
+            def evaluate(maps_BYXT: Tensor, step: Step) -> Losses:
+                maps_BNYX = maps(maps_BYXT)
+                boxes_BNYX, given_BN = places.masks(maps_BNYX)
+                energy_B = layout_energy(maps_BNYX, boxes_BNYX, given_BN & maps.table.mask_BN)
+                return Losses(terms={"layout": energy_B})
+
+            return evaluate
+
+        return loss_plan(self, context, spans, make)
