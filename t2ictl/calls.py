@@ -26,6 +26,7 @@ from t2ictl.errors import ForeignCall, MoveLost, NonFiniteLoss
 from t2ictl.hooks import DenoiserHook
 from t2ictl.lanes import Lanes
 from t2ictl.measures import Onlooker
+from t2ictl.noise_search import optimize_noise
 from t2ictl.objectives import Objective
 from t2ictl.optimize import Move, MoveTrace, optimize, push
 from t2ictl.passes import Evaluation, OwnPasses
@@ -268,9 +269,13 @@ class PipelineCall:
         """Move the latents of all pictures and remember the move for the scheduler step."""
         sample, channels, step = now.inputs["sample"], self.adapter.latent_channels, now.step
         moves: list[Move] = []
-        if acting:
-            maps = self.passes.maps([each.sites for each in acting], now)
-            found = optimize(sample[self.cond, :channels], acting, maps, step)
+        searching = [each for each in acting if each.search is not None]
+        moving = [each for each in acting if each.search is None]
+        for objectives, find in ((searching, optimize_noise), (moving, optimize)):
+            if not objectives:
+                continue
+            maps = self.passes.maps([sites for each in objectives for sites in each.groups], now)
+            found = find(moves[-1].latents if moves else sample[self.cond, :channels], objectives, maps, step)
             # Before the check, so that the trace of a call that it ends says where.
             self.trace.extend(found.trace)
             self._check_finite(found.trace, step)

@@ -23,7 +23,16 @@ from t2ictl.per_prompt import per_prompt
 from t2ictl.sites import Site, select
 from t2ictl.spans import Prompt, Span
 
-__all__ = ["ConceptMaps", "ConceptTable", "Concepts", "Rivals", "Smoothing", "chosen_concepts", "concept_table"]
+__all__ = [
+    "ConceptMaps",
+    "ConceptTable",
+    "Concepts",
+    "Rivals",
+    "Smoothing",
+    "chosen_concepts",
+    "concept_table",
+    "self_sites",
+]
 
 Concepts = tuple[str, ...] | tuple[tuple[str, ...], ...]
 Smoothing = Literal["attend_and_excite", "gaussian", "none"]
@@ -61,6 +70,22 @@ def _concepts_of(prompt: Prompt, words: Sequence[str], control: str) -> tuple[Sp
             stacklevel=2,
         )
     return objects
+
+
+def self_sites(context: PlanContext, sites: Sequence[Site]) -> tuple[Site, ...]:
+    """Find the self-attention layers whose maps have the size of some cross-attention maps.
+
+    Args:
+        context: the pipeline call.
+        sites: cross-attention layers; the mean of their maps has the size of the largest.
+
+    Returns:
+        Layers of the same transformer blocks, at that size.
+    """
+    factor = min(site.factor for site in sites)
+    blocks = {site.address.rpartition(".")[0] for site in sites}
+    own = [site for site in context.adapter.sites if site.kind == "self" and site.factor == factor]
+    return tuple(site for site in own if site.address.rpartition(".")[0] in blocks)
 
 
 @dataclass(frozen=True, kw_only=True)

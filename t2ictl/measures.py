@@ -42,7 +42,7 @@ class Measured:
 @dataclass(kw_only=True)
 class _Watch:
     objective: Objective
-    tap: MapTap
+    taps: tuple[MapTap, ...]
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Onlooker:
     @property
     def sites(self) -> set[Site]:
         """The layers that are listened to."""
-        return {site for objective in self.plan.objectives for site in objective.sites}
+        return {site for objective in self.plan.objectives for site in objective.all_sites}
 
     def begin(self, step: Step, rows: Rows, is_discarded: bool) -> list[MapTap]:
         """Say what to listen to in the pass that is about to run.
@@ -94,8 +94,10 @@ class Onlooker:
         """
         acting = [each for each in self.plan.objectives if each.acts(step)]
         acting = [each for each in acting if each.keep_discarded or not is_discarded]
-        self._watching = [_Watch(objective=each, tap=MapTap(each.sites, rows)) for each in acting]
-        return [each.tap for each in self._watching]
+        self._watching = [
+            _Watch(objective=each, taps=tuple(MapTap(sites, rows) for sites in each.groups)) for each in acting
+        ]
+        return [tap for each in self._watching for tap in each.taps]
 
     def end(self, step: Step) -> None:
         """Evaluate the objectives on what was heard.
@@ -105,10 +107,10 @@ class Onlooker:
         """
         losses: list[Tensor] = []
         for each in self._watching:
-            maps_BYXT = each.tap.mean()
-            losses.append(each.objective.strength * each.objective.evaluate(maps_BYXT, step).total.detach())
+            maps = [tap.mean() for tap in each.taps]
+            losses.append(each.objective.strength * each.objective.read(maps, step).total.detach())
             if each.objective.observe is not None:
-                each.objective.observe(maps_BYXT, step)
+                each.objective.observe(maps[0], step)
         self._watching = []
         if losses:
             self.found.append(Measured(control=self.control, step=step, loss=torch.stack(losses).sum(dim=0)))

@@ -20,11 +20,11 @@ from torch import Tensor
 from t2ictl.attention import Step
 from t2ictl.objectives import Losses, Objective
 
-__all__ = ["Move", "MoveTrace", "optimize", "push"]
+__all__ = ["Look", "Maps", "Move", "MoveTrace", "named_terms", "optimize", "push", "read_losses", "weighted_total"]
 
 
 class Maps(Protocol):
-    """From latents ``x_RCYX`` of some rows (None: all) to maps, one ``maps_RYXT`` for each objective."""
+    """From latents ``x_RCYX`` of some rows (None: all) to maps, one for each group of layers of each objective."""
 
     def __call__(self, x_BCYX: Tensor, rows: Sequence[int] | None = None) -> Sequence[Tensor]:
         """Run the denoiser, and give the maps."""
@@ -94,13 +94,13 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
     start_BCYX = x_BCYX.detach()
     now_BCYX = start_BCYX.to(exact)
     done_B = torch.zeros(len(x_BCYX), dtype=torch.bool, device=x_BCYX.device)
-    look = _Look(maps)
+    look = Look(maps)
     before: list[Losses] | None = None
     trace: list[MoveTrace] = []
     while True:
         losses, gradient_BCYX = _gradient(now_BCYX.to(x_BCYX.dtype), objectives, look, step)
         again_B = _wants_more(objectives, losses, before or losses, step, tries=len(trace)) & ~done_B
-        total_B = _total(objectives, losses)
+        total_B = weighted_total(objectives, losses)
         delta_BCYX = _step(objectives, now_BCYX, gradient_BCYX.to(exact), step)
         finite_B = torch.isfinite(total_B) & (torch.isfinite(gradient_BCYX) & torch.isfinite(delta_BCYX)).flatten(
             1
@@ -112,7 +112,7 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
             MoveTrace(
                 step=step,
                 iteration=len(trace),
-                terms=_named_terms(objectives, losses),
+                terms=named_terms(objectives, losses),
                 total=total_B,
                 length=delta_BCYX.flatten(1).norm(dim=1),
                 refined=again_B & finite_B,
@@ -125,7 +125,7 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
             return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX.to(exact), trace=tuple(trace))
 
 
-class _Look:
+class Look:
     """Looks at the maps of the rows that still move; of the others it gives those that it saw last.
 
     Args:
@@ -206,14 +206,14 @@ def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0) ->
     return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX, trace=tuple(trace))
 
 
-def _gradient(x_BCYX: Tensor, objectives: Sequence[Objective], look: _Look, step: Step) -> tuple[list[Losses], Tensor]:
+def _gradient(x_BCYX: Tensor, objectives: Sequence[Objective], look: Look, step: Step) -> tuple[list[Losses], Tensor]:
     """One pass: the losses of each objective and the gradient of their weighted sum."""
     scale = FP16_LOSS_SCALE if x_BCYX.dtype == torch.float16 else 1.0
     with torch.enable_grad():
         leaf_BCYX = x_BCYX.detach().requires_grad_(True)
-        found = [o.evaluate(each, step) for o, each in zip(objectives, look(leaf_BCYX), strict=True)]
+        found = read_losses(objectives, look(leaf_BCYX), step)
         # A sum over rows has each row's own gradient in its own row.
-        (gradient_BCYX,) = torch.autograd.grad((_total(objectives, found) * scale).sum(), leaf_BCYX)
+        (gradient_BCYX,) = torch.autograd.grad((weighted_total(objectives, found) * scale).sum(), leaf_BCYX)
     detached = [
         Losses(
             terms={name: value.detach() for name, value in each.terms.items()},
@@ -225,7 +225,17 @@ def _gradient(x_BCYX: Tensor, objectives: Sequence[Objective], look: _Look, step
     return detached, gradient_BCYX.detach().to(exact) / scale
 
 
-def _named_terms(objectives: Sequence[Objective], losses: Sequence[Losses]) -> dict[str, Tensor]:
+def read_losses(objectives: Sequence[Objective], maps: Sequence[Tensor], step: Step) -> list[Losses]:
+    """The losses of each objective, from the maps of all groups of layers in order."""
+    found, first = [], 0
+    for objective in objectives:
+        last = first + len(objective.groups)
+        found.append(objective.read(maps[first:last], step))
+        first = last
+    return found
+
+
+def named_terms(objectives: Sequence[Objective], losses: Sequence[Losses]) -> dict[str, Tensor]:
     """All terms by name; the second control of the same name is ``"name#2"``."""
     terms: dict[str, Tensor] = {}
     count: dict[str, int] = {}
@@ -236,7 +246,8 @@ def _named_terms(objectives: Sequence[Objective], losses: Sequence[Losses]) -> d
     return terms
 
 
-def _total(objectives: Sequence[Objective], losses: Sequence[Losses]) -> Tensor:
+def weighted_total(objectives: Sequence[Objective], losses: Sequence[Losses]) -> Tensor:
+    """Give ``loss_B``, the sum of all objectives by their strengths."""
     return torch.stack([o.strength * each.total for o, each in zip(objectives, losses, strict=True)]).sum(dim=0)
 
 
@@ -250,7 +261,7 @@ def _wants_more(
     objectives: Sequence[Objective], losses: Sequence[Losses], before: Sequence[Losses], step: Step, tries: int
 ) -> Tensor:
     """Rows in which some objective is still short of its target and has tries left."""
-    more_B = torch.zeros_like(_total(objectives, losses), dtype=torch.bool)
+    more_B = torch.zeros_like(weighted_total(objectives, losses), dtype=torch.bool)
     for objective, now, earlier in zip(objectives, losses, before, strict=True):
         target, refinement = objective.target(step), objective.refinement
         if target is None or refinement is None or tries >= refinement.most or now.presence is None:

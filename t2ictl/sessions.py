@@ -341,7 +341,7 @@ class Session:
 
     def _needed_sites(self, plans: Sequence[Plan]) -> set[Site]:
         edited = {site for plan in plans for sites, _ in plan.edits for site in sites}
-        probed = {site for plan in plans for objective in plan.objectives for site in objective.sites}
+        probed = {site for plan in plans for objective in plan.objectives for site in objective.all_sites}
         watched = {site for plan in plans for watch in plan.watches for site in watch.sites}
         texts = [plan.text for plan in plans if plan.text is not None]
         passed = {site for text in texts for objective in text.objectives for site in objective.sites}

@@ -16,6 +16,7 @@ from t2ictl.losses.boxes import box_losses, layout_energy
 from t2ictl.losses.contrast import contrastive_loss
 from t2ictl.losses.linguistic_binding import linguistic_binding_loss
 from t2ictl.losses.predicates import correspondence_loss, existence_loss, stretched
+from t2ictl.losses.self_attention import conflict_loss, gathered, self_cross_loss
 from t2ictl.losses.variation import attendance_loss, binding_loss, total_variation
 from tests.losses import slow
 
@@ -260,3 +261,68 @@ def test_boxes_say_what_does_not_fit() -> None:
 def test_boxes_never_read_a_value_on_the_host() -> None:
     maps_BNYX: Any = torch.rand(2, 3, 4, 4, device="meta")
     assert all(each.shape == (2,) for each in boxed(maps_BNYX, maps_BNYX))
+
+
+def attention(*shape: int, seed: int = 5) -> Tensor:
+    """Self-attention of some pictures: every place looks with weights that sum to 1."""
+    batch, height, width = shape
+    return random_maps(batch, height, width, height * width, seed=seed).mul(4).softmax(-1)
+
+
+def slow_gathered(self_YXP: Any, weights: Any) -> list[float]:
+    total, found = 0.0, [0.0] * len(self_YXP[0][0])
+    for y, row in enumerate(weights):
+        for x, weight in enumerate(row):
+            total += weight
+            found = [old + weight * new for old, new in zip(found, self_YXP[y][x], strict=True)]
+    return [each / total for each in found] if total else found
+
+
+def test_gathered_self_attention_equals_the_loop() -> None:
+    self_BYXP, weights = attention(2, 3, 4), random_maps(2, 3, 3, 4)
+    weights[1, 2] = 0.0
+    found = gathered(self_BYXP, weights)
+    for row in range(2):
+        for word in range(3):
+            expected = slow_gathered(self_BYXP[row].tolist(), weights[row, word].tolist())
+            assert found[row, word].flatten().tolist() == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ShapeMismatch, match="self_BYXP"):
+        gathered(self_BYXP[:, :, :, :-1], weights)
+
+
+def test_self_cross_and_conflict_equal_the_loops() -> None:
+    self_BYXP, maps_BNYX = attention(2, 3, 4), random_maps(2, 3, 3, 4)
+    looks = gathered(self_BYXP, maps_BNYX)
+    found, conflict = self_cross_loss(looks, maps_BNYX), conflict_loss(self_BYXP, maps_BNYX)
+    for row in range(2):
+        pairs, overlaps = [], []
+        for i in range(3):
+            for j in range(3):
+                if i != j:
+                    s, c = slow.share(looks[row, i].tolist()), slow.share(maps_BNYX[row, j].tolist())
+                    pairs.append(sum(min(a, b) for a, b in zip(s, c, strict=True)))
+                if i < j:
+                    flat = [slow.cells(maps_BNYX[row, word].tolist()) for word in (i, j)]
+                    a, b = (self_BYXP[row].flatten(0, 1)[each.index(max(each))].tolist() for each in flat)
+                    overlaps.append(sum(map(min, a, b)) / (sum(a) + sum(b)))
+        assert float(found[row]) == pytest.approx(slow.mean(pairs), rel=1e-9)
+        assert float(conflict[row]) == pytest.approx(slow.mean(overlaps), rel=1e-9)
+
+
+def test_self_attention_losses_gradcheck_bounds_and_padding() -> None:
+    self_BYXP, maps_BNYX = attention(2, 2, 3).requires_grad_(), random_maps(2, 3, 2, 3).requires_grad_()
+    mask_BN, weights = torch.tensor([[True, True, True], [True, False, True]]), random_maps(2, 3, 2, 3, seed=7)
+
+    def crossed(own: Tensor, maps: Tensor) -> Tensor:
+        return self_cross_loss(gathered(own, weights), maps, mask_BN)
+
+    assert torch.autograd.gradcheck(crossed, (self_BYXP, maps_BNYX))
+    assert torch.autograd.gradcheck(lambda own: conflict_loss(own, maps_BNYX, mask_BN), (self_BYXP,))
+    for loss, high in ((crossed(self_BYXP, maps_BNYX), 1.0), (conflict_loss(self_BYXP, maps_BNYX, mask_BN), 0.5)):
+        assert (loss > 0).all() and (loss < high).all()
+    (gradient,) = torch.autograd.grad(crossed(self_BYXP, maps_BNYX).sum(), maps_BNYX)
+    assert not gradient[1, 1].any() and gradient[1, 0].any()
+    one = torch.tensor([[True, False, False]] * 2)
+    assert not self_cross_loss(maps_BNYX, maps_BNYX, one).any() and not conflict_loss(self_BYXP, maps_BNYX, one).any()
+    with pytest.raises(ShapeMismatch, match="self_BNYX"):
+        self_cross_loss(maps_BNYX[:, :2], maps_BNYX)
