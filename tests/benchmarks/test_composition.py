@@ -1,0 +1,51 @@
+"""The published table of pairs is what the registry does; sums do not depend on the order of controls."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+
+import t2ictl
+from t2ictl.benchmarks.composition import pairs, table
+from t2ictl.objectives import StepRule
+from t2ictl.processors import AttendAndExcite, AttentionSegregation, LinguisticBinding
+from tests.repository.sources import ROOT
+from tests.tiny import run, sd
+
+PROMPT = "a red circle and a blue square"
+
+
+def test_the_page_says_what_the_registry_does() -> None:
+    page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
+    published = page.partition("<!-- table -->")[2].partition("<!-- end of table -->")[0].strip()
+    pipe = t2ictl.load("shapes", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    assert table(list(pairs(pipe))) == published, "python -m t2ictl.benchmarks.composition prints the new table"
+
+
+def test_the_order_of_losses_does_not_matter() -> None:
+    rule = StepRule(size=5.0)
+    controls = [
+        AttendAndExcite(step=rule, refinement=None),
+        AttentionSegregation(step=rule),
+        LinguisticBinding(step=rule, strength=0.5),
+    ]
+    pipe, made = sd(dtype=torch.float64), []
+    for order in permutations(controls):
+        with t2ictl.controlled(pipe, order):
+            made.append(run(pipe, PROMPT, steps=3))
+    for each in made[1:]:
+        torch.testing.assert_close(each, made[0], rtol=0, atol=1e-8)
+    with t2ictl.controlled(pipe, controls[:1]):
+        alone = run(pipe, PROMPT, steps=3)
+    assert (alone - made[0]).abs().max() > 1e-3
+
+
+def test_two_owners_are_named() -> None:
+    from t2ictl.processors import TokenFlow, TokenMerging
+
+    with pytest.raises(t2ictl.errors.ControlConflict, match="token_flow and token_merging both set the text states"):
+        with t2ictl.controlled(sd(), [TokenFlow(), TokenMerging()]) as session:
+            run(session.adapter.pipe, PROMPT, steps=1)

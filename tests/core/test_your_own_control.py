@@ -1,0 +1,74 @@
+"""The page on a control of your own: the package on it is made and used through its entry point, as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import t2ictl
+from tests.repository.sources import ROOT
+
+PAGE = (ROOT / "docs" / "your_own_control.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    found = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    assert len(found) == 1
+    return str(found[0])
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """What ``pip install .`` leaves behind: the module, and the metadata that names its entry point."""
+    project = tomllib.loads(block("toml"))["project"]
+    (tmp_path / "my_controls").mkdir()
+    (tmp_path / "my_controls" / "__init__.py").write_text("")
+    (tmp_path / "my_controls" / "centered.py").write_text(block("python"))
+    info = tmp_path / "my_controls-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    points = project["entry-points"]["t2ictl.controls"]
+    (info / "entry_points.txt").write_text(
+        "[t2ictl.controls]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+    )
+    return tmp_path
+
+
+def command(site: Path, *arguments: str) -> str:
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    made = subprocess.run(
+        [sys.executable, "-m", "t2ictl", *arguments], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+def test_it_is_listed_with_all_its_fields(site: Path) -> None:
+    found = json.loads(command(site, "controls", "centered", "--json"))
+    assert set(found["centered"]["fields"]["properties"]) >= {"concepts", "strength", "window", "step"}
+
+
+def test_it_moves_objects_to_the_middle(site: Path) -> None:
+    options = ["a red circle", "--device", "cpu", "--steps", "10", "--guidance-scale", "3", "--seed", "4"]
+    out = site / "out.png"
+    command(site, "generate", *options, "--control", "centered", "--set", "centered.strength=2", "--out", str(out))
+    assert t2ictl.read_settings(out)["controls"][0]["strength"] == 2.0
+    command(site, "generate", *options, "--out", str(site / "plain.png"))
+    assert out.read_bytes() != (site / "plain.png").read_bytes()
+
+
+def test_a_package_that_cannot_be_imported_takes_nothing_down(site: Path) -> None:
+    (site / "my_controls" / "centered.py").write_text("import no_such_module_at_all\n")
+    assert "attend_and_excite" in command(site, "controls")
+
+
+def test_the_commands_of_the_page_are_those_that_are_tested() -> None:
+    assert "t2ictl controls centered" in block("bash") and "centered.strength=2" in block("bash")
