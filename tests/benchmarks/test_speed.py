@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -13,6 +15,9 @@ from t2ictl.benchmarks.speed.memory import LiveBytes, decoder_peak, denoiser_pea
 from t2ictl.benchmarks.speed.published import whole_picture
 from t2ictl.benchmarks.speed.synchronizations import counts
 from t2ictl.benchmarks.speed.update import MODELS, measure
+from t2ictl.checkpoints import Checkpointing
+
+measured = functools.cache(measure)
 
 #: Of one latent update: work (F) and what is kept for its backward pass (GiB, float16).
 BUDGETS = {"SD 1.5, 512 x 512": (1.10, 0.36), "SD 2.1, 768 x 768": (1.15, 0.75), "SDXL, 1024 x 1024": (1.66, 3.8)}
@@ -20,16 +25,25 @@ BUDGETS = {"SD 1.5, 512 x 512": (1.10, 0.36), "SD 2.1, 768 x 768": (1.15, 0.75),
 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_update_stays_within_its_budget(name: str) -> None:
-    found = measure(name, published=False)
+    found = measured(name, published=False)
     work, kept = BUDGETS[name]
     update = found["forward"] + found["backward"]
     assert 0.5 < update <= work and 0.1 < found["saved"] <= kept
-    published = measure(name, published=True)
+    published = measured(name, published=True)
     assert update < published["forward"] + published["backward"] and found["saved"] < published["saved"] / 3
 
 
+@pytest.mark.parametrize(("way", "share", "more"), [("feed_forward", 0.7, 0.3), ("all", 0.4, 0.55)])
+@pytest.mark.parametrize("name", MODELS)
+def test_checkpointing_trades_memory_for_work(name: str, way: Checkpointing, share: float, more: float) -> None:
+    plain, short = measured(name, published=False), measured(name, published=False, checkpointing=way)
+    assert short["saved"] < share * plain["saved"]
+    assert short["forward"] == plain["forward"]  # layers run again in the backward pass
+    assert 0.02 < short["backward"] - plain["backward"] < more
+
+
 def test_whole_pictures_stay_within_their_budget() -> None:
-    found = measure("SD 1.5, 512 x 512", published=False)
+    found = measured("SD 1.5, 512 x 512", published=False)
     update = found["forward"] + found["backward"]
     assert whole_picture(update, updates=25) <= 1.35  # Attend-and-Excite without refinement
     assert whole_picture(update, updates=50) <= 1.6  # A-STAR at every step
