@@ -9,6 +9,7 @@ import torch
 
 import t2ictl
 from t2ictl.app.engine.memory import DECODED, FORWARD
+from t2ictl.benchmarks.speed import compiled
 from t2ictl.benchmarks.speed.growth import CASES, over_runs, over_steps, slope
 from t2ictl.benchmarks.speed.maps import SITES, operations
 from t2ictl.benchmarks.speed.memory import LiveBytes, decoder_peak, denoiser_peak
@@ -100,3 +101,10 @@ def test_waits_for_the_device_are_few() -> None:
         assert waits == plain + updates and updates >= 5
     waits, updates = found["Attend-and-Excite, refined"]
     assert updates > 10 and waits <= plain + 5 + updates
+
+
+def test_compiled_blocks_break_at_controlled_layers() -> None:
+    """The reason for which compiled denoisers are refused; should it go away, so should the refusal."""
+    plain, controlled = (compiled.counts(case, sessions=1, steps=1)[0] for case in ("plain, no session", "A-STAR"))
+    assert plain[0] > 0 and plain[1] == 0
+    assert controlled[1] >= 3 and controlled[0] > 3 * plain[0]
