@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -32,7 +32,7 @@ CASES: dict[str, Callable[[], list[Any]] | None] = {
 
 
 @contextlib.contextmanager
-def _allowed() -> Any:
+def _allowed() -> Iterator[None]:
     """Take the refusal out, and let a layer be compiled as often as it asks for."""
     nothing = mock.Mock(return_value=None)
     with (
