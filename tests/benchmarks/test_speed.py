@@ -6,10 +6,11 @@ import functools
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 import t2ictl
 from t2ictl.app.engine.memory import DECODED, FORWARD
-from t2ictl.benchmarks.speed import compiled
+from t2ictl.benchmarks.speed import compiled, published
 from t2ictl.benchmarks.speed.growth import CASES, over_runs, over_steps, slope
 from t2ictl.benchmarks.speed.maps import SITES, operations
 from t2ictl.benchmarks.speed.memory import LiveBytes, decoder_peak, denoiser_peak
@@ -101,6 +102,20 @@ def test_waits_for_the_device_are_few() -> None:
         assert waits == plain + updates and updates >= 5
     waits, updates = found["Attend-and-Excite, refined"]
     assert updates > 10 and waits <= plain + 5 + updates
+
+
+def test_published_pipeline_does_our_work_and_leaves_the_fused_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diffusers' own way back leaves explicit attention, with which whoever comes next would be timed."""
+    small = {**MODELS["SD 1.5, 512 x 512"], "block_out_channels": (32, 64, 64, 64), "norm_num_groups": 8}
+    monkeypatch.setattr(published, "MODELS", {"SD 1.5, 512 x 512": small})
+    pipe, call = published._pipeline(32, "cpu", torch.float32)
+    before = pipe.unet.attn_processors
+    assert {type(each) for each in before.values()} == {AttnProcessor2_0}
+    ours, theirs = (way(pipe, call, 2) for way in (published.ours, published.theirs))
+    assert all(before[name] is each for name, each in pipe.unet.attn_processors.items())
+    assert len(ours.updates) == len(theirs.updates) == 2
+    torch.testing.assert_close(ours.latents, theirs.latents, rtol=0, atol=1e-5)
+    assert not torch.allclose(ours.latents, published.plain(pipe, call, 2).latents, rtol=0, atol=1e-4)
 
 
 def test_compiled_blocks_break_at_controlled_layers() -> None:
