@@ -20,6 +20,7 @@ from torch import Tensor
 
 from t2ictl.adapters import Adapter
 from t2ictl.attention import DenoiserPass, Edit, Step, Switch, Tap
+from t2ictl.checkpoints import Checkpointing
 from t2ictl.controls import Plan
 from t2ictl.cost import Cost
 from t2ictl.errors import ForeignCall, MoveLost, NonFiniteLoss
@@ -63,6 +64,7 @@ class PipelineCall:
         recording: what to record, or None.
         record_sites: the layers to record.
         truncate: end our own passes after the last layer that is needed.
+        checkpointing: which layers our own passes compute again for the backward pass.
         raise_nonfinite: raise at a loss that is not finite, where it would otherwise be skipped.
     """
 
@@ -78,6 +80,7 @@ class PipelineCall:
     recording: Recording | None = None
     record_sites: Sequence[Site] = ()
     truncate: bool = True
+    checkpointing: Checkpointing = "off"
     raise_nonfinite: bool = False
     embeddings: Tensor | None = None
     trace: list[MoveTrace] = field(default_factory=list)
@@ -115,6 +118,7 @@ class PipelineCall:
             cost=self.cost,
             edits=self.edits,
             truncate=self.truncate,
+            checkpointing=self.checkpointing,
         )
 
     @property

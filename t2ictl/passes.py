@@ -20,6 +20,7 @@ from torch import Tensor
 
 from t2ictl.adapters import Adapter
 from t2ictl.attention import DenoiserPass, Edit, Step, StopForward, Switch
+from t2ictl.checkpoints import Checkpointing, Recomputed
 from t2ictl.cost import Cost
 from t2ictl.hooks import DenoiserHook, Frozen
 from t2ictl.lanes import Lanes
@@ -86,6 +87,7 @@ class OwnPasses:
         cost: counter of the session.
         edits: edits of attention by site address.
         truncate: end passes for maps after the last layer that is needed.
+        checkpointing: which layers are computed again for the backward pass.
     """
 
     adapter: Adapter
@@ -94,6 +96,7 @@ class OwnPasses:
     cost: Cost
     edits: Mapping[str, Sequence[Edit]]
     truncate: bool = True
+    checkpointing: Checkpointing = "off"
 
     @cached_property
     def _context(self) -> Latest:
@@ -103,6 +106,11 @@ class OwnPasses:
     def frozen(self) -> Frozen:
         """What our own passes need of the denoiser."""
         return Frozen(self.adapter.denoiser)
+
+    @cached_property
+    def recomputed(self) -> Recomputed:
+        """What our own passes do not keep; processors must be in place."""
+        return Recomputed(self.adapter.denoiser, self.checkpointing)
 
     def maps(self, groups: Sequence[tuple[Site, ...]], now: Evaluation) -> MapsOf:
         """Make the function from latents and text states to attention maps.
@@ -195,7 +203,7 @@ class OwnPasses:
             whole = shared["encoder_hidden_states"]
             own = self._context(whole, (rows.start, rows.stop), lambda: own)
         context = own if states is None else states.to(own.dtype)
-        with self.frozen():
+        with self.frozen(), self.recomputed():
             return self.hook.forward(sample, keywords.pop("timestep"), context, *more, **keywords)
 
 

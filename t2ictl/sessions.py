@@ -23,6 +23,7 @@ from t2ictl.adapters import find_adapter
 from t2ictl.adapters.base import Encoded
 from t2ictl.attention import Switch
 from t2ictl.calls import PipelineCall
+from t2ictl.checkpoints import Checkpointing, check_checkpointing
 from t2ictl.controls import Control, Plan, PlanContext
 from t2ictl.cost import Cost, peak_bytes, start_peak
 from t2ictl.errors import (
@@ -59,6 +60,7 @@ def controlled(
     parser: str = "grammar",
     on_nonfinite: Literal["skip", "raise"] = "skip",
     measure: Sequence[Control] = (),
+    checkpointing: Checkpointing = "off",
 ) -> Session:
     """Put controls on a pipeline for the length of a ``with`` block.
 
@@ -71,13 +73,15 @@ def controlled(
         on_nonfinite: skip the update of a picture whose loss is not finite, with a warning, or raise.
         measure: controls that only look on: their losses on the maps of the pass that makes the picture are
             in ``session.measured``, at no further pass; they move and edit nothing.
+        checkpointing: compute ``"feed_forward"`` layers, or ``"all"`` in which nobody listens, a second time in place
+            of keeping them for the backward pass: the same pictures, less memory, more work (docs/speed.md).
 
     Returns:
         The session, to be used in a ``with`` statement.
 
     Raises:
         UnsupportedPipeline: if the pipeline is of no supported family.
-        BadSetting: if one of ``controls`` or ``measure`` is not a control, or ``on_nonfinite`` is neither of the two.
+        BadSetting: if one of ``controls`` or ``measure`` is not a control, or another argument has no such value.
 
     Example:
         >>> import t2ictl
@@ -102,6 +106,7 @@ def controlled(
         parser=parser,
         raise_nonfinite=on_nonfinite == "raise",
         measure=tuple(measure),
+        checkpointing=checkpointing,
     )
 
 
@@ -119,10 +124,11 @@ class Session:
         raise_nonfinite: bool,
         truncate: bool = True,
         measure: tuple[Control, ...] = (),
+        checkpointing: Checkpointing = "off",
     ) -> None:
         self.adapter = find_adapter(pipe)
         self.controls, self._measure = controls, measure
-        self.cost = Cost()
+        self.cost, self._checkpointing = Cost(), check_checkpointing(checkpointing)
         self._pipe, self._recording = pipe, recording
         self._raise_nonfinite, self._truncate = raise_nonfinite, truncate
         self._switch = Switch()
@@ -267,6 +273,7 @@ class Session:
             recording=self._recording,
             record_sites=self._record_sites,
             truncate=self._truncate,
+            checkpointing=self._checkpointing,
             raise_nonfinite=self._raise_nonfinite,
         )
         self._hook.install(self.adapter.denoiser)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl import Window
+from t2ictl.adapters import find_adapter
 from t2ictl.benchmarks.speed.update import MODELS, measure
 from t2ictl.objectives import StepRule
 from t2ictl.processors.attend_and_excite import AttendAndExcite
@@ -129,19 +130,20 @@ def theirs(pipe: Any, call: dict[str, Any], steps: int) -> Times:
         return moved
 
     stock._update_latent = timed
-    hook = pipe.unet.register_forward_pre_hook(begin)
-    side = call["latents"].shape[-1]
+    hook, processors = pipe.unet.register_forward_pre_hook(begin), pipe.unet.attn_processors
+    size = call["latents"].shape[-1] // find_adapter(pipe).semantic_factor  # the maps that ours look at
     prompt = t2ictl.parse(pipe, PROMPT)
     indices = [prompt.find(word).tokens[0] for word in WORDS]
     start = _now()
     try:
         found = stock(
             prompt=None, token_indices=indices, num_inference_steps=steps, max_iter_to_alter=steps, thresholds={},
-            attn_res=(side // 4, side // 4), **call,
+            attn_res=(size, size), **call,
         )  # fmt: skip
     finally:
         hook.remove()
-        pipe.unet.set_default_attn_processor()
+        # Those that were there, which are fused; `set_default_attn_processor` would leave explicit ones to the others.
+        pipe.unet.set_attn_processor(processors)
     times.whole, times.latents = _now() - start, found.images
     return times
 

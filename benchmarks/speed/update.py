@@ -3,7 +3,8 @@
 The published way runs the whole U-Net with an explicit softmax in every attention layer; ours
 stops after the last layer whose maps are needed and keeps fused kernels elsewhere. Operations
 are counted on the ``meta`` device, so that the shapes are the real ones and no weights are needed.
-Both are read by our tap, whose own queries and keys add 0.01 F (SD 1.5) and 0.04 F (SDXL).
+Both are read by our tap, whose own queries and keys add 0.01 F (SD 1.5) and 0.04 F (SDXL) to the published way.
+The last two ways compute some layers again in place of keeping them (``controlled(..., checkpointing=...)``).
 
 Run ``python -m t2ictl.benchmarks.speed.update``.
 """
@@ -25,10 +26,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t2ictl.adapters.base import unet_sites
 from t2ictl.attention import ControlledAttention, DenoiserPass, Step, StopForward, Switch
+from t2ictl.checkpoints import Checkpointing, Recomputed
 from t2ictl.lanes import Lanes
 from t2ictl.probes import MapTap
 
 __all__ = ["MODELS", "main", "measure"]
+
+#: Name of a way in the table, and the arguments of :func:`measure`.
+WAYS: dict[str, dict[str, Any]] = {
+    "published": {"published": True},
+    "ours": {"published": False},
+    'ours, `checkpointing="feed_forward"`': {"published": False, "checkpointing": "feed_forward"},
+    'ours, `checkpointing="all"`': {"published": False, "checkpointing": "all"},
+}
 
 # The published configurations; weights play no part in counting.
 MODELS: dict[str, dict[str, Any]] = {
@@ -125,12 +135,13 @@ def _saved_bytes(run: Callable[[], Tensor], unet: UNet2DConditionModel) -> tuple
     return loss, sum(size for _, size in kept.values())
 
 
-def measure(name: str, *, published: bool) -> dict[str, float]:
+def measure(name: str, *, published: bool, checkpointing: Checkpointing = "off") -> dict[str, float]:
     """Count one update.
 
     Args:
         name: a key of :data:`MODELS`.
         published: the published way (all of the U-Net, explicit softmax, trainable weights), or ours.
+        checkpointing: which layers are computed again for the backward pass.
 
     Returns:
         ``forward`` and ``backward`` in F, where F is one plain forward pass of one row, and
@@ -147,7 +158,7 @@ def measure(name: str, *, published: bool) -> dict[str, float]:
             unet(sample, torch.ones((), device="meta"), **keywords)
         plain = counter.get_total_flops()
         run = _update(unet, factor=4, truncate=not published)
-        with FlopCounterMode(display=False) as forward:
+        with FlopCounterMode(display=False) as forward, Recomputed(unet, checkpointing)():
             loss, saved = _saved_bytes(run, unet)
         with FlopCounterMode(display=False) as backward:
             torch.autograd.grad(loss, run.sample)  # type: ignore[attr-defined]
@@ -168,12 +179,12 @@ def main() -> int:
     print("| model | way | forward (F) | backward (F) | sum (F) | kept for backward (GiB, float16) |")
     print("|---|---|---|---|---|---|")
     for name in MODELS:
-        for published in (True, False):
-            found = measure(name, published=published)
+        for way, arguments in WAYS.items():
+            found = measure(name, **arguments)
             total = found["forward"] + found["backward"]
             print(
-                f"| {name} | {'published' if published else 'ours'} | {found['forward']:.3f} | "
-                f"{found['backward']:.3f} | {total:.3f} | {found['saved']:.2f} |"
+                f"| {name} | {way} | {found['forward']:.3f} | {found['backward']:.3f} | {total:.3f} | "
+                f"{found['saved']:.2f} |"
             )
     return 0
 

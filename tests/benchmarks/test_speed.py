@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 import t2ictl
 from t2ictl.app.engine.memory import DECODED, FORWARD
+from t2ictl.benchmarks.speed import compiled, published
 from t2ictl.benchmarks.speed.growth import CASES, over_runs, over_steps, slope
 from t2ictl.benchmarks.speed.maps import SITES, operations
 from t2ictl.benchmarks.speed.memory import LiveBytes, decoder_peak, denoiser_peak
 from t2ictl.benchmarks.speed.published import whole_picture
 from t2ictl.benchmarks.speed.synchronizations import counts
 from t2ictl.benchmarks.speed.update import MODELS, measure
+from t2ictl.checkpoints import Checkpointing
+
+measured = functools.cache(measure)
 
 #: Of one latent update: work (F) and what is kept for its backward pass (GiB, float16).
 BUDGETS = {"SD 1.5, 512 x 512": (1.10, 0.36), "SD 2.1, 768 x 768": (1.15, 0.75), "SDXL, 1024 x 1024": (1.66, 3.8)}
@@ -20,16 +27,25 @@ BUDGETS = {"SD 1.5, 512 x 512": (1.10, 0.36), "SD 2.1, 768 x 768": (1.15, 0.75),
 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_update_stays_within_its_budget(name: str) -> None:
-    found = measure(name, published=False)
+    found = measured(name, published=False)
     work, kept = BUDGETS[name]
     update = found["forward"] + found["backward"]
     assert 0.5 < update <= work and 0.1 < found["saved"] <= kept
-    published = measure(name, published=True)
+    published = measured(name, published=True)
     assert update < published["forward"] + published["backward"] and found["saved"] < published["saved"] / 3
 
 
+@pytest.mark.parametrize(("way", "share", "more"), [("feed_forward", 0.7, 0.3), ("all", 0.4, 0.55)])
+@pytest.mark.parametrize("name", MODELS)
+def test_checkpointing_trades_memory_for_work(name: str, way: Checkpointing, share: float, more: float) -> None:
+    plain, short = measured(name, published=False), measured(name, published=False, checkpointing=way)
+    assert short["saved"] < share * plain["saved"]
+    assert short["forward"] == plain["forward"]  # layers run again in the backward pass
+    assert 0.02 < short["backward"] - plain["backward"] < more
+
+
 def test_whole_pictures_stay_within_their_budget() -> None:
-    found = measure("SD 1.5, 512 x 512", published=False)
+    found = measured("SD 1.5, 512 x 512", published=False)
     update = found["forward"] + found["backward"]
     assert whole_picture(update, updates=25) <= 1.35  # Attend-and-Excite without refinement
     assert whole_picture(update, updates=50) <= 1.6  # A-STAR at every step
@@ -86,3 +102,24 @@ def test_waits_for_the_device_are_few() -> None:
         assert waits == plain + updates and updates >= 5
     waits, updates = found["Attend-and-Excite, refined"]
     assert updates > 10 and waits <= plain + 5 + updates
+
+
+def test_published_pipeline_does_our_work_and_leaves_the_fused_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diffusers' own way back leaves explicit attention, with which whoever comes next would be timed."""
+    small = {**MODELS["SD 1.5, 512 x 512"], "block_out_channels": (32, 64, 64, 64), "norm_num_groups": 8}
+    monkeypatch.setattr(published, "MODELS", {"SD 1.5, 512 x 512": small})
+    pipe, call = published._pipeline(32, "cpu", torch.float32)
+    before = pipe.unet.attn_processors
+    assert {type(each) for each in before.values()} == {AttnProcessor2_0}
+    ours, theirs = (way(pipe, call, 2) for way in (published.ours, published.theirs))
+    assert all(before[name] is each for name, each in pipe.unet.attn_processors.items())
+    assert len(ours.updates) == len(theirs.updates) == 2
+    torch.testing.assert_close(ours.latents, theirs.latents, rtol=0, atol=1e-5)
+    assert not torch.allclose(ours.latents, published.plain(pipe, call, 2).latents, rtol=0, atol=1e-4)
+
+
+def test_compiled_blocks_break_at_controlled_layers() -> None:
+    """The reason for which compiled denoisers are refused; should it go away, so should the refusal."""
+    plain, controlled = (compiled.counts(case, sessions=1, steps=1)[0] for case in ("plain, no session", "A-STAR"))
+    assert plain[0] > 0 and plain[1] == 0
+    assert controlled[1] >= 3 and controlled[0] > 3 * plain[0]

@@ -1,0 +1,94 @@
+"""Why compiled denoisers are refused: how often a controlled one would be compiled, and where it would break.
+
+The repeated blocks of a denoiser are compiled as diffusers does it, with the refusal taken out, and the same call is
+made in three sessions, one after the other. Graphs are counted before any backend sees them, so no compiler is needed::
+
+    python -m t2ictl.benchmarks.speed.compiled
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+import torch._dynamo as dynamo
+from torch._dynamo.utils import counters
+
+import t2ictl
+from t2ictl.processors import AttentionSegregation, StructuredGuidance
+
+__all__ = ["counts", "main"]
+
+CASES: dict[str, Callable[[], list[Any]] | None] = {
+    "plain, no session": None,
+    "A-STAR": lambda: [AttentionSegregation()],
+    "structured guidance": lambda: [StructuredGuidance()],
+}
+
+
+@contextlib.contextmanager
+def _allowed() -> Iterator[None]:
+    """Take the refusal out, and let a layer be compiled as often as it asks for."""
+    nothing = mock.Mock(return_value=None)
+    with (
+        mock.patch("t2ictl.adapters.refuse_compiled", nothing),
+        mock.patch("t2ictl.adapters.base.refuse_compiled", nothing),
+        dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=10000),
+    ):
+        yield
+
+
+def counts(case: str, sessions: int = 3, steps: int = 3) -> list[tuple[int, int]]:
+    """Count what is compiled on the embedded model.
+
+    Args:
+        case: a key of ``CASES``.
+        sessions: sessions with one call each; without a session, calls.
+        steps: denoising steps of a call.
+
+    Returns:
+        Graphs, and breaks between graphs, that each call added.
+    """
+    pipe = t2ictl.load("shapes", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    make, found = CASES[case], []
+    dynamo.reset()
+    counters.clear()
+    pipe.unet.compile_repeated_blocks(backend="eager")
+    before = (0, 0)
+    for _ in range(sessions):
+        with _allowed(), t2ictl.controlled(pipe, make()) if make is not None else contextlib.nullcontext():
+            generator = torch.Generator().manual_seed(0)
+            pipe("a red circle and a blue square", num_inference_steps=steps, generator=generator, output_type="latent")
+        now = (int(counters["stats"]["unique_graphs"]), sum(counters["graph_break"].values()))
+        found.append((now[0] - before[0], now[1] - before[1]))
+        before = now
+    dynamo.reset()
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+
+    Returns:
+        Exit status 0.
+    """
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args(arguments)
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    print("| repeated blocks compiled | graphs, by call | breaks, by call |\n|---|---|---|")
+    for case in CASES:
+        graphs, breaks = zip(*counts(case), strict=True)
+        print(f"| {case} | {', '.join(map(str, graphs))} | {', '.join(map(str, breaks))} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
