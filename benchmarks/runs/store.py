@@ -24,6 +24,7 @@ from t2ictl.errors import BadSetting
 __all__ = ["Block", "Folder", "Key", "pixel_hash"]
 
 Key = tuple[str, str, int]  # arm, prompt id, seed
+PARTS = ("rows", "images", "timings")
 Row = dict[str, Any]
 
 
@@ -91,10 +92,12 @@ class Folder:
         """
         try:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            others = {path.name for path in self.root.iterdir()} - {"locks"}
+            # Another shard may be making the very same folder: empty parts of a run are no other thing's.
+            made = {path for path in self.root.iterdir() if path.name != "locks"}
+            others = {path for path in made if path.name not in PARTS or any(path.iterdir())}
             if others and not self.plan.exists():
                 raise BadSetting(f"The folder {str(self.root)!r} holds something else.", "Use a new or empty --out.")
-            for name in ("rows", "images", "timings"):
+            for name in PARTS:
                 (self.root / name).mkdir(exist_ok=True)
         except OSError as error:
             raise BadSetting(
