@@ -263,6 +263,7 @@ def test_one_shard_has_one_process(run: Path, capsys: pytest.CaptureFixture[str]
 def test_a_folder_with_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     assert bench(tmp_path) == 2 and "holds something else" in capsys.readouterr().err
+    assert main(["bench", "merge", str(tmp_path)]) == 2 and "no plan.json" in capsys.readouterr().err
 
 
 def test_a_folder_that_another_shard_is_making_is_no_other_thing(
@@ -274,4 +275,3 @@ def test_a_folder_that_another_shard_is_making_is_no_other_thing(
     assert bench(tmp_path) == 2 and "holds something else" in capsys.readouterr().err
     (tmp_path / "images" / "holiday.png").unlink()
     assert bench(tmp_path) == 0 and fingerprint(tmp_path) == fingerprint(whole)
-    assert main(["bench", "merge", str(tmp_path)]) == 2 and "no plan.json" in capsys.readouterr().err
