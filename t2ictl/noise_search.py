@@ -108,7 +108,7 @@ def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, 
         trace.append(
             MoveTrace(
                 step=step, iteration=tries, terms=terms, total=total_B.detach(), length=length_B,
-                refined=(length_B > 0) & (tries > 0), skipped=~finite_B,
+                refined=~done_B & (tries + 1 < search.most), skipped=~finite_B,
             )
         )  # fmt: skip
         if not look.keep(~done_B):
