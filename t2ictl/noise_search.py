@@ -28,7 +28,7 @@ class NoiseSearch:
 
     Args:
         most: most updates.
-        rate: step length of Adam.
+        rate: step length of Adam at strength 1.
         target: presence at which a picture is good enough.
         divergence: how far from the standard normal distribution is free (nats a number).
         weight: of what is farther.
@@ -85,7 +85,9 @@ def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, 
     exact = torch.promote_types(x_BCYX.dtype, torch.float32)
     noise_BCYX = x_BCYX.detach().to(exact)
     moved = [torch.zeros_like(noise_BCYX, requires_grad=True) for _ in range(2)]  # mean, logarithm of variance
-    adam, look, trace = torch.optim.Adam(moved, lr=search.rate), Look(maps), list[MoveTrace]()
+    # Adam divides the size of a gradient out, and with it the strength: it scales the step instead.
+    adam = torch.optim.Adam(moved, lr=search.rate * max(each.strength for each in objectives))
+    look, trace = Look(maps), list[MoveTrace]()
     now_BCYX, done_B = noise_BCYX, torch.zeros(len(x_BCYX), dtype=torch.bool, device=x_BCYX.device)
     for tries in range(search.most):
         with torch.enable_grad():

@@ -37,6 +37,7 @@ STEPS, TOKENS = 50, 77
 # Text encoders by their published sizes: width, feed-forward width, layers, heads.
 ENCODERS = {
     "SD 1.5, 512 x 512": ((768, 3072, 12, 12),),
+    "SD 2.1, 768 x 768": ((1024, 4096, 23, 16),),
     "SDXL, 1024 x 1024": ((768, 3072, 12, 12), (1280, 5120, 32, 20)),
 }
 

@@ -75,7 +75,13 @@ def test_the_settings_name_everything_that_made_the_picture(tmp_path: Path) -> N
         "parser": "grammar",
     }
     assert settings["controls"][0]["control"] == "attention_segregation"
-    assert settings["controls"][0]["step"] == {"size": 0.05, "decay": 0.5, "mode": "normalized", "limit": None}
+    assert settings["controls"][0]["step"] == {
+        "size": 0.05,
+        "decay": 0.5,
+        "mode": "normalized",
+        "limit": None,
+        "every": 1,
+    }
     assert settings["pipeline"]["scheduler"] == type(pipe.scheduler).__name__
     assert settings["pipeline"]["scheduler_config"]["beta_end"] == 0.012
     assert settings["versions"]["torch"] == torch.__version__

@@ -165,7 +165,8 @@ def settings_of(name: str, **more: Any) -> Control:
     # A length of 2 % of the latent's norm: at strength 1 the picture moves by about 5 %, far below saturation, so that
     # the order of distances says something about strength, and far above rounding.
     moves_latents = "step" in known and known["step"].type == "StepRule"  # another step has its own size
-    wanted = ({"step": RULE} if moves_latents else {}) | {"refinement": None} | more
+    # A search for noise of three looks ends before it meets its own limit, from where strength changes nothing.
+    wanted = ({"step": RULE} if moves_latents else {}) | {"refinement": None, "search": {"most": 3}} | more
     return control(**{key: value for key, value in wanted.items() if key in known})
 
 
