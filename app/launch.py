@@ -23,7 +23,8 @@ def new_editor() -> Editor:
     """Make the editor with the options that the command was given."""
     given: dict[str, Any] = json.loads(os.environ.get(OPTIONS, "{}"))
     roots = [Path(root) for root in given.get("models", ())]
-    return Editor(roots, device=given.get("device"), dtype=given.get("dtype", "float32"))
+    more = {name: given[name] for name in ("device", "dtype", "grace") if name in given}
+    return Editor(roots, **more)
 
 
 def serve(port: int, models: Sequence[Path], device: str | None, dtype: str, *, is_headless: bool) -> int:
@@ -52,9 +53,9 @@ def serve(port: int, models: Sequence[Path], device: str | None, dtype: str, *, 
         from streamlit.web import cli
     except ImportError:
         raise MissingExtra("The editor needs Streamlit.", "pip install 't2ictl[app]'") from None
-    os.environ[OPTIONS] = json.dumps(
-        {"models": [str(root.resolve()) for root in models], "device": device, "dtype": dtype}
-    )
+    given = json.loads(os.environ.get(OPTIONS, "{}"))
+    given |= {"models": [str(root.resolve()) for root in models], "device": device, "dtype": dtype}
+    os.environ[OPTIONS] = json.dumps(given)
     arguments = [f"--{name}={value}" for name, value in _streamlit_options(port, is_headless=is_headless).items()]
     page = Path(__file__).with_name("streamlit_app.py")
     cli.main(["run", str(page), *arguments], prog_name="t2ictl app", standalone_mode=False)

@@ -23,6 +23,8 @@ __all__ = ["Editor", "Seat"]
 DETAILS_KEPT = 4
 #: Results of a session that nobody has looked at for this long are removed (seconds).
 FORGOTTEN = 24 * 3600.0
+#: How long a session outlives its last tab (seconds).
+GRACE = 120.0
 
 
 class Editor:
@@ -33,6 +35,7 @@ class Editor:
         folder: where results are kept; None for a temporary folder.
         device: of torch; None for CUDA where there is one.
         dtype: precision of the weights.
+        grace: how long a session outlives its last tab (seconds): one that is loaded again leaves before it enters.
         work: does a job, in the place of the real maker; for tests.
     """
 
@@ -43,6 +46,7 @@ class Editor:
         folder: Path | None = None,
         device: str | None = None,
         dtype: str = "float32",
+        grace: float = GRACE,
         work: Work | None = None,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="t2ictl-editor-") if folder is None else None
@@ -53,6 +57,7 @@ class Editor:
         self._lock = threading.Lock()
         self._readers: dict[str, PromptReader] = {}
         self._seats: Counter[str] = Counter()
+        self._grace = grace
         #: What the page of each session holds, so that a tab that is loaded again finds it.
         self.pages: dict[str, Any] = {}
         self._details: OrderedDict[Path, Details] = OrderedDict()
@@ -156,15 +161,24 @@ class Editor:
             self._seats[session] += 1
 
     def leave(self, session: str) -> None:
-        """A tab is gone; with a session's last one its jobs end and its results are removed.
+        """A tab is gone; a while after a session's last one its jobs end and its results are removed.
 
         Args:
             session: its name.
         """
         with self._lock:
             self._seats[session] -= 1
+        if not self._grace:
+            self._forget(session)
+            return
+        later = threading.Timer(self._grace, self._forget, [session])
+        later.daemon = True
+        later.start()
+
+    def _forget(self, session: str) -> None:
+        with self._lock:
             if self._seats[session] > 0:
-                return
+                return  # it was opened again in the meantime
             del self._seats[session]
             self.pages.pop(session, None)
         self.runner.drop(session)

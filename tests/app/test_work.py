@@ -24,7 +24,7 @@ PROMPT = "a red circle and a blue square"
 
 @pytest.fixture
 def editor(tmp_path: Path) -> Iterator[Editor]:
-    made = Editor(folder=tmp_path, device="cpu")
+    made = Editor(folder=tmp_path, device="cpu", grace=0)
     yield made
     made.close()
 
@@ -192,6 +192,22 @@ def test_a_session_ends_with_its_last_tab(editor: Editor) -> None:
     assert editor.store.find("me", made.result.number) and "me" in editor.pages
     again.leave()
     assert editor.store.results("me") == [] and "me" not in editor.pages
+
+
+def test_a_session_that_is_opened_again_in_time_stays(tmp_path: Path) -> None:
+    editor = Editor(folder=tmp_path, device="cpu", grace=0.5, work=lambda job: None)
+    try:
+        for name in ("again", "gone"):
+            editor.pages[name] = object()
+            Seat(editor, name).leave()
+        Seat(editor, "again")
+        until = time.monotonic() + 20
+        while "gone" in editor.pages and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert set(editor.pages) == {"again"}
+    finally:
+        editor.close()
 
 
 def test_details_of_a_result_that_is_gone_are_an_error_and_not_a_crash(editor: Editor) -> None:

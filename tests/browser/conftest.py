@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -44,6 +45,7 @@ class Server:
         self.port, self.log = _free_port(), log
         self.address = f"http://localhost:{self.port}"
         environment = os.environ | {
+            "T2ICTL_EDITOR": json.dumps({"grace": SESSION_SECONDS}),
             "STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL": str(SESSION_SECONDS), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         command = [sys.executable, "-m", "t2ictl", "app", "--headless", "--device", "cpu", "--port", str(self.port)]
