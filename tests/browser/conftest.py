@@ -138,8 +138,14 @@ class Visitor:
 
     def steps(self, count: int) -> None:
         """Open the folded settings if need be, and say how many steps."""
-        if not self.page.get_by_label("Steps", exact=True).first.is_visible():
-            self.page.get_by_text("Steps, guidance, size, tokens").click()
+        self.settle()  # what is folded out is not to be seen for a moment while the page is drawn anew
+        field = self.page.get_by_label("Steps", exact=True).first
+        for _ in range(3):
+            if not field.is_visible():
+                self.page.get_by_text("Steps, guidance, size, tokens").click()
+            self.page.wait_for_timeout(700)
+            if field.is_visible():
+                break
         self.number("Steps", count)
 
     def leave(self) -> None:
