@@ -74,7 +74,7 @@ def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, 
     Args:
         x_BCYX: latents as the denoiser sees them at the first evaluation, one row a picture.
         objectives: those with a search; the first one's settings hold.
-        maps: runs the denoiser on latents of some rows and gives the maps.
+        maps: runs the denoiser on latents and gives the maps of some rows.
         step: the first evaluation.
 
     Returns:

@@ -24,7 +24,7 @@ __all__ = ["Look", "Maps", "Move", "MoveTrace", "named_terms", "optimize", "push
 
 
 class Maps(Protocol):
-    """From latents ``x_RCYX`` of some rows (None: all) to maps, one for each group of layers of each objective."""
+    """From latents ``x_BCYX`` to maps of some rows (None: all), one for each group of layers of each objective."""
 
     def __call__(self, x_BCYX: Tensor, rows: Sequence[int] | None = None) -> Sequence[Tensor]:
         """Run the denoiser, and give the maps."""
@@ -84,7 +84,7 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
     Args:
         x_BCYX: latents as the denoiser sees them, one row a picture.
         objectives: those that act at this step, all with one step rule.
-        maps: runs the denoiser on latents of some rows and gives each objective's maps.
+        maps: runs the denoiser on latents and gives each objective's maps of some rows.
         step: which evaluation this is.
 
     Returns:
@@ -142,7 +142,7 @@ class Look:
         if self._rows is None:
             found = list(self._maps(x_BCYX))
         else:
-            seen = self._maps(x_BCYX[self._rows], self._rows)
+            seen = self._maps(x_BCYX, self._rows)
             rows_R = torch.tensor(self._rows, device=x_BCYX.device)
             found = [old.index_copy(0, rows_R, new) for old, new in zip(self._held, seen, strict=True)]
         self._held = [each.detach() for each in found]

@@ -34,7 +34,7 @@ Rows = slice | list[int] | Tensor
 
 
 class MapsOf(Protocol):
-    """From latents ``x_BCYX`` of some pictures and their text states to maps, one a group."""
+    """From latents ``x_BCYX`` and text states to the maps of some pictures, one a group."""
 
     def __call__(
         self, x_BCYX: Tensor, rows: Sequence[int] | None = None, *, states_BKC: Tensor | None = None
@@ -130,8 +130,10 @@ class OwnPasses:
         ) -> list[Tensor]:
             """Run one pass, and give the mean map of each group."""
             if rows is not None and self.edits:  # an edit may want all pictures of a batch, which read each other
-                return [each[rows] for each in maps(self._among(x_BCYX, rows, now), states_BKC=states_BKC)]
-            own: slice | list[int] = now.cond if rows is None else [now.cond.start + row for row in rows]
+                return [each[rows] for each in maps(x_BCYX, states_BKC=states_BKC)]
+            own: slice | list[int] = now.cond
+            if rows is not None:
+                x_BCYX, own = x_BCYX[rows], [now.cond.start + row for row in rows]
             extra = now.inputs["sample"][own, self.adapter.latent_channels :]
             taps = {sites: MapTap(sites, slice(None)) for sites in groups}
             self.switch.current = DenoiserPass(
@@ -155,11 +157,6 @@ class OwnPasses:
             return [taps[sites].mean() for sites in groups]
 
         return maps
-
-    def _among(self, x_BCYX: Tensor, rows: Sequence[int], now: Evaluation) -> Tensor:
-        """Latents of some pictures, and of all others those that they came with."""
-        all_BCYX = now.inputs["sample"][now.cond, : self.adapter.latent_channels].to(x_BCYX.dtype)
-        return all_BCYX.index_copy(0, torch.tensor(rows, device=x_BCYX.device), x_BCYX)
 
     def noise(self, states_GKC: Tensor, rows_G: Tensor, now: Evaluation) -> Tensor:
         """Predict the noise of some pictures under other texts: whole passes, without edits or other inputs of text.

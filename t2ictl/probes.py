@@ -35,11 +35,6 @@ def resize_maps(maps_BTYX: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps_BTYX, size=size, mode="bilinear", align_corners=False)
 
 
-def resize_steps(maps_SBTYX: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring maps of several steps to one size."""
-    return resize_maps(maps_SBTYX.flatten(0, 1), size).unflatten(0, maps_SBTYX.shape[:2])
-
-
 class MapTap:
     """Averages attention maps over heads and layers during one pass, with gradients if the pass has them.
 
@@ -141,18 +136,42 @@ class AttentionRecord:
             SpanNotFound: if the word is not in that picture's prompt.
             NotRecorded: if that word, place, step or picture was not recorded.
         """
+        maps_SYX = self.kept(word, image=image, place=place)
+        return maps_SYX.mean(dim=0) if step is None else self._step(maps_SYX, step)
+
+    def kept(self, word: str, *, image: int = 0, place: str | None = None) -> Tensor:
+        """Give all maps of a word that were kept, as :meth:`map` gives one.
+
+        Args:
+            word: a word or phrase of the prompt.
+            image: which picture of the call.
+            place: as for :meth:`map`.
+
+        Returns:
+            ``maps_SYX``, float32 on the CPU: one entry for each evaluation, or their mean alone if only that was kept.
+
+        Raises:
+            SpanNotFound: if the word is not in that picture's prompt.
+            NotRecorded: if that word, place or picture was not recorded.
+        """
         if not 0 <= image < len(self.prompts):
             raise NotRecorded(f"There is no picture {image}.", f"This call made {len(self.prompts)}, counted from 0.")
         span = self.prompts[image].find(word)
         tokens = span.tokens
         if span.merged:
-            warnings.warn(f"{word!r} was merged into {span.merged!r}: this is the map of the whole.", stacklevel=2)
+            warnings.warn(f"{word!r} was merged into {span.merged!r}: this is the map of the whole.", stacklevel=3)
         missing = [token for token in tokens if token not in self.columns]
         if missing:
             raise NotRecorded(f"The word {word!r} was not recorded.", "Name it in Recording(words=...).")
         picked = [self.columns.index(token) for token in tokens]
-        maps_SYX = self._places(place)[:, image, picked].mean(dim=1)
-        return (maps_SYX.mean(dim=0) if step is None else self._step(maps_SYX, step)).float().cpu()
+        # Of the word alone: bringing places together is the costly part, and a record holds every word.
+        by_place = {name: maps[:, image, picked].mean(dim=1) for name, maps in self._places(place).items()}
+        total = sum(self.heads[name] for name in by_place)
+        size = max((maps.shape[-2], maps.shape[-1]) for maps in by_place.values())
+        shares = [
+            resize_maps(maps_SYX[None], size)[0] * (self.heads[name] / total) for name, maps_SYX in by_place.items()
+        ]
+        return torch.stack(shares).sum(dim=0).float().cpu()
 
     def names(self, image: int = 0) -> list[str]:
         """List the recorded words of a picture, in the order of its prompt; a repeated one as ``cat#2``.
@@ -173,15 +192,12 @@ class AttentionRecord:
                 names.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
         return names
 
-    def _places(self, place: str | None) -> Tensor:
-        if place is not None:
-            if place not in self.maps:
-                raise NotRecorded(f"Nothing was recorded at {place!r}.", f"Recorded places: {sorted(self.maps)}.")
-            return self.maps[place]
-        total = sum(self.heads.values())
-        size = max((maps.shape[-2], maps.shape[-1]) for maps in self.maps.values())
-        shares = {name: maps * (self.heads[name] / total) for name, maps in self.maps.items()}
-        return torch.stack([resize_steps(share_SBTYX, size) for share_SBTYX in shares.values()]).sum(dim=0)
+    def _places(self, place: str | None) -> dict[str, Tensor]:
+        if place is None:
+            return self.maps
+        if place not in self.maps:
+            raise NotRecorded(f"Nothing was recorded at {place!r}.", f"Recorded places: {sorted(self.maps)}.")
+        return {place: self.maps[place]}
 
     def _step(self, maps_SYX: Tensor, step: int) -> Tensor:
         if len(maps_SYX) != self.steps:

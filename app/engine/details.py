@@ -257,11 +257,14 @@ def _maps(record: AttentionRecord, image: int) -> Maps | None:
     prompt = record.prompts[image]
     merged = {word: span.merged for word in words if (span := prompt.find(word)).merged}
     places: dict[str, str | None] = {ALL: None, **{name: name for name in record.maps}}
-    has_steps = all(len(maps) == record.steps for maps in record.maps.values())
-    steps = [None, *(range(record.steps) if has_steps else ())]
     by_place = {
-        name: np.stack([np.stack([record.map(word, image=image, place=place, step=step).numpy() for step in steps])
-                        for word in words])
+        name: np.stack([_with_mean(record.kept(word, image=image, place=place).numpy()) for word in words])
         for name, place in places.items()
-    }  # fmt: skip
+    }
     return Maps(words=tuple(words), by_place=by_place, merged=merged)
+
+
+def _with_mean(maps_SYX: np.ndarray) -> np.ndarray:
+    """The mean over steps, and the steps if more than that was kept."""
+    mean_1YX = maps_SYX.mean(axis=0, keepdims=True)
+    return np.concatenate([mean_1YX, maps_SYX]) if len(maps_SYX) > 1 else mean_1YX

@@ -27,8 +27,9 @@ class Passes:
         self.rows: list[int] = []
 
     def __call__(self, x_BCYX: Tensor, rows: Sequence[int] | None = None) -> Sequence[Tensor]:
-        self.rows.append(len(x_BCYX))
-        return [x_BCYX]
+        looked = x_BCYX if rows is None else x_BCYX[list(rows)]
+        self.rows.append(len(looked))
+        return [looked]
 
 
 def objective(presence: Any = None, **search: Any) -> Objective:

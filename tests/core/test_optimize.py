@@ -28,9 +28,10 @@ class Passes:
         self.objectives, self.seen, self.rows = objectives, list[Tensor](), list[Any]()
 
     def __call__(self, x_BCYX: Tensor, rows: Sequence[int] | None = None) -> Sequence[Tensor]:
-        self.seen.append(x_BCYX.detach().clone())
+        looked = x_BCYX if rows is None else x_BCYX[rows]
+        self.seen.append(looked.detach().clone())
         self.rows.append(rows)
-        return [x_BCYX] * self.objectives
+        return [looked] * self.objectives
 
 
 def start(*norms: float, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
