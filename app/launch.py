@@ -7,8 +7,9 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from t2ictl import Checkpointing
 from t2ictl.app.engine.editor import Editor
 from t2ictl.app.recipes import LARGEST_UPLOAD
 from t2ictl.errors import BadSetting, MissingExtra
@@ -23,11 +24,19 @@ def new_editor() -> Editor:
     """Make the editor with the options that the command was given."""
     given: dict[str, Any] = json.loads(os.environ.get(OPTIONS, "{}"))
     roots = [Path(root) for root in given.get("models", ())]
-    more = {name: given[name] for name in ("device", "dtype", "grace") if name in given}
+    more = {name: given[name] for name in ("device", "dtype", "checkpointing", "grace") if name in given}
     return Editor(roots, **more)
 
 
-def serve(port: int, models: Sequence[Path], device: str | None, dtype: str, *, is_headless: bool) -> int:
+def serve(
+    port: int,
+    models: Sequence[Path],
+    device: str | None = None,
+    dtype: str = "float32",
+    checkpointing: Checkpointing = "off",
+    *,
+    is_headless: bool,
+) -> int:
     """Serve the editor until it is interrupted.
 
     Args:
@@ -35,26 +44,33 @@ def serve(port: int, models: Sequence[Path], device: str | None, dtype: str, *, 
         models: folders below which models may lie.
         device: of torch; None for CUDA where there is one.
         dtype: precision of the weights.
+        checkpointing: less memory for more work, as in :func:`t2ictl.controlled`.
         is_headless: whether no browser window is opened.
 
     Returns:
         Exit status.
 
     Raises:
-        BadSetting: if a folder, the device or the precision is not there, or the port is taken.
+        BadSetting: if a folder, the device, the precision or the way of checkpointing is not there, or the port is
+            taken.
         MissingExtra: if Streamlit is not installed.
     """
     for root in models:
         if not root.is_dir():
             raise BadSetting(f"There is no folder {str(root)!r}.", "Give the folder that holds your diffusers folders.")
     _check_device(device, dtype)
+    if checkpointing not in get_args(Checkpointing):
+        raise BadSetting(
+            f"checkpointing cannot be {checkpointing!r}.", f"Use one of {', '.join(get_args(Checkpointing))}."
+        )
     _check_port(port)
     try:
         from streamlit.web import cli
     except ImportError:
         raise MissingExtra("The editor needs Streamlit.", "pip install 't2ictl[app]'") from None
     given = json.loads(os.environ.get(OPTIONS, "{}"))
-    given |= {"models": [str(root.resolve()) for root in models], "device": device, "dtype": dtype}
+    given |= {"models": [str(root.resolve()) for root in models]}
+    given |= {"device": device, "dtype": dtype, "checkpointing": checkpointing}
     os.environ[OPTIONS] = json.dumps(given)
     arguments = [f"--{name}={value}" for name, value in _streamlit_options(port, is_headless=is_headless).items()]
     page = Path(__file__).with_name("streamlit_app.py")

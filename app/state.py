@@ -22,6 +22,7 @@ from t2ictl.app.engine.jobs import Job
 from t2ictl.app.engine.models import EMBEDDED
 from t2ictl.app.engine.work import Order
 from t2ictl.app.recipes import Recipe
+from t2ictl.app.text import plain
 
 __all__ = ["WORD_FIELDS", "Draft", "Page", "differing", "new_seed", "page"]
 
@@ -215,6 +216,24 @@ class Page:
             text: Markdown; what users typed is escaped by the caller.
         """
         self.notes.append((kind, text))
+
+    def collect(self) -> None:
+        """Take what jobs have made, once, whoever saw first that they ended."""
+        # Asked once and first: a job that ends while its result is looked at is taken at the next look.
+        live = [job for job in self.jobs if job.is_live]
+        for job in self.jobs:
+            if job.result is not None and job.number not in self.collected:
+                self.collected.add(job.number)
+                self.shown, self.point = job.result.number, None
+            if job in live:
+                continue
+            if job.error is not None:
+                self.say("error", f"{plain(job.error[0], 500)} {plain(job.error[1], 300)}")
+            elif job.state == "cancelled":
+                what = "The plain picture was cancelled; the controlled one is here." if job.result else "Cancelled."
+                self.say("info", what)
+        self.collected &= {job.number for job in live}
+        self.jobs = live
 
     def key(self, name: str) -> str:
         """Name the widget that shows a part of the draft.

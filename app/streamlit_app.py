@@ -43,7 +43,7 @@ def main() -> None:
     seat = _seat(here.session)
     if not here.draft.version:
         here.draft.take(examples()[0].recipe, seat.editor)
-    _collect(here)
+    here.collect()
     for kind, text in here.notes:
         (st.error if kind == "error" else st.info)(text)
     sidebar(here, seat)
@@ -77,23 +77,6 @@ def _bar(here: Page, seat: Seat) -> None:
         example_choice(here, seat)
     with file:
         file_choice(here, seat)
-
-
-def _collect(here: Page) -> None:
-    """Take what jobs have made, once, whoever saw first that they ended."""
-    for job in here.jobs:
-        if job.result is not None and job.number not in here.collected:
-            here.collected.add(job.number)
-            here.shown, here.point = job.result.number, None
-        if job.is_live:
-            continue
-        if job.error is not None:
-            here.say("error", f"{plain(job.error[0], 500)} {plain(job.error[1], 300)}")
-        elif job.state == "cancelled":
-            what = "The plain picture was cancelled; the controlled one is here." if job.result else "Cancelled."
-            here.say("info", what)
-    here.collected &= {job.number for job in here.jobs if job.is_live}
-    here.jobs = [job for job in here.jobs if job.is_live]
 
 
 if __name__ == "__main__":

@@ -176,6 +176,7 @@ def _published(name: str, data: str) -> Suite:
     from t2ictl.benchmarks.published.sets import SETS, read_set
 
     def read(split: Split) -> dict[str, list[Item]]:
+        """Read the prompts of a split, by category."""
         source = f"{name}_train" if split == "tune" else name
         if source not in SETS:
             raise BadSetting(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from t2ictl.losses.distances import cosine
-from t2ictl.losses.groups import apart, checked_groups, mean_over, together
+from t2ictl.losses.groups import apart, checked_groups, described, mean_over
 from t2ictl.losses.overlap import checked_maps
 
 
@@ -47,7 +47,7 @@ def alignment_loss(
     maps_BNYX, mask_BN = checked_maps(maps_BNYX, mask_BN)
     checked_groups(maps_BNYX, owner_BN, noun_BN)
     distance_BNN = 1 - cosine(maps_BNYX)
-    pair_BNN = together(owner_BN, mask_BN) & noun_BN[:, :, None] & ~noun_BN[:, None]
+    pair_BNN = described(owner_BN, noun_BN, mask_BN)
     outside_BN = mean_over(distance_BNN, apart(owner_BN, mask_BN))
     near_B = torch.where(pair_BNN, distance_BNN, 0.0).sum((1, 2))
     away_B = torch.where(pair_BNN.any(-1), outside_BN, 0.0).sum(1)

@@ -60,6 +60,25 @@ def together(owner_BN: Tensor, mask_BN: Tensor) -> Tensor:
     return same_BNN & real_pairs(mask_BN) & ~itself_NN
 
 
+def described(owner_BN: Tensor, noun_BN: Tensor, mask_BN: Tensor) -> Tensor:
+    """Return which word is the noun of an object, and which other word belongs to that object.
+
+    Args:
+        owner_BN: number of the object that a word belongs to.
+        noun_BN: true where a word is the noun of its object.
+        mask_BN: true where a word is real.
+
+    Returns:
+        pair_BNM, boolean: noun ``N``, and ``M`` what describes it.
+
+    Example:
+        >>> noun_BN = torch.tensor([[False, True, True]])
+        >>> described(torch.tensor([[0, 0, 1]]), noun_BN, torch.ones(1, 3, dtype=torch.bool)).nonzero().tolist()
+        [[0, 1, 0]]
+    """
+    return together(owner_BN, mask_BN) & noun_BN[:, :, None] & ~noun_BN[:, None]
+
+
 def apart(owner_BN: Tensor, mask_BN: Tensor) -> Tensor:
     """Return which two words belong to different objects.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ictl.losses.distances import shares, symmetric_divergence
-from t2ictl.losses.groups import apart, checked_groups, mean_over, together
+from t2ictl.losses.groups import apart, checked_groups, described, mean_over
 from t2ictl.losses.overlap import checked_maps
 
 
@@ -51,7 +51,7 @@ def linguistic_binding_loss(
     maps_BNYX, mask_BN = checked_maps(maps_BNYX, mask_BN)
     checked_groups(maps_BNYX, owner_BN, noun_BN)
     distance_BNN = symmetric_divergence(shares(maps_BNYX))
-    pair_BNN = together(owner_BN, mask_BN) & noun_BN[:, :, None] & ~noun_BN[:, None]
+    pair_BNN = described(owner_BN, noun_BN, mask_BN)
     outside_BN = mean_over(distance_BNN, apart(owner_BN, mask_BN))
     away_BNN = (outside_BN[:, :, None] + outside_BN[:, None]) / 2
     counts_BNN = pair_BNN.to(distance_BNN.dtype)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from t2ictl.losses.groups import apart, checked_groups, together
+from t2ictl.losses.groups import apart, checked_groups, described
 from t2ictl.losses.overlap import checked_maps
 
 # Ours: how near to 1 a degree may come inside of a logarithm.
@@ -105,11 +105,11 @@ def correspondence_loss(
     maps_BNYX, mask_BN = checked_maps(maps_BNYX, mask_BN)
     checked_groups(maps_BNYX, owner_BN, noun_BN)
     one_BNNP, other_BNNP = maps_BNYX.flatten(2)[:, :, None], maps_BNYX.flatten(2)[:, None]
-    described_BNN = noun_BN[:, :, None] & ~noun_BN[:, None]
     same_BNN = -(_log_not(one_BNNP * (1 - other_BNNP)) + _log_not(other_BNNP * (1 - one_BNNP))).mean(-1)
     leak_BNN = -_log_not(one_BNNP * other_BNNP).mean(-1)
-    same_B = torch.where(together(owner_BN, mask_BN) & described_BNN, same_BNN, 0.0).sum((1, 2))
-    return same_B, torch.where(apart(owner_BN, mask_BN) & described_BNN, leak_BNN, 0.0).sum((1, 2))
+    of_another_BNN = apart(owner_BN, mask_BN) & noun_BN[:, :, None] & ~noun_BN[:, None]
+    same_B = torch.where(described(owner_BN, noun_BN, mask_BN), same_BNN, 0.0).sum((1, 2))
+    return same_B, torch.where(of_another_BNN, leak_BNN, 0.0).sum((1, 2))
 
 
 def _log_not(degree: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from t2ictl.losses.distances import jensen_shannon, shares
-from t2ictl.losses.groups import checked_groups, together
+from t2ictl.losses.groups import checked_groups, described
 from t2ictl.losses.overlap import checked_maps
 
 
@@ -97,5 +97,5 @@ def binding_loss(maps_BNYX: Tensor, owner_BN: Tensor, noun_BN: Tensor, mask_BN: 
     """
     maps_BNYX, mask_BN = checked_maps(maps_BNYX, mask_BN)
     checked_groups(maps_BNYX, owner_BN, noun_BN)
-    pair_BNN = together(owner_BN, mask_BN) & noun_BN[:, :, None] & ~noun_BN[:, None]
+    pair_BNN = described(owner_BN, noun_BN, mask_BN)
     return torch.where(pair_BNN, jensen_shannon(shares(maps_BNYX)), 0.0).sum((1, 2))

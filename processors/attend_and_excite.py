@@ -17,12 +17,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from t2ictl.attention import Step
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.concepts import Concepts, Rivals, Smoothing, chosen_concepts
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.fields import setting, settings_class
+from t2ictl.loss_plan import loss_plan
 from t2ictl.losses.presence import presence_loss
-from t2ictl.objectives import Losses, Objective, Refinement, StepRule
+from t2ictl.objectives import Losses, Refinement, StepRule
 from t2ictl.windows import Window
 
 __all__ = ["AttendAndExcite"]
@@ -75,26 +75,14 @@ class AttendAndExcite(Control):
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the concepts of these prompts."""
-        spans = chosen_concepts(self.concepts, context, control=self.name)
-        if self.strength == 0 or not any(spans):
-            return Plan()
-        maps = ConceptMaps.of(context, spans, self.sites, self.smoothing, self.rivals)
-
-        def evaluate(maps_BYXT: Tensor, step: Step) -> Losses:
-            neglect_B = presence_loss(maps(maps_BYXT), maps.table.mask_BN)
-            return Losses(terms={"presence": neglect_B}, presence=1 - neglect_B)
-
         refinement = self.refinement
         if refinement is not None and self.parity:
             refinement = replace(refinement, stale=True)
-        objective = Objective(
-            name=self.name,
-            sites=maps.sites,
-            evaluate=evaluate,
-            strength=self.strength,
-            window=self.window,
-            rule=self.step,
-            refinement=refinement,
-            keep_discarded=self.parity,
-        )
-        return Plan(objectives=(objective,))
+
+        def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
+            """Take the weakest concept."""
+            neglect_B = presence_loss(maps_BNYX, mask_BN)
+            return Losses(terms={"presence": neglect_B}, presence=1 - neglect_B)
+
+        spans = chosen_concepts(self.concepts, context, control=self.name)
+        return loss_plan(self, context, spans, loss, refinement=refinement, keep_discarded=self.parity)

@@ -12,16 +12,14 @@ Legend: ``B`` picture, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from t2ictl.attention import Step
-from t2ictl.bound_concepts import BoundConcepts, bound_concepts, loss_plan
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing
+from t2ictl.bound_concepts import bound_concepts
+from t2ictl.concepts import Concepts, Rivals, Smoothing
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.fields import setting, settings_class
+from t2ictl.loss_plan import loss_plan
 from t2ictl.losses.contrast import contrastive_loss
 from t2ictl.objectives import Losses, StepRule
 from t2ictl.windows import Window
@@ -75,32 +73,26 @@ class ContrastiveAttention(Control):
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
         words = bound_concepts(self.concepts, context, control=self.name)
-        if not self.memory:
-            return loss_plan(self, context, words.spans, lambda maps: _Contrast(self, maps, words).evaluate)
-        made: list[_Contrast] = []
-
-        def make(maps: ConceptMaps) -> Callable[[Tensor, Step], Losses]:
-            made.append(_Contrast(self, maps, words))
-            return made[0].evaluate
-
-        return loss_plan(self, context, words.spans, make, lambda maps: made[0].observe)
+        contrast = _Contrast(words.owner_BN, self.temperature)
+        observe = contrast.observe if self.memory else None
+        return loss_plan(self, context, words.spans, contrast.loss, observe=observe)
 
 
 class _Contrast:
     """The loss of one call, and the maps of the step before."""
 
-    def __init__(self, settings: ContrastiveAttention, maps: ConceptMaps, words: BoundConcepts) -> None:
-        self._settings, self._maps, self._words = settings, maps, words
+    def __init__(self, owner_BN: Tensor, temperature: float) -> None:
+        self._owner_BN, self._temperature = owner_BN, temperature
         self._before: Tensor | None = None
 
-    def evaluate(self, maps_BYXT: Tensor, step: Step) -> Losses:
+    def loss(self, maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
         """Give the loss at one latent."""
-        maps_BNYX, owner_BN, mask_BN = self._maps(maps_BYXT), self._words.owner_BN, self._words.mask_BN
+        owner_BN = self._owner_BN
         if self._before is not None:
             maps_BNYX = torch.cat([maps_BNYX, self._before], dim=1)
             owner_BN, mask_BN = owner_BN.repeat(1, 2), mask_BN.repeat(1, 2)
-        return Losses(terms={"contrast": contrastive_loss(maps_BNYX, owner_BN, mask_BN, self._settings.temperature)})
+        return Losses(terms={"contrast": contrastive_loss(maps_BNYX, owner_BN, mask_BN, self._temperature)})
 
-    def observe(self, maps_BYXT: Tensor, step: Step) -> None:
+    def observe(self, maps_BNYX: Tensor) -> None:
         """Take the maps of the pass that made the picture; they count at the next step."""
-        self._before = self._maps(maps_BYXT)
+        self._before = maps_BNYX

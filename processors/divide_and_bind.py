@@ -12,15 +12,13 @@ Legend: ``B`` picture, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from t2ictl.attention import Step
-from t2ictl.bound_concepts import bound_concepts, loss_plan
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing
+from t2ictl.bound_concepts import bound_concepts
+from t2ictl.concepts import Concepts, Rivals, Smoothing
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.fields import setting, settings_class
+from t2ictl.loss_plan import loss_plan
 from t2ictl.losses.variation import attendance_loss, binding_loss
 from t2ictl.objectives import Losses, Refinement, StepRule
 from t2ictl.windows import Window
@@ -77,18 +75,14 @@ class DivideAndBind(Control):
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
         words = bound_concepts(self.concepts, context, control=self.name)
-        nouns_BN = words.noun_BN & words.mask_BN
 
-        def make(maps: ConceptMaps) -> Callable[[Tensor, Step], Losses]:
-            def evaluate(maps_BYXT: Tensor, step: Step) -> Losses:
-                maps_BNYX = maps(maps_BYXT)
-                terms = {
-                    "attendance": self.attendance * attendance_loss(maps_BNYX, nouns_BN),
-                    "binding": self.binding * binding_loss(maps_BNYX, words.owner_BN, words.noun_BN, words.mask_BN),
-                }
-                weakest_B = -attendance_loss(maps_BNYX.detach(), nouns_BN)
-                return Losses(terms=terms, presence=weakest_B)
+        def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
+            """Take the flattest noun, and modifiers beside their nouns."""
+            flat_B = attendance_loss(maps_BNYX, words.nouns_BN)
+            terms = {
+                "attendance": self.attendance * flat_B,
+                "binding": self.binding * binding_loss(maps_BNYX, words.owner_BN, words.noun_BN, mask_BN),
+            }
+            return Losses(terms=terms, presence=-flat_B.detach())
 
-            return evaluate
-
-        return loss_plan(self, context, words.spans, make)
+        return loss_plan(self, context, words.spans, loss)

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from t2ictl.attention import Step
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing, chosen_concepts, self_sites
+from t2ictl.concepts import Concepts, Rivals, Smoothing, chosen_concepts
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.fields import setting, settings_class
+from t2ictl.loss_plan import loss_plan
 from t2ictl.losses.presence import presence_loss
 from t2ictl.losses.self_attention import conflict_loss
 from t2ictl.noise_search import NoiseSearch
-from t2ictl.objectives import Losses, Objective
+from t2ictl.objectives import Losses
 
 __all__ = ["InitialNoise"]
 
@@ -70,26 +70,12 @@ class InitialNoise(Control):
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the objects of these prompts."""
         spans = chosen_concepts(self.concepts, context, control=self.name)
-        if self.strength == 0 or not any(spans):
-            return Plan()
-        maps = ConceptMaps.of(context, spans, self.sites, self.smoothing, self.rivals)
-        mask_BN = maps.table.mask_BN
 
-        def evaluate(both: tuple[Tensor, Tensor], step: Step) -> Losses:
-            maps_BNYX = maps(both[0])
+        def loss(maps_BNYX: Tensor, mask_BN: Tensor, self_BYXP: Tensor) -> Losses:
+            """Take the weakest object, and what strongest places look at together."""
             neglect_B = presence_loss(maps_BNYX, mask_BN)
-            terms = {
-                "presence": self.presence * neglect_B,
-                "conflict": self.conflict * conflict_loss(both[1], maps_BNYX, mask_BN),
-            }
+            conflict_B = conflict_loss(self_BYXP, maps_BNYX, mask_BN)
+            terms = {"presence": self.presence * neglect_B, "conflict": self.conflict * conflict_B}
             return Losses(terms=terms, presence=1 - neglect_B)
 
-        objective = Objective(
-            name=self.name,
-            sites=maps.sites,
-            self_sites=self_sites(context, maps.sites),
-            evaluate=evaluate,
-            strength=self.strength,
-            search=self.search,
-        )
-        return Plan(objectives=(objective,))
+        return loss_plan(self, context, spans, loss, self_attention=True)

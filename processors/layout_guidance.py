@@ -11,16 +11,13 @@ Legend: ``B`` picture, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from t2ictl.attention import Step
-from t2ictl.bound_concepts import loss_plan
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.concepts import Concepts, Rivals, Smoothing, chosen_concepts
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.fields import setting, settings_class
 from t2ictl.layouts import Layout, Region, strips
+from t2ictl.loss_plan import loss_plan
 from t2ictl.losses.boxes import layout_energy
 from t2ictl.objectives import Losses, StepRule
 from t2ictl.windows import Window
@@ -73,13 +70,9 @@ class LayoutGuidance(Control):
         spans = chosen_concepts(self.concepts, context, control=self.name)
         places = Layout.of(self.layout, context, spans) if self.layout else strips(spans)
 
-        def make(maps: ConceptMaps) -> Callable[[Tensor, Step], Losses]:
-            def evaluate(maps_BYXT: Tensor, step: Step) -> Losses:
-                maps_BNYX = maps(maps_BYXT)
-                boxes_BNYX, given_BN = places.masks(maps_BNYX)
-                energy_B = layout_energy(maps_BNYX, boxes_BNYX, given_BN & maps.table.mask_BN)
-                return Losses(terms={"layout": energy_B})
+        def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
+            """Take what lies outside of the regions."""
+            boxes_BNYX, given_BN = places.masks(maps_BNYX)
+            return Losses(terms={"layout": layout_energy(maps_BNYX, boxes_BNYX, given_BN & mask_BN)})
 
-            return evaluate
-
-        return loss_plan(self, context, spans, make)
+        return loss_plan(self, context, spans, loss)

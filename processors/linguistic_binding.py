@@ -12,15 +12,13 @@ Legend: ``B`` picture, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from t2ictl.attention import Step
-from t2ictl.bound_concepts import bound_concepts, loss_plan
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing
+from t2ictl.bound_concepts import bound_concepts
+from t2ictl.concepts import Concepts, Rivals, Smoothing
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.fields import setting, settings_class
+from t2ictl.loss_plan import loss_plan
 from t2ictl.losses.linguistic_binding import linguistic_binding_loss
 from t2ictl.objectives import Losses, StepRule
 from t2ictl.windows import Window
@@ -77,13 +75,9 @@ class LinguisticBinding(Control):
         if not words.has_modifiers:
             return Plan()
 
-        def make(maps: ConceptMaps) -> Callable[[Tensor, Step], Losses]:
-            def evaluate(maps_BYXT: Tensor, step: Step) -> Losses:
-                positive_B, negative_B = linguistic_binding_loss(
-                    maps(maps_BYXT), words.owner_BN, words.noun_BN, words.mask_BN
-                )
-                return Losses(terms={"positive": self.positive * positive_B, "negative": self.negative * negative_B})
+        def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
+            """Compare all words with all."""
+            positive_B, negative_B = linguistic_binding_loss(maps_BNYX, words.owner_BN, words.noun_BN, mask_BN)
+            return Losses(terms={"positive": self.positive * positive_B, "negative": self.negative * negative_B})
 
-            return evaluate
-
-        return loss_plan(self, context, words.spans, make)
+        return loss_plan(self, context, words.spans, loss)

@@ -11,15 +11,13 @@ Legend: ``B`` picture, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from t2ictl.attention import Step
-from t2ictl.bound_concepts import bound_concepts, loss_plan
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing
+from t2ictl.bound_concepts import bound_concepts
+from t2ictl.concepts import Concepts, Rivals, Smoothing
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.fields import setting, settings_class
+from t2ictl.loss_plan import loss_plan
 from t2ictl.losses.alignment import alignment_loss
 from t2ictl.objectives import Losses, StepRule
 from t2ictl.windows import Window
@@ -73,11 +71,9 @@ class MapAlignment(Control):
         """Make the objective for the words of these prompts."""
         words = bound_concepts(self.concepts, context, control=self.name, others=True)
 
-        def make(maps: ConceptMaps) -> Callable[[Tensor, Step], Losses]:
-            def evaluate(maps_BYXT: Tensor, step: Step) -> Losses:
-                binding_B, intensity_B = alignment_loss(maps(maps_BYXT), words.owner_BN, words.noun_BN, words.mask_BN)
-                return Losses(terms={"binding": self.binding * binding_B, "intensity": self.intensity * intensity_B})
+        def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
+            """Compare nouns with all words."""
+            binding_B, intensity_B = alignment_loss(maps_BNYX, words.owner_BN, words.noun_BN, mask_BN)
+            return Losses(terms={"binding": self.binding * binding_B, "intensity": self.intensity * intensity_B})
 
-            return evaluate
-
-        return loss_plan(self, context, words.spans, make)
+        return loss_plan(self, context, words.spans, loss)

@@ -11,15 +11,13 @@ Legend: ``B`` picture, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from t2ictl.attention import Step
-from t2ictl.bound_concepts import bound_concepts, loss_plan
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing
+from t2ictl.bound_concepts import bound_concepts
+from t2ictl.concepts import Concepts, Rivals, Smoothing
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.fields import setting, settings_class
+from t2ictl.loss_plan import loss_plan
 from t2ictl.losses.predicates import correspondence_loss, existence_loss, stretched
 from t2ictl.objectives import Losses, StepRule
 from t2ictl.windows import Window
@@ -74,21 +72,16 @@ class PredicatedDiffusion(Control):
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
         words = bound_concepts(self.concepts, context, control=self.name)
-        nouns_BN = words.noun_BN & words.mask_BN
 
-        def make(maps: ConceptMaps) -> Callable[[Tensor, Step], Losses]:
-            def evaluate(maps_BYXT: Tensor, step: Step) -> Losses:
-                maps_BNYX = maps(maps_BYXT)
-                degrees_BNYX = stretched(maps_BNYX)
-                same_B, leak_B = correspondence_loss(degrees_BNYX, words.owner_BN, words.noun_BN, words.mask_BN)
-                terms = {
-                    # of the maps as they are: a stretched map is 1 somewhere, however weak it is
-                    "existence": self.existence * existence_loss(maps_BNYX, nouns_BN),
-                    "correspondence": self.correspondence * same_B,
-                    "leak": self.leak * leak_B,
-                }
-                return Losses(terms=terms)
+        def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
+            """Take the truth of all statements."""
+            same_B, leak_B = correspondence_loss(stretched(maps_BNYX), words.owner_BN, words.noun_BN, mask_BN)
+            terms = {
+                # of the maps as they are: a stretched map is 1 somewhere, however weak it is
+                "existence": self.existence * existence_loss(maps_BNYX, words.nouns_BN),
+                "correspondence": self.correspondence * same_B,
+                "leak": self.leak * leak_B,
+            }
+            return Losses(terms=terms)
 
-            return evaluate
-
-        return loss_plan(self, context, words.spans, make)
+        return loss_plan(self, context, words.spans, loss)

@@ -15,13 +15,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ictl.analysis import binarize
-from t2ictl.attention import Step
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing, chosen_concepts, self_sites
+from t2ictl.concepts import Concepts, Rivals, Smoothing, chosen_concepts
 from t2ictl.controls import Control, Plan, PlanContext, register_control
 from t2ictl.fields import setting, settings_class
+from t2ictl.loss_plan import loss_plan
 from t2ictl.losses.presence import presence_loss
 from t2ictl.losses.self_attention import gathered, self_cross_loss
-from t2ictl.objectives import Losses, Objective, StepRule
+from t2ictl.objectives import Losses, StepRule
 from t2ictl.windows import Window
 
 __all__ = ["SelfCrossGuidance"]
@@ -77,27 +77,14 @@ class SelfCrossGuidance(Control):
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the objects of these prompts."""
         spans = chosen_concepts(self.concepts, context, control=self.name)
-        if self.strength == 0 or not any(spans):
-            return Plan()
-        maps = ConceptMaps.of(context, spans, self.sites, self.smoothing, self.rivals)
-        mask_BN = maps.table.mask_BN
 
-        def evaluate(both: tuple[Tensor, Tensor], step: Step) -> Losses:
-            maps_BNYX, self_BYXP = maps(both[0]), both[1].float()
+        def loss(maps_BNYX: Tensor, mask_BN: Tensor, self_BYXP: Tensor) -> Losses:
+            """Compare what places of an object look at with where the others are."""
             neglect_B = presence_loss(maps_BNYX, mask_BN)
-            looks_BNYX = gathered(self_BYXP, binarize(maps_BNYX))
+            looks_BNYX = gathered(self_BYXP.float(), binarize(maps_BNYX))
             conflict_B = self_cross_loss(looks_BNYX, maps_BNYX, mask_BN)
             is_there_B = (neglect_B.detach() <= 1 - self.enough).to(conflict_B.dtype)
             terms = {"presence": self.presence * neglect_B, "conflict": self.conflict * is_there_B * conflict_B}
             return Losses(terms=terms)
 
-        objective = Objective(
-            name=self.name,
-            sites=maps.sites,
-            self_sites=self_sites(context, maps.sites),
-            evaluate=evaluate,
-            strength=self.strength,
-            window=self.window,
-            rule=self.step,
-        )
-        return Plan(objectives=(objective,))
+        return loss_plan(self, context, spans, loss, self_attention=True)

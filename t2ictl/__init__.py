@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2ictl.adapters import parse
+    from t2ictl.checkpoints import Checkpointing
     from t2ictl.controls import Control, Plan, PlanContext, control_from_dict, control_to_dict, list_controls
     from t2ictl.fields import describe
     from t2ictl.generation import Generation, Request, generate, replay
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AttentionRecord": "probes",
+    "Checkpointing": "checkpoints",
     "Control": "controls",
     "Generation": "generation",
     "MapRecorder": "sessionless",
@@ -59,6 +61,7 @@ _HOME = {
 
 __all__ = [
     "AttentionRecord",
+    "Checkpointing",
     "Control",
     "Generation",
     "MapRecorder",

@@ -1,26 +1,23 @@
 """Concepts with what describes them: the words that a loss of binding is about, for batches of unlike prompts.
 
-Legend: ``B`` batch row, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` batch row, ``N`` word.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from t2ictl.attention import Step
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing
-from t2ictl.controls import Control, Plan, PlanContext
-from t2ictl.objectives import Losses, Objective, Refinement, StepRule
+from t2ictl.concepts import Concepts
+from t2ictl.controls import PlanContext
 from t2ictl.per_prompt import per_prompt
 from t2ictl.spans import Prompt, Span
-from t2ictl.windows import Window
 
-__all__ = ["BoundConcepts", "bound_concepts", "loss_plan"]
+__all__ = ["BoundConcepts", "bound_concepts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,22 +29,19 @@ class BoundConcepts:
         owner_BN: number of the object that a word belongs to; a word of none has a number of its own, padding has -1.
         noun_BN: true where a word is the noun of its object.
         mask_BN: true where a word is real.
+        has_modifiers: whether in any picture something describes something.
     """
 
     spans: tuple[tuple[Span, ...], ...]
     owner_BN: Tensor
     noun_BN: Tensor
     mask_BN: Tensor
+    has_modifiers: bool
 
     @property
-    def has_modifiers(self) -> bool:
-        """Whether in any picture something describes something."""
-        return any(len(set(row)) < len(row) for row in self.owners)
-
-    @property
-    def owners(self) -> list[list[int]]:
-        """The numbers of each picture, without padding."""
-        return [[owner for owner in row if owner >= 0] for row in self.owner_BN.tolist()]
+    def nouns_BN(self) -> Tensor:
+        """True where a word is real, and the noun of its object."""
+        return self.noun_BN & self.mask_BN
 
 
 def bound_concepts(concepts: Concepts, context: PlanContext, *, control: str, others: bool = False) -> BoundConcepts:
@@ -82,6 +76,7 @@ def bound_concepts(concepts: Concepts, context: PlanContext, *, control: str, ot
         owner_BN=owner_BN.to(device),
         noun_BN=noun_BN.to(device),
         mask_BN=(owner_BN >= 0).to(device),
+        has_modifiers=any(len({owner for _, owner, _ in listed}) < len(listed) for listed in rows),
     )
 
 
@@ -106,56 +101,3 @@ def _words_of(prompt: Prompt, named: Sequence[str], control: str, others: bool) 
         rest = [span for span in prompt.words() if any(span.by_encoder) and not taken & set(span.tokens)]
         listed += [(span, len(nouns) + number, False) for number, span in enumerate(rest)]
     return listed
-
-
-def loss_plan(
-    control: Control,
-    context: PlanContext,
-    spans: tuple[tuple[Span, ...], ...],
-    make: Callable[[ConceptMaps], Callable[[Tensor, Step], Losses]],
-    observe: Callable[[ConceptMaps], Callable[[Tensor, Step], None]] | None = None,
-) -> Plan:
-    """Make the plan of a control with the usual fields, whose loss is a function of the maps of some words.
-
-    Args:
-        control: has ``strength``, ``smoothing``, ``rivals``, ``sites``, ``window``, ``step`` and, if it refines,
-            ``refinement``.
-        context: the pipeline call.
-        spans: for each picture the words whose maps are wanted.
-        make: from the preparation of the maps to the loss at one latent; it is called once a plan, so state of a call
-            may live in it.
-        observe: the same, to what gets the maps of the pass that makes the picture.
-
-    Returns:
-        The plan; an empty one for strength 0, or where no picture has words.
-
-    Raises:
-        NoSiteMatched: if the filter matches no cross-attention layer.
-    """
-    fields: _Fields = control  # type: ignore[assignment]
-    if fields.strength == 0 or not any(spans):
-        return Plan()
-    maps = ConceptMaps.of(context, spans, fields.sites, fields.smoothing, fields.rivals)
-    objective = Objective(
-        name=control.name,
-        sites=maps.sites,
-        evaluate=make(maps),
-        strength=fields.strength,
-        window=fields.window,
-        rule=fields.step,
-        refinement=getattr(control, "refinement", None),
-        observe=None if observe is None else observe(maps),
-    )
-    return Plan(objectives=(objective,))
-
-
-class _Fields:
-    """The usual fields of a control that moves latents."""
-
-    strength: float
-    smoothing: Smoothing
-    rivals: Rivals
-    sites: tuple[str, ...]
-    window: Window
-    step: StepRule
-    refinement: Refinement | None

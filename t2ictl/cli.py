@@ -35,6 +35,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; defaul
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 Controls = Annotated[list[str], typer.Option("--control", "-c", help="A control; may be given several times.")]
 Sets = Annotated[list[str], typer.Option("--set", help="control.field=value, e.g. attention_segregation.strength=1.5")]
+Checkpointing = Annotated[
+    str, typer.Option(help="off, feed_forward or all: less memory for updates, more work, the same pictures.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first picture.")]
 Steps = Annotated[int, typer.Option(help="Denoising steps.")]
@@ -71,14 +74,17 @@ def generate(
     parser: Parser = "grammar",
     device: Device = None,
     dtype: Dtype = "float32",
+    checkpointing: Checkpointing = "off",
     as_json: AsJson = False,
 ) -> None:
     """Make a picture of a prompt, under control."""
     work = importlib.import_module("t2ictl.commands")
+    way = work.check_checkpointing(checkpointing)
     request = work.request_of(prompt, again, seed, steps, size, guidance_scale, negative_prompt, parser)
     controls = work.controls_of(control, set_, again)
     work.check_place(out, ".png")
-    work.generate_files(work.open_model(model, device, dtype), request, controls, out, compare=compare, as_json=as_json)
+    pipe = work.open_model(model, device, dtype)
+    work.generate_files(pipe, request, controls, out, compare=compare, checkpointing=way, as_json=as_json)
 
 
 @app.command()
@@ -149,11 +155,13 @@ def editor(
     ] = [],  # noqa: B006
     device: Device = None,
     dtype: Dtype = "float32",
+    checkpointing: Checkpointing = "off",
     headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser window.")] = False,
 ) -> None:
     """Open the interactive editor in the browser."""
     launch = importlib.import_module("t2ictl.app.launch")
-    raise typer.Exit(launch.serve(port, models, device, dtype, is_headless=headless))
+    given = {"device": device, "dtype": dtype, "checkpointing": checkpointing}
+    raise typer.Exit(launch.serve(port, models, **given, is_headless=headless))
 
 
 def _add_contributed() -> None:

@@ -13,6 +13,7 @@ import diffusers
 import torch
 import transformers
 
+from t2ictl.checkpoints import Checkpointing, check_checkpointing
 from t2ictl.controls import Control, broken_controls, control_from_dict, get_control, list_controls
 from t2ictl.errors import BadSetting
 from t2ictl.fields import describe
@@ -25,6 +26,7 @@ from t2ictl.settings import read_settings, write_json, write_text
 from t2ictl.word_maps import POINTING_SITES
 
 __all__ = [
+    "check_checkpointing",
     "check_place",
     "controls_of",
     "generate_files",
@@ -220,7 +222,14 @@ def _summary(result: Generation) -> dict[str, Any]:
 
 
 def generate_files(
-    pipe: Any, request: Request, controls: Sequence[Control], out: Path, *, compare: bool, as_json: bool
+    pipe: Any,
+    request: Request,
+    controls: Sequence[Control],
+    out: Path,
+    *,
+    compare: bool,
+    checkpointing: Checkpointing = "off",
+    as_json: bool,
 ) -> None:
     """Make the pictures of a request and write them.
 
@@ -230,9 +239,10 @@ def generate_files(
         controls: under which controls.
         out: the PNG; further pictures get a number before the ending.
         compare: also write the plain picture of the same seed, and both side by side.
+        checkpointing: less memory for more work, as in :func:`t2ictl.controlled`.
         as_json: print a summary as JSON.
     """
-    result = _run(pipe, request, controls)
+    result = _run(pipe, request, controls, checkpointing=checkpointing)
     files = [result.save(_numbered(out, number), number) for number in range(len(result.images))]
     summary: dict[str, Any] = {"files": [str(each) for each in files], **_summary(result)}
     if compare:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from t2ictl.checkpoints import Checkpointing
 from t2ictl.controls import Control, control_from_dict, control_to_dict
 from t2ictl.cost import Cost
 from t2ictl.errors import BadSetting, Cancelled
@@ -143,6 +144,7 @@ def generate(
     *,
     record: bool | Recording = False,
     on_step: Callable[[Progress], bool | None] | None = None,
+    checkpointing: Checkpointing = "off",
     **request: Any,
 ) -> Generation:
     """Make pictures of a prompt under control.
@@ -153,6 +155,7 @@ def generate(
         controls: what to do; none for the plain model.
         record: keep the attention maps of words.
         on_step: called after each step; return False to stop.
+        checkpointing: less memory for more work, as in :func:`t2ictl.controlled`; it does not change the pictures.
         **request: further fields of :class:`Request`: ``seed``, ``steps``, ``width``, ``height``,
             ``guidance_scale``, ``negative_prompt``, ``images_per_prompt``, ``parser``.
 
@@ -175,7 +178,7 @@ def generate(
     arguments = wanted.arguments()
     if on_step is not None:
         arguments["callback_on_step_end"] = _callback(on_step)
-    with controlled(pipe, controls, record=record, parser=wanted.parser) as session:
+    with controlled(pipe, controls, record=record, parser=wanted.parser, checkpointing=checkpointing) as session:
         images = pipe(**arguments).images
     return Generation(
         images=list(images),

@@ -108,6 +108,7 @@ class _AttentionAndMass(torch.autograd.Function):
     def forward(
         ctx: Any, q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, mask: Tensor | None, scale: float, upcast: bool
     ) -> tuple[Tensor, Tensor]:
+        """Give the layer's result and its map; the weights are let go."""
         ctx.save_for_backward(q_BHQD, k_BHKD, v_BHKD, mask)
         ctx.scale, ctx.upcast = scale, upcast
         weights_BHQK = softmax(scores(q_BHQD, k_BHKD, mask, scale, upcast=upcast))
@@ -116,6 +117,7 @@ class _AttentionAndMass(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_out_BHQD: Tensor, of_mass_BQK: Tensor) -> tuple[Tensor | None, ...]:
+        """Make the weights again, and from them the gradients."""
         q_BHQD, k_BHKD, v_BHKD, mask = ctx.saved_tensors
         logits_BHQK = scores(q_BHQD, k_BHKD, mask, ctx.scale, upcast=ctx.upcast)
         weights_BHQK = softmax(logits_BHQK)

@@ -15,6 +15,7 @@ import diffusers
 import pytest
 import torch
 
+from t2ictl.checkpoints import Checkpointing, Recomputed
 from tests import tiny
 
 # Several threads on such small tensors cost a hundred times what they save on a loaded machine.
@@ -32,6 +33,20 @@ def sd_pipe() -> Any:
 def sdxl_pipe() -> Any:
     """A fresh tiny SDXL pipeline."""
     return tiny.sdxl()
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ways of checkpointing of all updates so far, in order."""
+    seen: list[str] = []
+    enter = Recomputed.__init__
+
+    def note(self: Recomputed, denoiser: Any, way: Checkpointing) -> None:
+        seen.append(way)
+        enter(self, denoiser, way)
+
+    monkeypatch.setattr(Recomputed, "__init__", note)
+    return seen
 
 
 def _allowed_skips() -> list[str]:

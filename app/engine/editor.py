@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from t2ictl import Checkpointing
 from t2ictl.app.engine.details import Details
 from t2ictl.app.engine.jobs import Job, JobRunner, Work
-from t2ictl.app.engine.memory import Estimate, MemoryReport, estimate, facts_of, report
+from t2ictl.app.engine.memory import Estimate, MemoryReport, ModelFacts, estimate, facts_of, report
 from t2ictl.app.engine.models import FoundModel, ModelManager
 from t2ictl.app.engine.reading import PromptReader, ReadPrompt
 from t2ictl.app.engine.store import Result, ResultStore
@@ -35,6 +36,7 @@ class Editor:
         folder: where results are kept; None for a temporary folder.
         device: of torch; None for CUDA where there is one.
         dtype: precision of the weights.
+        checkpointing: less memory for more work, as in :func:`t2ictl.controlled`.
         grace: how long a session outlives its last tab (seconds): one that is loaded again leaves before it enters.
         work: does a job, in the place of the real maker; for tests.
     """
@@ -46,16 +48,19 @@ class Editor:
         folder: Path | None = None,
         device: str | None = None,
         dtype: str = "float32",
+        checkpointing: Checkpointing = "off",
         grace: float = GRACE,
         work: Work | None = None,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="t2ictl-editor-") if folder is None else None
         self.store = ResultStore(Path(self._temporary.name) if self._temporary else folder or Path())
         self.models = ModelManager(roots, device, dtype)
-        self._maker = work or Maker(self.models, self.store)
+        self._checkpointing: Checkpointing = checkpointing
+        self._maker = work or Maker(self.models, self.store, checkpointing)
         self.runner = JobRunner(self._maker)
         self._lock = threading.Lock()
         self._readers: dict[str, PromptReader] = {}
+        self._facts: dict[Path, ModelFacts] = {}
         self._seats: Counter[str] = Counter()
         self._grace = grace
         #: What the page of each session holds, so that a tab that is loaded again finds it.
@@ -121,11 +126,20 @@ class Editor:
         Raises:
             BadSetting: if the model does not say how large it is.
         """
-        facts = facts_of(self.models.check(order.model).folder)
+        folder = self.models.check(order.model).folder
+        if folder not in self._facts:  # a page asks at every click, and the files are large
+            self._facts[folder] = facts_of(folder)
+        facts = self._facts[folder]
         moves = any(control.has_losses for control in order.controls)
-        each = 4 if self.models.dtype == "float32" else 2
-        guided = order.request.guidance_scale > 1
-        return estimate(facts, order.request, moves=moves, guided=guided, words=words, bytes_each=each)
+        return estimate(
+            facts,
+            order.request,
+            moves=moves,
+            guided=order.request.guidance_scale > 1,
+            words=words,
+            bytes_each=4 if self.models.dtype == "float32" else 2,
+            checkpointing=self._checkpointing,
+        )
 
     def details(self, result: Result) -> Details:
         """Read maps and losses of a result.

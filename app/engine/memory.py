@@ -14,15 +14,19 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from t2ictl import Request
+from t2ictl import Checkpointing, Request
 from t2ictl.errors import BadSetting
 
 __all__ = ["Estimate", "MemoryReport", "ModelFacts", "estimate", "facts_of", "report"]
 
 KIB = 1024
-# Bytes in float16: of a row and cell in a forward pass, of a cell kept for backward, of a cell in the decoder.
+# Bytes in float16: of a row and cell in a forward pass, of a cell kept for backward by the way of checkpointing, of a
+# cell in the decoder.
 FORWARD = {"sd": 16.3 * KIB, "sdxl": 9.8 * KIB}
-SAVED = {"sd": 82 * KIB, "sdxl": 234 * KIB}
+SAVED: dict[str, dict[Checkpointing, float]] = {
+    "sd": {"off": 82 * KIB, "feed_forward": 54 * KIB, "all": 29 * KIB},
+    "sdxl": {"off": 234 * KIB, "feed_forward": 119 * KIB, "all": 71 * KIB},
+}
 DECODED = 96 * KIB
 # Widths that these figures belong to: the first block of the U-Net, the last but one of the decoder.
 UNET_WIDTH, DECODER_WIDTH = 320, 256
@@ -162,7 +166,14 @@ def _numbers(path: Path) -> int:
 
 
 def estimate(
-    facts: ModelFacts, request: Request, *, moves: bool, guided: bool, words: int, bytes_each: int = 4
+    facts: ModelFacts,
+    request: Request,
+    *,
+    moves: bool,
+    guided: bool,
+    words: int,
+    bytes_each: int = 4,
+    checkpointing: Checkpointing = "off",
 ) -> Estimate:
     """Estimate the memory of a run.
 
@@ -173,6 +184,7 @@ def estimate(
         guided: whether the batch has a second row for guidance.
         words: recorded words.
         bytes_each: bytes of a number: 4 in float32, 2 in half precision.
+        checkpointing: which layers are computed again in place of being kept for the backward pass.
 
     Returns:
         The estimate.
@@ -187,7 +199,7 @@ def estimate(
     height = request.height // facts.factor if request.height else facts.cells
     cells = width * height
     forward = (2 if guided else 1) * FORWARD[facts.family] * share
-    update = (SAVED[facts.family] * share) if moves else 0.0
+    update = (SAVED[facts.family][checkpointing] * share) if moves else 0.0
     decoder = DECODED * facts.decoder_width / DECODER_WIDTH
     work = max(forward, update, decoder) * cells * scale
     maps: Any = 2 * words * request.steps * cells * 4

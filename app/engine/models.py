@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ FAMILIES = {
 }
 #: Folders of models lie at most this far below an allowed folder; what lies deeper is not looked for.
 DEPTH = 3
+#: Folders are looked through again after this long (seconds).
+LOOK_AGAIN = 2.0
 LARGEST_INDEX = 1_000_000  # bytes of a model_index.json; a real one has two thousand
 
 
@@ -115,6 +119,7 @@ class ModelManager:
         self._roots, self._device, self.dtype = tuple(roots), device, dtype
         self._source: str | None = None
         self._pipe: Any = None
+        self._listed: tuple[float, list[FoundModel]] = (-math.inf, [])
 
     @property
     def device(self) -> str | None:
@@ -127,8 +132,12 @@ class ModelManager:
         return self._source
 
     def models(self) -> list[FoundModel]:
-        """List the models that there are now."""
-        return find_models(self._roots)
+        """List the models that there are now, or were a moment ago: a page asks several times at every click."""
+        when, found = self._listed
+        if time.monotonic() - when > LOOK_AGAIN:
+            found = find_models(self._roots)
+            self._listed = (time.monotonic(), found)
+        return list(found)
 
     def check(self, source: str) -> FoundModel:
         """Find a model that was asked for.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import t2ictl
-from t2ictl import Control, Generation, Recording, Request
+from t2ictl import Checkpointing, Control, Generation, Recording, Request
 from t2ictl.app.engine.details import details_of
 from t2ictl.app.engine.jobs import Job
 from t2ictl.app.engine.models import ModelManager
@@ -75,10 +75,11 @@ class Maker:
     Args:
         models: gives the model.
         store: keeps the results.
+        checkpointing: less memory for more work, as in :func:`t2ictl.controlled`.
     """
 
-    def __init__(self, models: ModelManager, store: ResultStore) -> None:
-        self._models, self._store = models, store
+    def __init__(self, models: ModelManager, store: ResultStore, checkpointing: Checkpointing = "off") -> None:
+        self._models, self._store, self._checkpointing = models, store, checkpointing
         self._colors: tuple[str, LatentColors] | None = None
 
     def __call__(self, job: Job) -> Made:
@@ -130,6 +131,7 @@ class Maker:
         last, seen = None, time.monotonic()
 
         def on_step(progress: Any) -> bool:
+            """Tell how far it is, at times with a small picture."""
             nonlocal last, seen
             preview = None
             last = progress.latents[0]
@@ -142,14 +144,13 @@ class Maker:
                 return False
             return True
 
-        asked = _asked(request)
+        asked = {**_asked(request), "on_step": on_step, "checkpointing": self._checkpointing}
         prompt = asked.pop("prompt")
         try:
-            recording = Recording(sites=RECORDED, by="size")
-            made = t2ictl.generate(pipe, prompt, controls, record=recording, on_step=on_step, **asked)
+            made = t2ictl.generate(pipe, prompt, controls, record=Recording(sites=RECORDED, by="size"), **asked)
         except BudgetExceeded:  # a long prompt on a large picture: the mean over steps is still worth having
             recording = Recording(sites=RECORDED, by="size", per_step=False)
-            made = t2ictl.generate(pipe, prompt, controls, record=recording, on_step=on_step, **asked)
+            made = t2ictl.generate(pipe, prompt, controls, record=recording, **asked)
         if last is not None:
             colors.fit(last, made.image)
         return made
@@ -170,5 +171,5 @@ def _out_of_memory(error: Exception) -> Exception:
         torch.cuda.empty_cache()
     return BadSetting(
         "There was not enough memory for this picture.",
-        "Lower the size first; then leave out controls that move latents, or the plain picture.",
+        "Lower the size first; then start the editor with --checkpointing all, or leave out what moves latents.",
     )

@@ -77,7 +77,10 @@ def _verbs(page: Page, seat: Seat, result: Result) -> dict[str, Callable[[], Non
         page.point = None
 
     def recall(take: Callable[[Draft, Recipe], None]) -> Callable[[], None]:
+        """Make what a button does that takes settings of this picture."""
+
         def act() -> None:
+            """Take them, or say why they cannot be read."""
             try:
                 recipe = of_settings(t2ictl.read_settings(result.path))
             except T2ictlError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -202,12 +204,19 @@ def _overlap(maps: Maps, look: Look, read: ReadPrompt | None) -> None:
     st.caption("Maps are brought to the same sum first. 100 %: the same places; 0 %: none in common.")
 
 
+def short_names(names: Collection[str]) -> dict[str, str]:
+    """Terms without their control, where no two controls have a term of that name."""
+    terms = {name: name.partition(".")[2] or name for name in names}
+    times = Counter(terms.values())
+    return {name: term if times[term] == 1 else name for name, term in terms.items()}
+
+
 def _losses(details: Details) -> None:
     if not details.losses:
         st.caption("No control of this picture moves anything by a loss.")
         return
     first = [loss for loss in details.losses if loss.iteration == 0]
-    names = {name: name.partition(".")[2] or name for loss in first for name in loss.terms}
+    names = short_names({name for loss in first for name in loss.terms})
     rows = [{"step": loss.step + 1, **{names[key]: value for key, value in loss.terms.items()}} for loss in first]
     if len(names) > 1:
         rows = [{**row, "sum": loss.total} for row, loss in zip(rows, first, strict=True)]

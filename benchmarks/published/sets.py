@@ -76,6 +76,7 @@ def _compbench(split: str) -> Callable[[Path], Found]:
     """``<category>_<split>.txt`` of T2I-CompBench, one prompt a line, or one object a line of all categories."""
 
     def read(path: Path) -> Found:
+        """Read either kind of file."""
         if path.suffix == ".jsonl":
             yield from _objects("category", facts=("tags",))(path)
             return

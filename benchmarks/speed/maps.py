@@ -47,11 +47,7 @@ def operations(name: str, sites: Any) -> float:
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel(**MODELS[name]).half().eval()
-    sample, keywords = _inputs(unet)
-    sample = sample.detach().repeat(2, 1, 1, 1)
-    keywords["encoder_hidden_states"] = keywords["encoder_hidden_states"].repeat(2, 1, 1)
-    for key, value in keywords.get("added_cond_kwargs", {}).items():
-        keywords["added_cond_kwargs"][key] = value.repeat(2, *[1] * (value.dim() - 1))
+    sample, keywords = _inputs(unet, rows=2)
     heard = select(select(unet_sites(unet), sites), "cross")
     switch = Switch()
     for site in heard:

@@ -89,11 +89,7 @@ def denoiser_peak(name: str, rows: int = 2) -> float:
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel(**MODELS[name]).half().eval()
-    sample, keywords = _inputs(unet)
-    sample = sample.detach().repeat(rows, 1, 1, 1)
-    keywords["encoder_hidden_states"] = keywords["encoder_hidden_states"].repeat(rows, 1, 1)
-    for key, value in keywords.get("added_cond_kwargs", {}).items():
-        keywords["added_cond_kwargs"][key] = value.repeat(rows, *[1] * (value.dim() - 1))
+    sample, keywords = _inputs(unet, rows)
     time = torch.ones((), device="meta")
     return _peak(lambda: unet(sample, time, **keywords)) / (rows * sample.shape[-1] * sample.shape[-2])
 

@@ -66,15 +66,18 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def _inputs(unet: UNet2DConditionModel) -> tuple[Tensor, dict[str, Any]]:
+def _inputs(unet: UNet2DConditionModel, rows: int = 1) -> tuple[Tensor, dict[str, Any]]:
+    """A latent that wants a gradient, and the other arguments of the denoiser."""
     side, width = unet.config.sample_size, unet.config.cross_attention_dim
-    sample = torch.zeros(1, 4, side, side, device="meta", dtype=unet.dtype, requires_grad=True)
-    keywords: dict[str, Any] = {"encoder_hidden_states": torch.zeros(1, 77, width, device="meta", dtype=unet.dtype)}
+
+    def zeros(*shape: int) -> Tensor:
+        """Something of this shape for each row."""
+        return torch.zeros(rows, *shape, device="meta", dtype=unet.dtype)
+
+    sample = zeros(4, side, side).requires_grad_()
+    keywords: dict[str, Any] = {"encoder_hidden_states": zeros(77, width)}
     if unet.config.addition_embed_type:
-        keywords["added_cond_kwargs"] = {
-            "text_embeds": torch.zeros(1, 1280, device="meta", dtype=unet.dtype),
-            "time_ids": torch.zeros(1, 6, device="meta", dtype=unet.dtype),
-        }
+        keywords["added_cond_kwargs"] = {"text_embeds": zeros(1280), "time_ids": zeros(6)}
     return sample, keywords
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import t2ictl
-from t2ictl.app.engine.models import ModelManager, find_models
+from t2ictl.app.engine.models import LOOK_AGAIN, ModelManager, find_models
 from t2ictl.errors import BadSetting
 from tests.tiny import sd
 
@@ -44,6 +44,17 @@ def test_folders_are_listed_with_their_family_or_the_reason_against_them(root: P
     assert found["deep/er/xl"].family == "Stable Diffusion XL"
     assert "FluxPipeline is not supported" in found["flux"].why_not
     assert all(found[name].why_not for name in ("broken", "odd", "nested"))
+
+
+def test_folders_are_looked_through_again_after_a_while_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("t2ictl.app.engine.models.time.monotonic", lambda: now[0])
+    manager = ModelManager([root])
+    before = {model.name for model in manager.models()}
+    folder(root / "new", {"_class_name": "StableDiffusionPipeline"})
+    assert {model.name for model in manager.models()} == before
+    now[0] += LOOK_AGAIN + 0.1
+    assert {model.name for model in manager.models()} == before | {"new"}
 
 
 def test_paths_outside_of_the_allowed_folders_are_refused(root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import socket
 from pathlib import Path
@@ -17,10 +18,13 @@ import t2ictl
 from t2ictl import Request
 from t2ictl.app.engine.editor import Editor
 from t2ictl.app.engine.memory import ModelFacts, estimate, facts_of, report
+from t2ictl.app.engine.work import Order
 from t2ictl.app.launch import OPTIONS, new_editor, serve
 from t2ictl.app.overlay import STOPS, colored, difference, uri
 from t2ictl.app.presets import examples, presets, what_changed
 from t2ictl.app.text import plain
+from t2ictl.app.views.inspect import short_names
+from t2ictl.checkpoints import Checkpointing
 from t2ictl.cli import main
 from t2ictl.errors import BadSetting
 from t2ictl.shapes import model_path
@@ -38,6 +42,36 @@ def test_texts_of_users_are_shown_as_they_are(text: str) -> None:
     assert re.sub(r"\\(.)", r"\1", found) == " ".join(text.split())  # nothing is lost
     special = r"\\`*_{}[]()#+-.!|<>~$:&^="
     assert not re.search(rf"(?<!\\)(?:\\\\)*[{re.escape(special.replace(chr(92), ''))}]", found)
+
+
+def test_terms_of_losses_have_short_names_unless_two_controls_share_one() -> None:
+    assert short_names({"a_star.overlap", "a_star.retention"}) == {
+        "a_star.overlap": "overlap",
+        "a_star.retention": "retention",
+    }
+    names = {"attend_and_excite.presence", "self_cross.presence", "self_cross.conflict", "whole"}
+    assert short_names(names) == {
+        "attend_and_excite.presence": "attend_and_excite.presence",
+        "self_cross.presence": "self_cross.presence",
+        "self_cross.conflict": "conflict",
+        "whole": "whole",
+    }
+
+
+def test_files_of_a_model_are_read_once_for_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def look(folder: Path) -> ModelFacts:
+        read.append(folder)
+        return facts_of(folder)
+
+    monkeypatch.setattr("t2ictl.app.engine.editor.facts_of", look)
+    editor = Editor(folder=tmp_path, work=lambda job: None)
+    try:
+        order = Order(model="shapes", request=Request(prompt="a circle"), controls=(), compare=False)
+        assert editor.estimate(order, 2) == editor.estimate(order, 2) and read == [model_path()]
+    finally:
+        editor.close()
 
 
 def test_long_texts_are_cut_with_a_sign() -> None:
@@ -124,10 +158,14 @@ def test_the_estimate_follows_what_is_asked_for() -> None:
     facts = ModelFacts(family="sdxl", weights=4000, unet_width=320, decoder_width=256, cells=128, factor=8)
     asked = Request(prompt="x", steps=10)
 
-    def work(**more: bool) -> int:
-        return estimate(facts, asked, moves=more.get("moves", False), guided=True, words=3, bytes_each=2).work
+    def work(moves: bool = False, way: Checkpointing = "off") -> int:
+        found = estimate(facts, asked, moves=moves, guided=True, words=3, bytes_each=2, checkpointing=way)
+        return found.work
 
-    assert work(moves=True) == pytest.approx(3.66 * 2**30, rel=0.01)  # the counted bytes of one update at 1024 x 1024
+    # The counted bytes of one update at 1024 x 1024, and those of the decoder where it takes more.
+    assert work(moves=True) == pytest.approx(3.66 * 2**30, rel=0.01)
+    assert work(moves=True, way="feed_forward") == pytest.approx(1.86 * 2**30, rel=0.01)
+    assert work(moves=True, way="all") == 1.5 * 2**30 > 1.10 * 2**30
     assert work() < work(moves=True)
     half = estimate(facts, Request(prompt="x", width=512, height=512), moves=True, guided=True, words=3, bytes_each=2)
     assert half.work == pytest.approx(work(moves=True) / 4, rel=1e-6) and half.weights == 2000
@@ -157,7 +195,7 @@ def test_bad_options_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.Ca
         port = str(taken.getsockname()[1])
         for arguments in (
             ["--port", port], ["--port", "99999"], ["--models", str(tmp_path / "none")], ["--device", "moon"],
-            ["--dtype", "int3"],
+            ["--dtype", "int3"], ["--checkpointing", "some"],
         ):  # fmt: skip
             assert main(["app", "--headless", *arguments]) == 2
             said = capsys.readouterr().err
@@ -173,7 +211,8 @@ def test_streamlit_is_started_on_this_machine_only_and_tells_nobody(monkeypatch:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert serve(port, [], None, "float32", is_headless=True) == 0
+    assert serve(port, [], checkpointing="all", is_headless=True) == 0
+    assert json.loads(os.environ[OPTIONS])["checkpointing"] == "all"
     (arguments,) = seen
     assert Path(arguments[1]).name == "streamlit_app.py" and Path(arguments[1]).is_file()
     assert {"--server.address=localhost", "--browser.gatherUsageStats=false", f"--server.port={port}"} <= set(arguments)

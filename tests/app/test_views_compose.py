@@ -9,6 +9,7 @@ import pytest
 
 import t2ictl
 from t2ictl.app.engine.editor import Editor
+from t2ictl.app.engine.memory import MemoryReport
 from t2ictl.app.presets import examples
 from tests.app.driver import Driver, driver, editor, quick
 
@@ -113,16 +114,13 @@ def test_a_new_seed_for_every_picture_unless_it_is_kept(driver: Driver) -> None:
 
 
 def test_the_memory_estimate_warns_where_it_does_not_fit(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = MemoryReport(device="CPU", dtype="", used=2**20, free=2**31, total=2**33)
+    monkeypatch.setattr(Editor, "memory", lambda editor: some)
+    driver.run()
     assert "Takes about" in driver.texts() and not driver.at.warning
     driver.set("number_input", "Width", 4096)
     driver.set("number_input", "Height", 4096)
-    assert not driver.at.warning or "lower the size first" in driver.at.warning[0].value
-    from t2ictl.app.engine.memory import MemoryReport
-
-    full = MemoryReport(device="CPU", dtype="", used=1, free=1, total=2)
-    monkeypatch.setattr(Editor, "memory", lambda editor: full)
-    driver.run()
-    assert "lower the size first" in driver.at.warning[0].value
+    assert "lower the size first" in driver.at.warning[0].value and "2.0 GiB are free" in driver.at.warning[0].value
 
 
 def test_models_that_cannot_be_used_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,21 @@ def test_both_pictures_are_those_of_the_library(editor: Editor) -> None:
     assert plain.maps is not None and plain.losses == ()
 
 
+def test_checkpointing_is_of_the_editor_and_leaves_pictures_as_they_are(
+    editor: Editor, tmp_path: Path, ways: list[str]
+) -> None:
+    asked = order(AttendAndExcite(refinement=None), compare=False)
+    usual = done(editor, asked).result.number
+    assert set(ways) == {"off"}
+    ways.clear()
+    short = Editor(folder=tmp_path / "short", device="cpu", grace=0, checkpointing="all")
+    try:
+        assert pixels(short, done(short, asked).result.number) == pixels(editor, usual)
+        assert set(ways) == {"all"} and short.estimate(asked, 2).work < editor.estimate(asked, 2).work
+    finally:
+        short.close()
+
+
 def test_another_control_uses_the_plain_picture_again(editor: Editor) -> None:
     first = done(editor, order(AttendAndExcite(refinement=None)))
     second = done(editor, order(StructuredGuidance()))

@@ -53,6 +53,14 @@ def test_generate_writes_a_picture_that_can_be_made_again(run: Run, model: str, 
     assert status == 0 and Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
+def test_checkpointing_reaches_the_session_and_leaves_the_file_as_it_is(run: Run, model: str, ways: list[str]) -> None:
+    chosen = ("--control", "attention_segregation", *options(model))
+    assert run("generate", PROMPT, *chosen, "--out", "a.png")[0] == 0
+    assert run("generate", PROMPT, *chosen, "--checkpointing", "all", "--out", "b.png")[0] == 0
+    assert ways == ["off", "all"]
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
 def test_compare_puts_the_plain_picture_beside(run: Run, model: str) -> None:
     chosen = ("--control", "attention_segregation", "--compare", "--json")
     status, out, _ = run("generate", PROMPT, *chosen, *options(model), "--out", "a.png")
@@ -107,6 +115,7 @@ def test_doctor_believes_no_kernel(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         (["generate", PROMPT, "--model", "/nowhere"], "no model '/nowhere'"),
         (["generate", PROMPT, "--device", "warp"], "no device 'warp'"),
         (["generate", PROMPT, "--dtype", "int4"], "no precision 'int4'"),
+        (["generate", PROMPT, "--checkpointing", "some"], "checkpointing cannot be 'some'"),
         (["generate", PROMPT, "--out", "nowhere/a.png"], "does not exist"),
         (["generate", PROMPT, "--out", "a.jpg"], "a.jpg"),
         (["generate", PROMPT, "--set", "attention_segregation.strength=1"], "not used"),
