@@ -7,6 +7,10 @@ of the denoiser to the moved latent. Latents at the end are compared: the same w
     python -m t2ictl.benchmarks.speed.published               # 512 x 512, about 10 minutes on two cores
     python -m t2ictl.benchmarks.speed.published --side 32     # 256 x 256
     python -m t2ictl.benchmarks.speed.published --operations  # whole pictures of 50 steps, counted; seconds
+
+On a CPU, times hang on what fresh memory costs: the C library takes large tensors from the system and gives them back
+each time. The page faults that this makes are printed. With glibc, ``MALLOC_MMAP_MAX_=0
+MALLOC_TRIM_THRESHOLD_=68719476736`` before the command makes it keep them.
 """
 
 from __future__ import annotations
@@ -43,11 +47,13 @@ class Times:
     Args:
         updates: of each latent update.
         whole: of the whole run, with the passes that make the picture.
+        faults: pages of memory that the system had to give during the run.
         latents: the result.
     """
 
     updates: list[float] = field(default_factory=list)
     whole: float = 0.0
+    faults: int = 0
     latents: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -71,6 +77,15 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def _faults() -> int:
+    """Pages that the system has given to this process so far; 0 where it does not say."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def ours(pipe: Any, call: dict[str, Any], steps: int) -> Times:
@@ -164,6 +179,13 @@ def plain(pipe: Any, call: dict[str, Any], steps: int) -> Times:
     return Times(whole=_now() - start, latents=latents)
 
 
+def _run(way: Callable[..., Times], pipe: Any, call: dict[str, Any], steps: int) -> Times:
+    before = _faults()
+    times = way(pipe, call, steps)
+    times.faults = _faults() - before
+    return times
+
+
 def whole_picture(update: float, updates: int, steps: int = 50) -> float:
     """Give the work of a picture over that of a plain one.
 
@@ -225,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ways: tuple[Callable[..., Times], ...] = (plain, ours, theirs)
     found = []
     for run in range(chosen.pairs + 1):
-        times = [way(pipe, call, chosen.steps) for way in ways]
+        times = [_run(way, pipe, call, chosen.steps) for way in ways]
         if run == 0:
             apart = (times[1].latents - times[2].latents).abs().max() / times[2].latents.abs().max()
             print(f"largest difference of the two results: {float(apart):.1e} of the largest value", flush=True)
@@ -235,6 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _report("a whole step with its update, diffusers' pipeline / ours", [c.whole / b.whole for _, b, c in found])
     _report("a whole step with its update, ours / plain", [b.whole / a.whole for a, b, _ in found])
     _report("a whole step with its update, diffusers' pipeline / plain", [c.whole / a.whole for a, _, c in found])
+    for label, runs in zip(("plain", "ours", "diffusers' pipeline"), zip(*found, strict=True), strict=True):
+        print(f"page faults a step, {label}: {statistics.median(run.faults / chosen.steps for run in runs):,.0f}")
     return 0
 
 
