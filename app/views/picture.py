@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 
 import streamlit as st
@@ -110,7 +111,9 @@ def _job(job: Job, seat: Seat) -> None:
     with st.container(border=True):
         preview, bar, cancel = st.columns([1, 5, 2], vertical_alignment="center")
         if job.preview:
-            preview.image(job.preview, width=64, alt="A rough preview of the picture on its way")
+            # Inside of the page: a file of its own may be replaced by the next one before the browser asks for it.
+            address = "data:image/jpeg;base64," + base64.b64encode(job.preview).decode()
+            preview.image(address, width=64, alt="A rough preview of the picture on its way")
         bar.progress(job.step / job.steps if job.steps else 0.0, text="Cancelling" if job.is_cancelled else text)
         cancel.button(
             "Cancel", key=f"cancel/{job.number}", on_click=seat.editor.runner.cancel, args=(job,), width="stretch",

@@ -206,3 +206,12 @@ def test_a_tab_that_is_loaded_again_finds_its_page(driver: Driver) -> None:
     stranger.query_params["session"] = "a-name-that-nobody-has"
     stranger.run()
     assert stranger.query_params["session"] != ["a-name-that-nobody-has"] and not stranger.main.get("image")
+
+
+def test_a_preview_needs_no_file_of_its_own(driver: Driver) -> None:
+    """The server may have replaced such a file before the browser asks for it."""
+    job = Job(number=99, session="x", request=None, state="running", step=1, steps=9, preview=b"jpeg")
+    driver.page.jobs.append(job)
+    driver.run()
+    (shown,) = driver.at.main.get("image")
+    assert [each.url for each in shown.proto.imgs] == ["data:image/jpeg;base64,anBlZw=="]
