@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from t2ictl import Checkpointing
 from t2ictl.app.engine.editor import Editor
@@ -51,18 +51,13 @@ def serve(
         Exit status.
 
     Raises:
-        BadSetting: if a folder, the device, the precision or the way of checkpointing is not there, or the port is
-            taken.
+        BadSetting: if a folder, the device or the precision is not there, or the port is taken.
         MissingExtra: if Streamlit is not installed.
     """
     for root in models:
         if not root.is_dir():
             raise BadSetting(f"There is no folder {str(root)!r}.", "Give the folder that holds your diffusers folders.")
     _check_device(device, dtype)
-    if checkpointing not in get_args(Checkpointing):
-        raise BadSetting(
-            f"checkpointing cannot be {checkpointing!r}.", f"Use one of {', '.join(get_args(Checkpointing))}."
-        )
     _check_port(port)
     try:
         from streamlit.web import cli

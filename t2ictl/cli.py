@@ -160,7 +160,8 @@ def editor(
 ) -> None:
     """Open the interactive editor in the browser."""
     launch = importlib.import_module("t2ictl.app.launch")
-    given = {"device": device, "dtype": dtype, "checkpointing": checkpointing}
+    way = importlib.import_module("t2ictl.checkpoints").check_checkpointing(checkpointing)
+    given = {"device": device, "dtype": dtype, "checkpointing": way}
     raise typer.Exit(launch.serve(port, models, **given, is_headless=headless))
 
 

@@ -204,16 +204,16 @@ def whole_picture(update: float, updates: int, steps: int = 50) -> float:
     return (2 * steps + updates * update) / (2 * steps)
 
 
-def _operations() -> None:
-    print("| model | way | one update (F) | 25 updates in 50 steps | an update at each of 50 steps |")
-    print("|---|---|---|---|---|")
+def _operations(numbers: Sequence[int]) -> None:
+    print("| model | way | one update (F) |" + "".join(f" {number} updates in 50 steps |" for number in numbers))
+    print("|---|---|---|" + "---|" * len(numbers))
     for name in MODELS:
         for published in (True, False):
             found = measure(name, published=published)
             update = found["forward"] + found["backward"]
-            half, every = whole_picture(update, 25), whole_picture(update, 50)
             way = "published" if published else "ours"
-            print(f"| {name} | {way} | {update:.3f} | {half:.3f} x plain | {every:.3f} x plain |")
+            cells = "".join(f" {whole_picture(update, number):.3f} x plain |" for number in numbers)
+            print(f"| {name} | {way} | {update:.3f} |{cells}")
 
 
 def _report(label: str, ratios: Sequence[float]) -> None:
@@ -234,9 +234,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=3, help="runs of each, after one that is not counted")
     parser.add_argument("--steps", type=int, default=2, help="steps of a run")
     parser.add_argument("--operations", action="store_true", help="count whole pictures, and time nothing")
+    parser.add_argument("--updates", type=int, nargs="+", default=[25, 50], help="numbers of updates that are counted")
     chosen = parser.parse_args(arguments)
     if chosen.operations:
-        _operations()
+        _operations(chosen.updates)
         return 0
     diffusers.utils.logging.set_verbosity_error()  # their pipeline warns that it is deprecated
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -45,7 +45,7 @@ class Server:
         self.port, self.log = _free_port(), log
         self.address = f"http://localhost:{self.port}"
         environment = os.environ | {
-            "T2ICTL_EDITOR": json.dumps({"grace": SESSION_SECONDS}),
+            "T2ICTL_EDITOR": json.dumps({"grace": SESSION_SECONDS}), "TMPDIR": str(log.parent),
             "STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL": str(SESSION_SECONDS), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         command = [sys.executable, "-m", "t2ictl", "app", "--headless", "--device", "cpu", "--port", str(self.port)]
@@ -62,6 +62,11 @@ class Server:
                     return
             time.sleep(0.1)
         raise AssertionError(f"the editor did not start: {self.log.read_text()}")
+
+    @property
+    def pictures(self) -> set[Path]:
+        """The pictures that it keeps, of all sessions."""
+        return set(self.log.parent.glob("t2ictl-editor-*/**/*.png"))
 
     @property
     def memory(self) -> int:
