@@ -62,7 +62,8 @@ PIPELINES: dict[str, Callable[[], Any]] = {"shapes": shapes, "sd": tiny.sd, "sdx
 def default(cls: type[Control]) -> Control:
     """A control with its defaults; a search for noise ends early."""
     names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
-    return cls(search={"most": 2}) if "search" in names else cls()
+    settings: dict[str, Any] = {"search": {"most": 2}} if "search" in names else {}
+    return cls(**settings)
 
 
 def variants() -> dict[str, Callable[[], Sequence[Control]]]:
