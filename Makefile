@@ -19,12 +19,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make demo       the main job on the embedded model; writes pictures and maps to demo/"
-	@echo "make test       lint, types and the fast tests"
+	@echo "make test       lint, floors, types and the fast tests"
 	@echo "make test-slow  the slow tests"
 	@echo "make test-oldest the contract tests on the oldest diffusers claimed"
 	@echo "make test-browser the editor in a real browser (Chromium; on Debian it is installed if it is not there)"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
-	@echo "make lint       ruff and mypy only"
+	@echo "make lint       ruff, import-linter and mypy only"
 	@echo "make wheel      wheel and source archive in dist/"
 	@echo "make clean      remove the environment and everything that was built"
 
@@ -42,11 +42,12 @@ help:
 	@touch $@
 
 demo: .venv/stamp-core
-	TRANSFORMERS_VERBOSITY=error $(BIN)/python -m t2ictl.demo --out demo
+	TRANSFORMERS_VERBOSITY=error $(BIN)/python -m t2ictl.cli.demo --out demo
 
 lint: .venv/stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 test: lint

@@ -12,7 +12,8 @@ from t2ictl.app.text import plain
 from t2ictl.app.views.compose import compose, example_choice
 from t2ictl.app.views.history import file_choice, history
 from t2ictl.app.views.inspect import Look, inspect
-from t2ictl.app.views.picture import picture, shown_result
+from t2ictl.app.views.picture import picture
+from t2ictl.app.views.shown import shown_result
 from t2ictl.app.views.sidebar import sidebar
 from t2ictl.errors import T2ictlError
 

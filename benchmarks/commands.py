@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from t2ictl.benchmarks.compare import compare_command, power_command
+from t2ictl.benchmarks.results.compare import compare_command, power_command
 
 __all__ = ["app"]
 
@@ -127,7 +127,7 @@ def sets(
     folder: Annotated[Path, typer.Argument(help="Where published prompt files are.")], as_json: AsJson = False
 ) -> None:
     """Read the published prompt sets of a folder, and say how many prompts each has; a bad line is named."""
-    found = importlib.import_module("t2ictl.benchmarks.published.sets").counted(folder)
+    found = importlib.import_module("t2ictl.benchmarks.suites.published.sets").counted(folder)
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -184,7 +184,7 @@ def report(
     """Write tables, plots, contact sheets, and a page with the pictures of all arms side by side."""
     for module in ("matplotlib", "pandas", "pyarrow", "statsmodels", "tabulate"):
         importlib.import_module("t2ictl.benchmarks.extras").need(module)
-    work = importlib.import_module("t2ictl.benchmarks.report.write")
+    work = importlib.import_module("t2ictl.benchmarks.results.report.write")
     target = out or folder / "report"
     print(work.write_report(folder, target, against=against, allow_missing=allow_missing, tensorboard=tensorboard))
 
@@ -198,7 +198,9 @@ def export(
     data: Data = None,
 ) -> None:
     """Copy the pictures of an arm into the folders that an official evaluator reads."""
-    count = importlib.import_module("t2ictl.benchmarks.published.exporters").export_run(folder, arm, layout, out, data)
+    count = importlib.import_module("t2ictl.benchmarks.suites.published.exporters").export_run(
+        folder, arm, layout, out, data
+    )
     print(f"{count} pictures in {out}")
 
 

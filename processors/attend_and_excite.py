@@ -17,13 +17,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from t2ictl.concepts import Concepts, Rivals, Smoothing, chosen_concepts
-from t2ictl.controls import Control, Plan, PlanContext, register_control
-from t2ictl.fields import setting, settings_class
-from t2ictl.loss_plan import loss_plan
+from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.concepts import Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.controls.loss_plan import loss_plan
+from t2ictl.controls.registry import register_control
+from t2ictl.guidance.objectives import Losses
+from t2ictl.guidance.rules import Refinement, StepRule
 from t2ictl.losses.presence import presence_loss
-from t2ictl.objectives import Losses, Refinement, StepRule
-from t2ictl.windows import Window
+from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.windows import Window
 
 __all__ = ["AttendAndExcite"]
 

@@ -21,18 +21,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from t2ictl.analysis import binarize
-from t2ictl.attention import Step
-from t2ictl.concepts import ConceptMaps, Concepts, Rivals, Smoothing, chosen_concepts
-from t2ictl.controls import Control, Plan, PlanContext, register_control
+from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.concepts import ConceptMaps, Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.controls.layouts import Layout, Region
+from t2ictl.controls.registry import register_control
 from t2ictl.errors import BadSetting
-from t2ictl.fields import setting, settings_class
-from t2ictl.layouts import Layout, Region
+from t2ictl.guidance.objectives import Losses, Objective
+from t2ictl.guidance.rules import Refinement, StepRule
 from t2ictl.losses.overlap import overlap_loss
 from t2ictl.losses.presence import presence_loss
 from t2ictl.losses.retention import retention_loss
-from t2ictl.objectives import Losses, Objective, Refinement, StepRule
-from t2ictl.windows import Window
+from t2ictl.maps.ops import binarize
+from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.windows import Step, Window
 
 __all__ = ["AttentionSegregation"]
 

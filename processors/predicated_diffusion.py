@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from t2ictl.bound_concepts import bound_concepts
-from t2ictl.concepts import Concepts, Rivals, Smoothing
-from t2ictl.controls import Control, Plan, PlanContext, register_control
-from t2ictl.fields import setting, settings_class
-from t2ictl.loss_plan import loss_plan
+from t2ictl.controls.attributes import bound_concepts
+from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.concepts import Concepts, Rivals, Smoothing
+from t2ictl.controls.loss_plan import loss_plan
+from t2ictl.controls.registry import register_control
+from t2ictl.guidance.objectives import Losses
+from t2ictl.guidance.rules import StepRule
 from t2ictl.losses.predicates import correspondence_loss, existence_loss, stretched
-from t2ictl.objectives import Losses, StepRule
-from t2ictl.windows import Window
+from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.windows import Window
 
 __all__ = ["PredicatedDiffusion"]
 

@@ -9,53 +9,53 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from t2ictl.adapters import parse
-    from t2ictl.checkpoints import Checkpointing
-    from t2ictl.controls import Control, Plan, PlanContext, control_from_dict, control_to_dict, list_controls
-    from t2ictl.fields import describe
-    from t2ictl.generation import Generation, Request, generate, replay
-    from t2ictl.layouts import Region
-    from t2ictl.loading import load
-    from t2ictl.probes import AttentionRecord, Recording
-    from t2ictl.scenes import Scene
-    from t2ictl.sessionless import MapRecorder
-    from t2ictl.sessions import Session, controlled
-    from t2ictl.settings import SCHEMA_VERSION, read_settings
-    from t2ictl.spans import Prompt
-    from t2ictl.stories import Story
-    from t2ictl.subjects import Subject
-    from t2ictl.windows import Window
+from t2ictl._version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from t2ictl.controls.base import Control, Plan, PlanContext
+    from t2ictl.controls.layouts import Region
+    from t2ictl.controls.registry import control_from_dict, control_to_dict, list_controls
+    from t2ictl.families import parse
+    from t2ictl.families.loading import load
+    from t2ictl.generation import Generation, Request, generate, replay
+    from t2ictl.maps.record import AttentionRecord, Recording
+    from t2ictl.processors.isolation_reposition.story.result import Story
+    from t2ictl.processors.isolation_reposition.story.scenes import Scene
+    from t2ictl.processors.isolation_reposition.story.story import story
+    from t2ictl.processors.isolation_reposition.subjects import Subject
+    from t2ictl.processors.token_flow.analysis.analysis import flow
+    from t2ictl.prompts.prompt import Prompt
+    from t2ictl.session.checkpoints import Checkpointing
+    from t2ictl.session.session import Session, controlled
+    from t2ictl.settings.fields import describe
+    from t2ictl.settings.files import SCHEMA_VERSION, read_settings
+    from t2ictl.settings.windows import Window
+    from t2ictl.standalone.recorder import MapRecorder
 
 _HOME = {
-    "AttentionRecord": "probes",
-    "Checkpointing": "checkpoints",
-    "Control": "controls",
+    "AttentionRecord": "maps.record",
+    "Checkpointing": "session.checkpoints",
+    "Control": "controls.base",
     "Generation": "generation",
-    "MapRecorder": "sessionless",
-    "Plan": "controls",
-    "PlanContext": "controls",
-    "Prompt": "spans",
-    "Recording": "probes",
-    "Region": "layouts",
+    "MapRecorder": "standalone.recorder",
+    "Plan": "controls.base",
+    "PlanContext": "controls.base",
+    "Prompt": "prompts.prompt",
+    "Recording": "maps.record",
+    "Region": "controls.layouts",
     "Request": "generation",
-    "SCHEMA_VERSION": "settings",
-    "Scene": "scenes",
-    "Session": "sessions",
-    "Story": "stories",
-    "Subject": "subjects",
-    "Window": "windows",
-    "control_from_dict": "controls",
-    "control_to_dict": "controls",
-    "controlled": "sessions",
-    "describe": "fields",
+    "SCHEMA_VERSION": "settings.files",
+    "Session": "session.session",
+    "Window": "settings.windows",
+    "control_from_dict": "controls.registry",
+    "control_to_dict": "controls.registry",
+    "controlled": "session.session",
+    "describe": "settings.fields",
     "generate": "generation",
-    "list_controls": "controls",
-    "load": "loading",
-    "parse": "adapters",
-    "read_settings": "settings",
+    "list_controls": "controls.registry",
+    "load": "families.loading",
+    "parse": "families",
+    "read_settings": "settings.files",
     "replay": "generation",
 }
 
@@ -77,16 +77,19 @@ __all__ = [
     "Story",
     "Subject",
     "Window",
+    "__version__",
     "control_from_dict",
     "control_to_dict",
     "controlled",
     "describe",
+    "flow",
     "generate",
     "list_controls",
     "load",
     "parse",
     "read_settings",
     "replay",
+    "story",
 ]
 
 
@@ -94,14 +97,14 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"t2ictl.{_HOME[name]}"), name)
     if not name.startswith("_"):
-        from t2ictl.contributions import contributed
+        from t2ictl.cli.contributions import contributed
 
-        if name in contributed("verbs"):
-            return contributed("verbs")[name].load()
+        if name in contributed("exports"):
+            return contributed("exports")[name].load()
     raise AttributeError(f"module 't2ictl' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    from t2ictl.contributions import contributed
+    from t2ictl.cli.contributions import contributed
 
-    return sorted({*globals(), *_HOME, *contributed("verbs")})
+    return sorted({*globals(), *_HOME, *contributed("exports")})

@@ -2,6 +2,6 @@
 
 import sys
 
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 
 sys.exit(main())

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from t2ictl.checkpoints import Checkpointing
-from t2ictl.controls import Control, control_from_dict, control_to_dict
-from t2ictl.cost import Cost
+from t2ictl.controls.base import Control
+from t2ictl.controls.registry import control_from_dict, control_to_dict
 from t2ictl.errors import BadSetting, Cancelled
-from t2ictl.fields import setting, settings_class
-from t2ictl.loading import model_name
-from t2ictl.optimize import MoveTrace
-from t2ictl.phrases import parser_version
-from t2ictl.probes import AttentionRecord, Recording
-from t2ictl.sessions import controlled
-from t2ictl.settings import SCHEMA_VERSION, read_settings, versions, write_png
+from t2ictl.families.loading import model_name
+from t2ictl.guidance.optimize import MoveTrace
+from t2ictl.maps.record import AttentionRecord, Recording
+from t2ictl.prompts.grammar import parser_version
+from t2ictl.session.checkpoints import Checkpointing
+from t2ictl.session.cost import Cost
+from t2ictl.session.session import controlled
+from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.files import SCHEMA_VERSION, read_settings, versions, write_png
 
 __all__ = ["Generation", "Progress", "Request", "generate", "provenance", "replay"]
 

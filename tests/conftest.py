@@ -15,7 +15,7 @@ import diffusers
 import pytest
 import torch
 
-from t2ictl.checkpoints import Checkpointing, Recomputed
+from t2ictl.session.checkpoints import Checkpointing, Recomputed
 from tests import tiny
 
 # Several threads on such small tensors cost a hundred times what they save on a loaded machine.

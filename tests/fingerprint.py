@@ -24,9 +24,9 @@ import torch
 import transformers
 
 import t2ictl
-from t2ictl.controls import Control
-from t2ictl.layouts import Region
-from t2ictl.objectives import Refinement, StepRule
+from t2ictl.controls.base import Control
+from t2ictl.controls.layouts import Region
+from t2ictl.guidance.rules import Refinement, StepRule
 from t2ictl.processors import (
     AttendAndExcite,
     AttentionSegregation,
@@ -36,8 +36,8 @@ from t2ictl.processors import (
     TokenFlow,
     TokenMerging,
 )
-from t2ictl.scenes import Scene
-from t2ictl.subjects import Subject
+from t2ictl.processors.isolation_reposition.story.scenes import Scene
+from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests import tiny
 from tests.processors.picture_cases import LATENT
 

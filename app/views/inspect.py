@@ -15,7 +15,7 @@ from t2ictl.app.state import Page
 from t2ictl.app.text import plain
 
 if TYPE_CHECKING:
-    from t2ictl.app.views.picture import Shown
+    from t2ictl.app.views.shown import Shown
 
 __all__ = ["Look", "inspect"]
 

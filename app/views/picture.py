@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 
 import streamlit as st
 
@@ -17,59 +16,14 @@ from t2ictl.app.overlay import LEGEND, colored, uri
 from t2ictl.app.pictures import PIXELATED, difference_uri, picture_size, picture_uri
 from t2ictl.app.recipes import of_settings, to_settings
 from t2ictl.app.state import Page
-from t2ictl.app.text import plain
 from t2ictl.app.views.inspect import Look
-from t2ictl.errors import T2ictlError
+from t2ictl.app.views.shown import Shown
 
-__all__ = ["Shown", "picture", "progress", "shown_result"]
+__all__ = ["picture", "progress"]
 
 MODES = {"one": "Picture", "side": "Side by side", "slider": "Slider", "flick": "Flick", "difference": "Difference"}
 #: How often the page looks how far the work is (seconds).
 LOOK_AGAIN = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """What is on the stage.
-
-    Args:
-        result: the picture.
-        details: its maps and losses.
-        plain: the plain picture of the same seed, if there is one.
-        plain_details: maps of that.
-    """
-
-    result: Result
-    details: Details
-    plain: Result | None = None
-    plain_details: Details | None = None
-
-
-def shown_result(page: Page, seat: Seat) -> Shown | None:
-    """Find what is on the stage.
-
-    Args:
-        page: of this session.
-        seat: of this session.
-
-    Returns:
-        It, or None if there is nothing yet, or no more.
-    """
-    if page.shown is None:
-        return None
-    store = seat.editor.store
-    try:
-        result = store.find(seat.session, page.shown)
-        details = seat.editor.details(result)
-        other = store.find(seat.session, result.plain) if result.plain is not None else None
-        return Shown(
-            result=result, details=details, plain=other,
-            plain_details=None if other is None else seat.editor.details(other),
-        )  # fmt: skip
-    except T2ictlError as error:
-        page.shown = None
-        st.info(plain(str(error)))
-        return None
 
 
 def progress(page: Page, seat: Seat) -> None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from t2ictl.benchmarks.arms import Arm, resolve_arms
+from t2ictl.benchmarks.runs.arms import Arm, resolve_arms
 from t2ictl.benchmarks.runs.manifest import make_manifest
 from t2ictl.benchmarks.runs.plan import RunPlan, plan_items
 from t2ictl.benchmarks.runs.sampling import Sampler
 from t2ictl.benchmarks.runs.store import Folder
 from t2ictl.benchmarks.runs.unit_run import UnitRun
 from t2ictl.benchmarks.runs.units import Unit
-from t2ictl.benchmarks.suites import Judgement, Suite, find_suite
+from t2ictl.benchmarks.suites.base import Judgement, Suite, find_suite
 from t2ictl.errors import BadSetting
 
 __all__ = ["Place", "UnitMaker", "opened"]

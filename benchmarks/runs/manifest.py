@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import t2ictl
-from t2ictl.benchmarks.arms import Arm
+from t2ictl.benchmarks.runs.arms import Arm
 from t2ictl.benchmarks.runs.plan import RunPlan
-from t2ictl.benchmarks.suites import Item, find_suite
+from t2ictl.benchmarks.suites.base import Item, find_suite
 from t2ictl.errors import BadSetting
 
-__all__ = ["SCHEMA", "check_same", "limited_note", "make_manifest", "read_manifest"]
+__all__ = ["SCHEMA", "check_same", "limited_note", "make_manifest", "read_manifest", "source_files"]
 
 SCHEMA = 1
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "scipy", "textblob", "pyarrow")
-#: Code that decides what a row holds; tables, statistics and training recipes do not.
-_SOURCE = ("*.py", "adapters/*.py", "processors/*.py", "losses/*.py")
-_NOT_SOURCE = ("cli.py", "commands.py", "demo.py", "doctor.py")
-_SOURCE_HERE = ("arms.py", "random_direction.py", "runs/sampling.py", "runs/unit_run.py", "runs/units.py")
+#: Folders of code that does not decide what a row holds: front ends, tables, studies, training recipes.
+_NOT_SOURCE = ("app", "cli", *(f"benchmarks/{name}" for name in ("results", "scoring", "shapes", "speed", "studies")))
 #: Kept for the record, and no reason to refuse: the same code has many commits.
 _NOT_COMPARED = ("commit", "hash")
 _NAMED = 3  # differing keys named in a refusal
@@ -82,11 +81,26 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def source_files(home: Path) -> list[Path]:
+    """List the code that decides what a row holds, in all folders of the package.
+
+    Args:
+        home: the folder of the package.
+
+    Returns:
+        Its Python files, sorted by their path.
+    """
+    found = []
+    for folder, names, files in os.walk(home, followlinks=True):  # four folders are links
+        here = Path(folder).relative_to(home)
+        names[:] = [name for name in names if (here / name).as_posix() not in _NOT_SOURCE]
+        found += [Path(folder, name) for name in files if name.endswith(".py")]
+    return sorted(found, key=lambda path: path.relative_to(home).as_posix())
+
+
 def _source_hash() -> str:
     home, digest = Path(t2ictl.__file__).parent, hashlib.sha256()
-    files = {path for pattern in _SOURCE for path in home.glob(pattern) if path.name not in _NOT_SOURCE}
-    files |= {home / "benchmarks" / name for name in _SOURCE_HERE}
-    for path in sorted(files):
+    for path in source_files(home):
         digest.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

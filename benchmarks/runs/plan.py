@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from t2ictl.benchmarks.extras import need
-from t2ictl.benchmarks.suites import Item, Split, find_suite
+from t2ictl.benchmarks.suites.base import Item, Split, find_suite
 from t2ictl.errors import BadSetting
 
 __all__ = ["ArmSpec", "ControlSpec", "RunPlan", "make_plan", "plan_items", "read_plan_file"]

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from t2ictl.benchmarks.arms import Arm, resolve_arms
 from t2ictl.benchmarks.extras import need
+from t2ictl.benchmarks.runs.arms import Arm, resolve_arms
 from t2ictl.benchmarks.runs.files import write_whole
 from t2ictl.benchmarks.runs.making import Place, UnitMaker, opened
 from t2ictl.benchmarks.runs.manifest import check_same, read_manifest
@@ -26,7 +26,7 @@ from t2ictl.benchmarks.runs.plan import RunPlan, plan_items
 from t2ictl.benchmarks.runs.store import Block, Folder, Key
 from t2ictl.benchmarks.runs.table import write_results
 from t2ictl.benchmarks.runs.units import Shard, Unit, units_of
-from t2ictl.benchmarks.suites import Item, Suite, find_suite
+from t2ictl.benchmarks.suites.base import Item, Suite, find_suite
 from t2ictl.errors import BadSetting, Cancelled
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from typing import Any
 from PIL import Image
 
 from t2ictl import Control, Generation
-from t2ictl.benchmarks.arms import Arm, control_settings, measurable
-from t2ictl.benchmarks.random_direction import RandomDirection
+from t2ictl.benchmarks.runs.arms import Arm, control_settings, measurable
+from t2ictl.benchmarks.runs.random_direction import RandomDirection
 from t2ictl.benchmarks.runs.sampling import Sample, Sampler
 from t2ictl.benchmarks.runs.units import Unit, direction_seed, noise_seed
-from t2ictl.benchmarks.suites import Judgement
+from t2ictl.benchmarks.suites.base import Judgement
 from t2ictl.errors import T2ictlError
 
 __all__ = ["ArmResult", "Picture", "UnitRun", "choose_by_judge", "choose_by_loss"]

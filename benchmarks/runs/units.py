@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from t2ictl.benchmarks.suites import Item
+from t2ictl.benchmarks.suites.base import Item
 from t2ictl.errors import BadSetting
 
 __all__ = ["Pair", "Shard", "Unit", "direction_seed", "noise_seed", "units_of"]

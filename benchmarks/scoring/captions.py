@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from t2ictl.benchmarks.scoring.base import Score, short
-from t2ictl.judges.loading import loaded
+from t2ictl.evaluation.judges.loading import loaded
 
 __all__ = ["CaptionCosine"]
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from t2ictl.benchmarks.published.sets import read_set
 from t2ictl.benchmarks.scoring.base import Score, short
+from t2ictl.benchmarks.suites.published.sets import read_set
 from t2ictl.errors import BadSetting
-from t2ictl.judges.loading import loaded
+from t2ictl.evaluation.judges.loading import loaded
 
 __all__ = ["COLORS", "Detected", "GenEval", "broken_clauses", "relations"]
 

@@ -19,7 +19,7 @@ from t2ictl.benchmarks.scoring.base import Metric, Score, short
 from t2ictl.benchmarks.scoring.captions import CaptionCosine
 from t2ictl.benchmarks.scoring.geneval import GenEval
 from t2ictl.errors import BadSetting
-from t2ictl.judges.loading import loaded
+from t2ictl.evaluation.judges.loading import loaded
 
 __all__ = ["METRICS", "BlipVqa", "ClipCosine", "VqaScore", "blip_question", "check_metric", "open_metric"]
 
@@ -68,7 +68,7 @@ class BlipVqa:
     def __init__(self, model: str, *, chunks: str = "spacy", device: str = "cpu") -> None:
         import transformers
 
-        from t2ictl.phrases import parser_version
+        from t2ictl.prompts.grammar import parser_version
 
         version = parser_version(chunks)
         self._model, self._processor = loaded(transformers.BlipForQuestionAnswering, model, device)
@@ -162,7 +162,7 @@ class VqaScore:
     """
 
     def __init__(self, model: str, *, device: str = "cpu") -> None:
-        from t2ictl.judges.questions import YesNoJudge
+        from t2ictl.evaluation.judges.questions import YesNoJudge
 
         question = 'Does this figure show "{thing}"? Please'
         self._judge = YesNoJudge(model, question=question, device=device)
@@ -225,7 +225,7 @@ def check_metric(text: str, data: str | None = None) -> None:
     """
     name, variant, model = _read(text)
     if name == "blip_vqa":
-        importlib.import_module("t2ictl.phrases").parser_version(variant or "spacy")
+        importlib.import_module("t2ictl.prompts.grammar").parser_version(variant or "spacy")
     if name in OF_TWO and not all(model.partition(",")[::2]):
         raise BadSetting(f"{name} needs two models.", f"Write {name}:{OF_TWO[name]}.")
     if name == "geneval" and data is None:
@@ -242,10 +242,10 @@ def _read(text: str) -> tuple[str, str, str]:
 
 
 def _spacy_chunks(prompt: str) -> list[str]:
-    load = importlib.import_module("t2ictl.phrases").load_spacy
+    load = importlib.import_module("t2ictl.prompts.grammar").load_spacy
     return [chunk.text for chunk in load()(prompt).noun_chunks]
 
 
 def _grammar_chunks(prompt: str) -> list[str]:
-    find = importlib.import_module("t2ictl.noun_phrases").noun_phrases
+    find = importlib.import_module("t2ictl.prompts.noun_phrases").noun_phrases
     return [each.text for each in find(prompt) if each.level == 0]

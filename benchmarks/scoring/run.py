@@ -20,8 +20,8 @@ from t2ictl.benchmarks.extras import need
 from t2ictl.benchmarks.runs.files import write_whole
 from t2ictl.benchmarks.scoring.base import Metric, Score
 from t2ictl.errors import BadSetting
-from t2ictl.statistics.intervals import difference_bounds, share_bounds
-from t2ictl.statistics.resampling import seed_of
+from t2ictl.evaluation.statistics.intervals import difference_bounds, share_bounds
+from t2ictl.evaluation.statistics.resampling import seed_of
 
 __all__ = ["score_run", "score_table"]
 

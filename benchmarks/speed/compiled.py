@@ -36,8 +36,8 @@ def _allowed() -> Iterator[None]:
     """Take the refusal out, and let a layer be compiled as often as it asks for."""
     nothing = mock.Mock(return_value=None)
     with (
-        mock.patch("t2ictl.adapters.refuse_compiled", nothing),
-        mock.patch("t2ictl.adapters.base.refuse_compiled", nothing),
+        mock.patch("t2ictl.families.refuse_compiled", nothing),
+        mock.patch("t2ictl.families.base.refuse_compiled", nothing),
         dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=10000),
     ):
         yield

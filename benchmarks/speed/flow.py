@@ -18,8 +18,8 @@ import torch
 import t2ictl
 from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.generation import Request
-from t2ictl.processors._flow.conditions import Condition
-from t2ictl.processors._flow.scoring import Scoring
+from t2ictl.processors.token_flow.analysis.scoring import Scoring
+from t2ictl.processors.token_flow.conditions import Condition
 
 __all__ = ["main"]
 

@@ -23,8 +23,8 @@ import t2ictl
 from t2ictl import Control
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
-from t2ictl.processors.structured_guidance import StructuredGuidance
-from t2ictl.processors.token_merging import TokenMerging
+from t2ictl.processors.structured_guidance.control import StructuredGuidance
+from t2ictl.processors.token_merging.control import TokenMerging
 
 __all__ = ["main", "over_runs", "over_steps", "slope"]
 

@@ -26,14 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import t2ictl
 from t2ictl import Scene, Subject
-from t2ictl.adapters.base import unet_sites
+from t2ictl.attention.grouped import Grouping, grouped_attention
+from t2ictl.attention.layers import Site
 from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.benchmarks.speed.update import MODELS
-from t2ictl.grouped_attention import Grouping, grouped_attention
-from t2ictl.masks import box_mask
-from t2ictl.processors.isolation_reposition import published_reading_sites
-from t2ictl.sites import Site
-from t2ictl.subject_groups import Reading, isolated_groups, resampled_positions, subject_labels
+from t2ictl.families.unet import unet_sites
+from t2ictl.maps.masks import box_mask
+from t2ictl.processors.isolation_reposition.control import published_reading_sites
+from t2ictl.processors.isolation_reposition.groups import Reading, isolated_groups, resampled_positions, subject_labels
 
 __all__ = ["Work", "generations", "main", "target_work", "time_ratios"]
 

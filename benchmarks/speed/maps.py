@@ -19,14 +19,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import t2ictl
 from t2ictl import Recording
-from t2ictl.adapters.base import unet_sites
-from t2ictl.attention import ControlledAttention, DenoiserPass, Step, Switch
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.layers import select
+from t2ictl.attention.passes import DenoiserPass, Switch
+from t2ictl.attention.processor import ControlledAttention
 from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention, _inputs
-from t2ictl.lanes import Lanes
-from t2ictl.probes import MapTap
-from t2ictl.sites import select
-from t2ictl.word_maps import POINTING_SITES
+from t2ictl.families.unet import unet_sites
+from t2ictl.maps.queries import POINTING_SITES
+from t2ictl.maps.record import MapTap
+from t2ictl.settings.windows import Step
 
 __all__ = ["main", "operations"]
 

@@ -22,13 +22,15 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2ictl.adapters.base import unet_sites
-from t2ictl.attention import ControlledAttention, DenoiserPass, Step, StopForward, Switch
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.layers import select
+from t2ictl.attention.passes import DenoiserPass, StopForward, Switch
+from t2ictl.attention.processor import ControlledAttention
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention, _inputs
-from t2ictl.lanes import Lanes
-from t2ictl.probes import MapTap
-from t2ictl.processors.token_merging import PRESETS, TokenMerging, published_sites
-from t2ictl.sites import select
+from t2ictl.families.unet import unet_sites
+from t2ictl.maps.record import MapTap
+from t2ictl.processors.token_merging.control import PRESETS, TokenMerging, published_sites
+from t2ictl.settings.windows import Step
 
 __all__ = ["main", "measure"]
 

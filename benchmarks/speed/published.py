@@ -30,9 +30,9 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl import Window
-from t2ictl.adapters import find_adapter
 from t2ictl.benchmarks.speed.update import MODELS, measure
-from t2ictl.objectives import StepRule
+from t2ictl.families import find_adapter
+from t2ictl.guidance.rules import StepRule
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 
 __all__ = ["Times", "main", "whole_picture"]
@@ -99,7 +99,7 @@ def ours(pipe: Any, call: dict[str, Any], steps: int) -> Times:
     Returns:
         The times.
     """
-    import t2ictl.calls as calls
+    import t2ictl.session.call as calls
 
     times, update = Times(), calls.optimize
 

@@ -23,13 +23,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from t2ictl.adapters.base import unet_sites
-from t2ictl.attention import AttentionCall, ControlledAttention, DenoiserPass, Edit, Step, Switch
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, split_heads
+from t2ictl.attention.passes import DenoiserPass, Switch
+from t2ictl.attention.processor import ControlledAttention
 from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention
-from t2ictl.edits import Heads, fused, split_heads
-from t2ictl.lanes import Lanes
-from t2ictl.processors.structured_guidance import Structure, StructuredGuidance, edit_of
+from t2ictl.families.unet import unet_sites
+from t2ictl.processors.structured_guidance.edits import AveragedMaps, AveragedValues, Structure
+from t2ictl.settings.windows import Step, Window
 
 __all__ = ["main", "operations", "time_ratios"]
 
@@ -71,8 +73,8 @@ def _structure(phrases: int, width: int, device: str, dtype: torch.dtype) -> Str
 def _edits(phrases: int, width: int, device: str) -> dict[str, Edit]:
     structures = {("cond", 0): _structure(phrases, width, device, torch.float32)}
     return {
-        "values": edit_of(StructuredGuidance(), structures),
-        "keys": edit_of(StructuredGuidance(mode="keys"), structures),
+        "values": AveragedValues(structures, 1.0, Window()),
+        "keys": AveragedMaps(structures, 1.0, Window()),
         "published values": _SeveralValues(phrases),
     }
 

@@ -24,11 +24,13 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2ictl.adapters.base import unet_sites
-from t2ictl.attention import ControlledAttention, DenoiserPass, Step, StopForward, Switch
-from t2ictl.checkpoints import Checkpointing, Recomputed
-from t2ictl.lanes import Lanes
-from t2ictl.probes import MapTap
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.passes import DenoiserPass, StopForward, Switch
+from t2ictl.attention.processor import ControlledAttention
+from t2ictl.families.unet import unet_sites
+from t2ictl.maps.record import MapTap
+from t2ictl.session.checkpoints import Checkpointing, Recomputed
+from t2ictl.settings.windows import Step
 
 __all__ = ["MODELS", "main", "measure"]
 

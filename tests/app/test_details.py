@@ -12,8 +12,8 @@ import t2ictl
 from t2ictl import Generation, Recording
 from t2ictl.app.engine.details import ALL, Details, Maps, details_of
 from t2ictl.errors import NotRecorded
+from t2ictl.maps.queries import words_at
 from t2ictl.processors import AttendAndExcite, TokenMerging
-from t2ictl.word_maps import words_at
 from tests.tiny import sd
 
 PROMPT = "a red circle and a blue skateboard"

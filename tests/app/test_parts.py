@@ -24,9 +24,9 @@ from t2ictl.app.overlay import STOPS, colored, difference, uri
 from t2ictl.app.presets import examples, presets, what_changed
 from t2ictl.app.text import plain
 from t2ictl.app.views.inspect import short_names
-from t2ictl.checkpoints import Checkpointing
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 from t2ictl.errors import BadSetting
+from t2ictl.session.checkpoints import Checkpointing
 from t2ictl.shapes import model_path
 from tests.tiny import sd
 

@@ -19,7 +19,7 @@ import torch
 import transformers
 
 import t2ictl
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 from t2ictl.shapes import instrument_id
 
 ARMS = "plain,attention_segregation,random:attention_segregation,best-of-2"

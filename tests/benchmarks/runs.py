@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 
 ARMS = "plain,attention_segregation,random:attention_segregation,best-of-2,best-of-2:attention_segregation"
 SMALL = ("--limit", "3", "--seeds", "2", "--steps", "2", "--batch", "2", "--device", "cpu")

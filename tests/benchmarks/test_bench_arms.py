@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 
 import t2ictl
-from t2ictl import calls
-from t2ictl.benchmarks.arms import Arm
-from t2ictl.benchmarks.random_direction import RandomDirection
+from t2ictl.benchmarks.runs.arms import Arm
+from t2ictl.benchmarks.runs.random_direction import RandomDirection
 from t2ictl.benchmarks.runs.sampling import Sample, Sampler
 from t2ictl.benchmarks.runs.unit_run import UnitRun, choose_by_judge, choose_by_loss
 from t2ictl.benchmarks.runs.units import Pair, Unit, noise_seed
-from t2ictl.benchmarks.suites import Item, Judgement
-from t2ictl.objectives import Refinement
+from t2ictl.benchmarks.suites.base import Item, Judgement
+from t2ictl.guidance.rules import Refinement
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
-from t2ictl.processors.structured_guidance import StructuredGuidance
-from t2ictl.processors.token_merging import TokenMerging
-from t2ictl.windows import Window
+from t2ictl.processors.structured_guidance.control import StructuredGuidance
+from t2ictl.processors.token_merging.control import TokenMerging
+from t2ictl.session import call as calls
+from t2ictl.settings.windows import Window
 
 PROMPTS = ["a red circle and a blue square", "a green star and a yellow ring", "a blue heart and a red cross"]
 SEEDS = (11, 12, 13)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 
 ARMS = "plain,attention_segregation,random:attention_segregation"
 OUTCOMES = ("has_all", "is_bound", "has_no_extra", "is_well_formed", "is_strict")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from t2ictl.benchmarks.commands import _plan
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 from tests.benchmarks.runs import bench
 from tests.repository.sources import ROOT
 
@@ -105,7 +105,7 @@ def test_a_missing_library_is_one_line_that_names_the_extra(
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from t2ictl.cli import main\n"
+        "from t2ictl.cli.app import main\n"
         "for words in (['bench', '--help'], ['bench', 'run', '--help']):\n"
         "    assert main(words) == 0\n"
         "print('loaded:', [name for name in ('torch', 'diffusers', 'pandas', 'pyarrow') if name in sys.modules])\n"

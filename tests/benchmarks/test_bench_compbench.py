@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 from tests.benchmarks.runs import fingerprint
 from tests.benchmarks.test_scoring import blip  # noqa: F401 (fixture)
 from tests.repository.sources import ROOT

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from t2ictl import list_controls
-from t2ictl.benchmarks.arms import measurable, resolve_arms
+from t2ictl.benchmarks.runs.arms import measurable, resolve_arms
 from t2ictl.benchmarks.runs.plan import make_plan, plan_items, read_plan_file
 from t2ictl.errors import BadSetting
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 from t2ictl.generation import replay
 from tests.benchmarks.runs import fingerprint
 from tests.tiny import sd

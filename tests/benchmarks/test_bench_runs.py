@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from t2ictl.benchmarks.runs.sampling import Sampler
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 from tests.benchmarks.runs import ARMS, bench, fingerprint
 
 

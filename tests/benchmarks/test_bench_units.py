@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from t2ictl.benchmarks.runs.units import Pair, Shard, direction_seed, noise_seed, units_of
-from t2ictl.benchmarks.suites import Item
+from t2ictl.benchmarks.suites.base import Item
 from t2ictl.errors import BadSetting
 
 ITEMS = [Item(id=f"tune-pair-{number:04d}", category="pair", prompt=f"prompt {number}") for number in range(7)]

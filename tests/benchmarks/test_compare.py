@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from t2ictl.benchmarks.compare import compare
-from t2ictl.benchmarks.statistics.comparison import Comparison, compare_run
-from t2ictl.benchmarks.statistics.reading import check_rows
-from t2ictl.benchmarks.tables import tables_of, to_csv, to_json
+from t2ictl.benchmarks.results.compare import compare
+from t2ictl.benchmarks.results.statistics.comparison import Comparison, compare_run
+from t2ictl.benchmarks.results.statistics.reading import check_rows
+from t2ictl.benchmarks.results.tables import tables_of, to_csv, to_json
 from t2ictl.errors import BadSetting
 from tests.benchmarks.run_folders import PLAN, TINY, drawn_rows, rows_of, write_run
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from t2ictl.benchmarks.compare import compare_command, power_command
+from t2ictl.benchmarks.results.compare import compare_command, power_command
 from t2ictl.errors import BadSetting
 from tests.benchmarks.run_folders import drawn_rows, write_run
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.benchmarks.composition import pairs, table
-from t2ictl.objectives import StepRule
+from t2ictl.benchmarks.studies.composition import pairs, table
+from t2ictl.guidance.rules import StepRule
 from t2ictl.processors import AttendAndExcite, AttentionSegregation, LinguisticBinding
 from tests.repository.sources import ROOT
 from tests.tiny import run, sd
@@ -22,7 +22,7 @@ def test_the_page_says_what_the_registry_does() -> None:
     published = page.partition("<!-- table -->")[2].partition("<!-- end of table -->")[0].strip()
     pipe = t2ictl.load("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    assert table(list(pairs(pipe))) == published, "python -m t2ictl.benchmarks.composition prints the new table"
+    assert table(list(pairs(pipe))) == published, "python -m t2ictl.benchmarks.studies.composition prints the new table"
 
 
 def test_the_order_of_losses_does_not_matter() -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from t2ictl.benchmarks.everyday import PROMPTS
-from t2ictl.benchmarks.suites import find_suite
+from t2ictl.benchmarks.suites.base import find_suite
+from t2ictl.benchmarks.suites.everyday import PROMPTS
 from t2ictl.errors import BadSetting
-from t2ictl.phrases import group
+from t2ictl.prompts.grammar import group
 from tests.benchmarks.runs import bench
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.benchmarks.flow import run
-from t2ictl.benchmarks.flow.cases import PARTS, Part, cases
-from t2ictl.benchmarks.flow.planted import planted_leak
-from t2ictl.benchmarks.flow.table import print_tables, read_part
+from t2ictl.benchmarks.studies.token_flow import run
+from t2ictl.benchmarks.studies.token_flow.cases import PARTS, Part, cases
+from t2ictl.benchmarks.studies.token_flow.planted import planted_leak
+from t2ictl.benchmarks.studies.token_flow.table import print_tables, read_part
 from t2ictl.errors import BadSetting
 from t2ictl.processors import TokenFlow
 from t2ictl.shapes.captions import expect

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from t2ictl.benchmarks.published.sets import COMPBENCH, SETS, read_set
-from t2ictl.cli import main
+from t2ictl.benchmarks.suites.published.sets import COMPBENCH, SETS, read_set
+from t2ictl.cli.app import main
 from t2ictl.errors import BadSetting
 from tests.repository.sources import ROOT
 

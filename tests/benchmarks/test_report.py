@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from t2ictl.benchmarks.report.sheets import CELL, GAP, HEAD, LINE, contact_sheet
-from t2ictl.benchmarks.report.write import write_report
+from t2ictl.benchmarks.results.report.sheets import CELL, GAP, HEAD, LINE, contact_sheet
+from t2ictl.benchmarks.results.report.write import write_report
 from t2ictl.benchmarks.scoring.base import Score
 from t2ictl.benchmarks.scoring.run import score_run
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 from t2ictl.errors import BadSetting
 from tests.benchmarks.runs import bench
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from t2ictl.benchmarks.scoring.base import Score
 from t2ictl.benchmarks.scoring.metrics import BlipVqa, blip_question, open_metric
 from t2ictl.benchmarks.scoring.run import score_run, score_table
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 from t2ictl.errors import BadSetting, MissingExtra
 from tests.core.test_judges import VISION, clip, pictures, vlm  # noqa: F401 (fixtures)
 

@@ -17,7 +17,7 @@ from t2ictl.benchmarks.speed.memory import LiveBytes, decoder_peak, denoiser_pea
 from t2ictl.benchmarks.speed.published import whole_picture
 from t2ictl.benchmarks.speed.synchronizations import counts
 from t2ictl.benchmarks.speed.update import MODELS, measure
-from t2ictl.checkpoints import Checkpointing
+from t2ictl.session.checkpoints import Checkpointing
 
 measured = functools.cache(measure)
 

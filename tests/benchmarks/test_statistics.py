@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from t2ictl.statistics.intervals import (
+from t2ictl.evaluation.statistics.intervals import (
     Bounds,
     combine,
     difference_bounds,
@@ -19,7 +19,7 @@ from t2ictl.statistics.intervals import (
     share_bounds,
     wilson_bounds,
 )
-from t2ictl.statistics.resampling import flipped_means, holm, resampled_means, seed_of, sign_flip_p_values
+from t2ictl.evaluation.statistics.resampling import flipped_means, holm, resampled_means, seed_of, sign_flip_p_values
 
 QUARTERS = st.lists(st.integers(-4, 4).map(lambda k: k / 4), min_size=12, max_size=40)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from t2ictl.benchmarks.statistics.coverage import AIM, Coverage, main, measure_coverage
-from t2ictl.benchmarks.statistics.scenarios import EXTREME, SCENARIOS, Population, Scenario
+from t2ictl.benchmarks.results.statistics.coverage import AIM, Coverage, main, measure_coverage
+from t2ictl.benchmarks.results.statistics.scenarios import EXTREME, SCENARIOS, Population, Scenario
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 #: Chosen before any of them was run with this seed.

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from t2ictl.benchmarks.statistics import power
-from t2ictl.benchmarks.statistics.reading import check_rows
-from t2ictl.benchmarks.statistics.scenarios import Population
+from t2ictl.benchmarks.results.statistics import power
+from t2ictl.benchmarks.results.statistics.reading import check_rows
+from t2ictl.benchmarks.results.statistics.scenarios import Population
 from t2ictl.errors import BadSetting
-from t2ictl.statistics.intervals import share_bounds
+from t2ictl.evaluation.statistics.intervals import share_bounds
 from tests.benchmarks.run_folders import PLAN, TINY, drawn_rows, rows_of
 
 

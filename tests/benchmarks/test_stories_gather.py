@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.benchmarks.stories import key_gather
-from t2ictl.benchmarks.stories.key_gather import KeyGather
+from t2ictl.benchmarks.studies.stories import key_gather
+from t2ictl.benchmarks.studies.stories.key_gather import KeyGather
 from t2ictl.errors import BadSetting
-from t2ictl.places import Places
-from t2ictl.subjects import Subject
+from t2ictl.processors.isolation_reposition.places import Places
+from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests.processors.isolation_cases import (
     CAT,
     CORNER,

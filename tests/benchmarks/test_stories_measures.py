@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from t2ictl.benchmarks.stories.measures import (
+from t2ictl.benchmarks.studies.stories.measures import (
     MEASURES,
     Appearance,
     SceneReading,
@@ -20,7 +20,7 @@ from t2ictl.benchmarks.stories.measures import (
     read_scene,
     story_measures,
 )
-from t2ictl.benchmarks.stories.suite import stories
+from t2ictl.benchmarks.studies.stories.suite import stories
 from t2ictl.errors import BadSetting
 from t2ictl.shapes import Look, Placed, Scene, expect, render
 

@@ -12,14 +12,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from t2ictl.benchmarks.stories.arms import ARMS, StoryArm, StoryPictures, arm_settings, arms_of
-from t2ictl.benchmarks.stories.measures import Appearance, SceneReading, StoryReading
-from t2ictl.benchmarks.stories.run import main, read_story, tell
-from t2ictl.benchmarks.stories.store import StoryStore
-from t2ictl.benchmarks.stories.suite import Story, stories
-from t2ictl.benchmarks.stories.table import COLUMNS, difference_table, share_table, show
+from t2ictl.benchmarks.studies.stories.arms import ARMS, StoryArm, StoryPictures, arm_settings, arms_of
+from t2ictl.benchmarks.studies.stories.measures import Appearance, SceneReading, StoryReading
+from t2ictl.benchmarks.studies.stories.run import main, read_story, tell
+from t2ictl.benchmarks.studies.stories.store import StoryStore
+from t2ictl.benchmarks.studies.stories.suite import Story, stories
+from t2ictl.benchmarks.studies.stories.table import COLUMNS, difference_table, share_table, show
 from t2ictl.errors import BadSetting
-from t2ictl.processors.isolation_reposition import IsolationReposition
+from t2ictl.processors.isolation_reposition.control import IsolationReposition
 from t2ictl.shapes import Look, Placed, Scene, expect, model_path, render
 from tests.repository.sources import ROOT
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl import Region, Scene, Subject
-from t2ictl.benchmarks.stories.similarity import Likeness, cut_out, embedder, likenesses, main, summary
+from t2ictl.benchmarks.studies.stories.similarity import Likeness, cut_out, embedder, likenesses, main, summary
 from t2ictl.errors import BadSetting
 
 LEFT, RIGHT = {"word": "x", "box": [0, 0, 0.5, 1]}, {"word": "x", "box": [0.5, 0, 1, 1]}

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.calls import PipelineCall
-from t2ictl.objectives import StepRule
-from t2ictl.optimize import optimize
+from t2ictl.guidance.optimize import optimize
+from t2ictl.guidance.rules import StepRule
 from t2ictl.processors.attention_segregation import AttentionSegregation
+from t2ictl.session.call import PipelineCall
 from tests import tiny
 
 PROMPT = "a red circle and a blue square"
@@ -154,7 +154,7 @@ def outcome(case: Case) -> Outcome:
         return move
 
     with (
-        mock.patch("t2ictl.calls.optimize", optimize_and_look),
+        mock.patch("t2ictl.session.call.optimize", optimize_and_look),
         _watched(pipe, found),
         t2ictl.controlled(pipe, [AttentionSegregation(step=SMALL)]) as session,
     ):

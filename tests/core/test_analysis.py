@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from t2ictl.analysis import (
+from t2ictl.errors import BadSetting, ShapeMismatch
+from t2ictl.losses import overlap_loss, presence_loss, retention_loss
+from t2ictl.maps.ops import (
     binarize,
     center_of_mass,
     concept_maps,
@@ -17,8 +19,6 @@ from t2ictl.analysis import (
     smooth,
     token_softmax,
 )
-from t2ictl.errors import BadSetting, ShapeMismatch
-from t2ictl.losses import overlap_loss, presence_loss, retention_loss
 
 
 def random_maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
-from t2ictl.attention import AttentionCall, ControlledAttention, DenoiserPass, Edit, Step, StopForward, Switch
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.edits import AttentionCall, Edit
+from t2ictl.attention.layers import Site
+from t2ictl.attention.passes import DenoiserPass, StopForward, Switch
+from t2ictl.attention.processor import ControlledAttention
 from t2ictl.errors import ShapeMismatch, UnsupportedPipeline
-from t2ictl.lanes import Lanes
-from t2ictl.sites import Site
+from t2ictl.settings.windows import Step
 
 SIZE = (3, 5)  # not square
 ROWS, TOKENS, WIDTH, CONTEXT = 4, 7, 12, 10

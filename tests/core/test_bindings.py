@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from t2ictl.bindings import Binding, bindings, kept_ranges, merged_text
-from t2ictl.phrases import Group
+from t2ictl.prompts.accessories import Binding, bindings, kept_ranges, merged_text
+from t2ictl.prompts.grammar import Group
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = Path(__file__).parent / "data"
@@ -134,7 +134,7 @@ def test_accessories_are_found_after_any_parser(monkeypatch: pytest.MonkeyPatch)
         return Group(text=noun, start=0, end=1, noun=place(noun), attributes=places)
 
     groups = (made("dog", "wet"), made("cat", "red", "wet"), made("hat"), made("hat"))
-    monkeypatch.setattr("t2ictl.bindings.group", lambda *rest: groups)
+    monkeypatch.setattr("t2ictl.prompts.accessories.group", lambda *rest: groups)
     assert read(text, bindings(text, "spacy")) == [("cat", "red hat wet", True)]
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from t2ictl.adapters import Adapter, find_adapter
-from t2ictl.bound_phrases import BoundPhrase, bound_phrases
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound, T2ictlError
-from t2ictl.noun_phrases import NounPhrase
-from t2ictl.phrases import pieces
-from t2ictl.processors.structured_guidance import StructuredGuidance
-from t2ictl.spans import Merge, Prompt
+from t2ictl.families import Adapter, find_adapter
+from t2ictl.processors.structured_guidance.control import StructuredGuidance
+from t2ictl.processors.structured_guidance.phrases import BoundPhrase, bound_phrases
+from t2ictl.prompts.grammar import pieces
+from t2ictl.prompts.noun_phrases import NounPhrase
+from t2ictl.prompts.prompt import Merge, Prompt
 from tests.core.test_spans import clip
 from tests.tiny import TEXT_WIDTH, generator, sd, sdxl
 
@@ -43,7 +43,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Any:
             starts = [(text.index(each), each) for each in phrases if each in text]
             return tuple(NounPhrase(text=one, start=at, end=at + len(one), level=0) for at, one in starts)
 
-        monkeypatch.setattr("t2ictl.spans.noun_phrases", fake)
+        monkeypatch.setattr("t2ictl.prompts.prompt.noun_phrases", fake)
 
     return find
 

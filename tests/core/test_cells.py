@@ -9,8 +9,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from t2ictl.statistics.cells import Estimate, adjusted, difference, paired_p_value, share
-from t2ictl.statistics.resampling import holm
+from t2ictl.evaluation.statistics.resampling import holm
+from t2ictl.processors.token_flow.analysis.cells import Estimate, adjusted, difference, paired_p_value, share
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 5), (0, 10), (0, 20), (3, 8), (8, 8)])

@@ -12,13 +12,13 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention import Switch
-from t2ictl.checkpoints import Checkpointing, Recomputed
+from t2ictl.attention.passes import Switch
 from t2ictl.errors import BadSetting
-from t2ictl.installation import ProcessorInstallation
-from t2ictl.objectives import Refinement
+from t2ictl.guidance.rules import Refinement
 from t2ictl.processors import AttendAndExcite, AttentionSegregation, StructuredGuidance, TokenMerging
-from t2ictl.sessions import Session
+from t2ictl.session.checkpoints import Checkpointing, Recomputed
+from t2ictl.session.installation import ProcessorInstallation
+from t2ictl.session.session import Session
 from tests.tiny import run, sd, sd2, sdxl
 
 PROMPT = "a red circle and a blue square"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from t2ictl.cli import main
-from t2ictl.controls import list_controls
-from t2ictl.settings import read_settings
+from t2ictl.cli.app import main
+from t2ictl.controls.registry import list_controls
+from t2ictl.settings.files import read_settings
 from tests.tiny import sd
 
 PROMPT = "a red circle and a blue square"
@@ -136,12 +136,12 @@ def test_bad_input_is_one_line_and_status_2(run: Run, model: str, arguments: lis
 
 
 def test_a_bad_output_is_found_before_the_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    import t2ictl.commands
+    import t2ictl.cli.commands
 
     def unwanted(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model was loaded for nothing")
 
-    monkeypatch.setattr(t2ictl.commands, "load", unwanted)
+    monkeypatch.setattr(t2ictl.cli.commands, "load", unwanted)
     assert run("generate", PROMPT, "--out", "nowhere/a.png")[0] == 2
     assert run("generate", PROMPT, "--out", "a.jpg")[0] == 2
     assert run("maps", PROMPT, "--out", "nowhere/maps")[0] == 2

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from t2ictl.composites import NEUTRAL, Piece, compose
-from t2ictl.layouts import Region
+from t2ictl.controls.layouts import Region
+from t2ictl.processors.isolation_reposition.composites import NEUTRAL, Piece, compose
 from tests.tiny import generator
 
 Box = tuple[float, float, float, float]

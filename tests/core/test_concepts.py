@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.adapters import find_adapter
-from t2ictl.concepts import ConceptMaps, chosen_concepts, concept_table
-from t2ictl.controls import PlanContext
+from t2ictl.attention.batch import Lanes
+from t2ictl.controls.base import PlanContext
+from t2ictl.controls.concepts import ConceptMaps, chosen_concepts, concept_table
 from t2ictl.errors import AmbiguousWord, BadSetting, NoSiteMatched, SpanNotFound
-from t2ictl.lanes import Lanes
-from t2ictl.spans import Span
+from t2ictl.families import find_adapter
+from t2ictl.prompts.prompt import Span
 from tests.tiny import sd, sd2, sdxl
 
 PROMPTS = ("a red circle and a blue square", "a cat on a skateboard")

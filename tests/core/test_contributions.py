@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import t2ictl
-from t2ictl import cli, contributions
+from t2ictl.cli import app as cli
+from t2ictl.cli import contributions
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_a_verb_and_a_command_of_another_package(
     installed: list[EntryPoint], capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed += [
-        EntryPoint("upper", "os.path:basename", "t2ictl.verbs"),
+        EntryPoint("upper", "os.path:basename", "t2ictl.exports"),
         EntryPoint("where", "tests.core.test_contributions:where", "t2ictl.commands"),
     ]
     verb: Any = t2ictl.upper
@@ -50,10 +51,10 @@ def where(of: str = "") -> None:
 
 def test_another_package_cannot_take_our_names(installed: list[EntryPoint]) -> None:
     installed += [
-        EntryPoint("story", "os.path:basename", "t2ictl.verbs"),
+        EntryPoint("story", "os.path:basename", "t2ictl.exports"),
         EntryPoint("generate", "os.path:basename", "t2ictl.commands"),
     ]
-    assert t2ictl.story.__module__ == "t2ictl.processors._story"
+    assert t2ictl.story.__module__ == "t2ictl.processors.isolation_reposition.story.story"
     cli.main(["--version"])
     generate = [each for each in cli.app.registered_commands if getattr(each.callback, "__name__", "") == "generate"]
     assert len(generate) == 1 and generate[0].callback is cli.generate

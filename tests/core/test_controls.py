@@ -16,9 +16,9 @@ import torch
 
 import t2ictl
 import t2ictl.processors
-from t2ictl import controls
-from t2ictl.controls import (
-    Control,
+from t2ictl.controls import registry
+from t2ictl.controls.base import Control
+from t2ictl.controls.registry import (
     broken_controls,
     control_from_dict,
     control_to_dict,
@@ -27,7 +27,7 @@ from t2ictl.controls import (
     register_control,
 )
 from t2ictl.errors import BadSetting, ControlConflict
-from t2ictl.fields import setting, settings_class
+from t2ictl.settings.fields import setting, settings_class
 from tests.tiny import run, sd, sdxl
 
 NEW = '''
@@ -37,10 +37,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from t2ictl.attention import AttentionCall, Edit
-from t2ictl.controls import Control, Plan, PlanContext, register_control
-from t2ictl.fields import setting, settings_class
-from t2ictl.sites import select
+from t2ictl.attention.edits import AttentionCall, Edit
+from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.registry import register_control
+from t2ictl.settings.fields import setting, settings_class
+from t2ictl.attention.layers import select
 
 
 class _Soften(Edit):
@@ -75,12 +76,12 @@ class Soften(Control):
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put the registry back, and forget what was imported from a temporary folder."""
     list_controls()
-    registry, broken, modules = dict(controls._REGISTRY), dict(controls._BROKEN), set(sys.modules)
+    known, broken, modules = dict(registry._REGISTRY), dict(registry._BROKEN), set(sys.modules)
     yield
-    controls._REGISTRY.clear()
-    controls._REGISTRY.update(registry)
-    controls._BROKEN.clear()
-    controls._BROKEN.update(broken)
+    registry._REGISTRY.clear()
+    registry._REGISTRY.update(known)
+    registry._BROKEN.clear()
+    registry._BROKEN.update(broken)
     for name in set(sys.modules) - modules:
         if name.startswith(("t2ictl.processors.", "stray_")):
             del sys.modules[name]
@@ -139,7 +140,7 @@ def test_an_installed_package_adds_controls_through_an_entry_point(
         EntryPoint(name="soften", value="stray_package:Soften", group="t2ictl.controls"),
         EntryPoint(name="gone", value="stray_gone:Gone", group="t2ictl.controls"),
     ]
-    monkeypatch.setattr(controls, "entry_points", lambda group: points if group == "t2ictl.controls" else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "t2ictl.controls" else [])
     assert list_controls()["soften"].__module__ == "stray_package"
     assert "stray_gone" in broken_controls()["stray_gone:Gone"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from t2ictl import demo
-from t2ictl.settings import read_settings
+from t2ictl.cli import demo
+from t2ictl.settings.files import read_settings
 from t2ictl.shapes import judge
 
 

@@ -9,11 +9,12 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 
-from t2ictl.adapters.base import negative_texts
-from t2ictl.attention import Inputs
-from t2ictl.edits import AttentionCall, Edit, Heads, Step, fused, project_keys, split_heads
+from t2ictl.attention.cache import Latest
+from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, project_keys, split_heads
+from t2ictl.attention.processor import Inputs
 from t2ictl.errors import ControlConflict
-from t2ictl.latest import Latest
+from t2ictl.families.base import negative_texts
+from t2ictl.settings.windows import Step
 from tests.core.test_attention import CONTEXT, OPTIONS, Spy, given, installed, layer, masks
 
 CROSS = {name: each for name, each in OPTIONS.items() if "cross_attention_dim" in each}

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from t2ictl.controls import Control
+from t2ictl.controls.base import Control
 from t2ictl.errors import BadSetting, Cancelled, ControlConflict
 from t2ictl.generation import Progress, Request, generate, replay
-from t2ictl.objectives import StepRule
+from t2ictl.guidance.rules import StepRule
 from t2ictl.processors.attention_segregation import AttentionSegregation
-from t2ictl.sessions import controlled
-from t2ictl.settings import read_settings
+from t2ictl.session.session import controlled
+from t2ictl.settings.files import read_settings
 from tests.tiny import sd, sdxl
 
 PROMPT = "a red circle and a blue square"

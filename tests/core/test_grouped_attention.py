@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from t2ictl.attention.grouped import AttentionGroup, Grouping, KeySource, grouped_attention
 from t2ictl.errors import ShapeMismatch
-from t2ictl.grouped_attention import AttentionGroup, Grouping, KeySource, grouped_attention
-from t2ictl.subject_groups import Reading, isolated_groups, resampled_positions, subject_labels
+from t2ictl.processors.isolation_reposition.groups import Reading, isolated_groups, resampled_positions, subject_labels
 from tests.allocations import Largest
 
 HEADS, WIDTH, SCALE = 2, 8, 0.3

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from t2ictl.concepts import chosen_concepts
+from t2ictl.controls.concepts import chosen_concepts
+from t2ictl.controls.layouts import Layout, Region
 from t2ictl.errors import BadSetting, SpanNotFound
-from t2ictl.layouts import Layout, Region
 from tests.core.test_concepts import context
 from tests.tiny import sd
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from t2ictl.errors import BadSetting
-from t2ictl.loading import load, model_name
+from t2ictl.families.loading import load, model_name
 from tests.tiny import sd
 
 

@@ -9,12 +9,12 @@ import torch
 
 import t2ictl
 from t2ictl import Region
-from t2ictl.casts import Cast
-from t2ictl.concepts import ConceptMaps
-from t2ictl.controls import PlanContext
-from t2ictl.lanes import Lanes
-from t2ictl.lookouts import Lookout
-from t2ictl.places import Places
+from t2ictl.attention.batch import Lanes
+from t2ictl.controls.base import PlanContext
+from t2ictl.controls.concepts import ConceptMaps
+from t2ictl.processors.isolation_reposition.cast import Cast
+from t2ictl.processors.isolation_reposition.places import Places
+from t2ictl.processors.isolation_reposition.story.locator import Lookout
 from tests import tiny
 from tests.tiny import run
 
@@ -38,7 +38,7 @@ def places(maps_BNYX: torch.Tensor, given: Region | None = None) -> Places:
     pipe = tiny.sd()
     prompt = t2ictl.parse(pipe, PROMPTS[0])
     lanes = Lanes.of_batch(prompts=1, images_per_prompt=1, guided=True)
-    context = PlanContext(adapter=t2ictl.adapters.find_adapter(pipe), prompts=(prompt,), lanes=lanes)
+    context = PlanContext(adapter=t2ictl.families.find_adapter(pipe), prompts=(prompt,), lanes=lanes)
     rows, nobody = (prompt.find_all(("cat", "dog")),), ((None, None),)
     made = Places(Cast(rows, ((given, None),), nobody, nobody), ConceptMaps.of(context, rows, (), "none", "none"), 0.5)
     tokens = [span.tokens[0] for span in rows[0]]

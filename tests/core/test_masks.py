@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from t2ictl.analysis import binarize, box_mask, otsu_threshold, resize_mask
 from t2ictl.errors import BadSetting, ShapeMismatch
-from t2ictl.masks import BinarizeMethod
+from t2ictl.maps.masks import BinarizeMethod
+from t2ictl.maps.ops import binarize, box_mask, otsu_threshold, resize_mask
 
 
 def random_maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from t2ictl.errors import UnsupportedPipeline
-from t2ictl.schedulers import input_scale, noise_levels
+from t2ictl.families.schedulers import input_scale, noise_levels
 from tests.tiny import SCHEDULE, SCHEDULERS, scheduler
 
 # Beside the tests' own: those that have a rule of their own for sigmas or timesteps.

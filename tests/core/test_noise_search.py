@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention import Step
-from t2ictl.noise_search import NoiseSearch, divergence, optimize_noise
-from t2ictl.objectives import Losses, Objective
+from t2ictl.guidance.noise_search import optimize_noise
+from t2ictl.guidance.objectives import Losses, Objective
+from t2ictl.guidance.rules import NoiseSearch, divergence
 from t2ictl.processors import AttendAndExcite, InitialNoise
+from t2ictl.settings.windows import Step
 from tests.tiny import run, sd, sdxl
 
 STEP = Step(index=0, total=10, timestep=999.0)

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from t2ictl.errors import BadSetting, MissingExtra
-from t2ictl.noun_phrases import NounPhrase, noun_phrases
-from t2ictl.phrases import pieces
+from t2ictl.prompts.grammar import pieces
+from t2ictl.prompts.noun_phrases import NounPhrase, noun_phrases
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = Path(__file__).parent / "data"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ictl.attention import Step
 from t2ictl.errors import BadSetting, ControlConflict
-from t2ictl.objectives import Losses, Objective, Refinement, StepRule, one_rule
-from t2ictl.windows import Window
+from t2ictl.guidance.objectives import Losses, Objective, one_rule
+from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.settings.windows import Step, Window
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention import Step
 from t2ictl.benchmarks.speed.synchronizations import Synchronizations
-from t2ictl.objectives import Losses, Objective, Refinement, StepRule
-from t2ictl.optimize import optimize
+from t2ictl.guidance.objectives import Losses, Objective
+from t2ictl.guidance.optimize import optimize
+from t2ictl.guidance.rules import Refinement, StepRule
 from t2ictl.processors import AttendAndExcite, AttentionSegregation
+from t2ictl.settings.windows import Step
 from tests.tiny import run, sd
 
 STEP = Step(index=0, total=10, timestep=900.0)

@@ -12,8 +12,8 @@ from jinja2 import UndefinedError
 from PIL import Image
 
 import t2ictl
-from t2ictl.pages import picture_uri, render, rendered_maps
-from t2ictl.probes import Recording
+from t2ictl.maps.pages import picture_uri, render, rendered_maps
+from t2ictl.maps.record import Recording
 from tests.tiny import sd, sdxl
 
 

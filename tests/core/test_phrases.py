@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2ictl.errors import BadSetting, MissingExtra
-from t2ictl.phrases import group, parser_version, pieces
+from t2ictl.prompts.grammar import group, parser_version, pieces
 
 Named = list[tuple[str, list[str]]]
 ROOT = Path(__file__).parents[2]
@@ -160,7 +160,7 @@ def test_grammar_needs_no_downloaded_corpus(tmp_path: Path) -> None:
     code = (
         "import sys, nltk; nltk.data.path[:] = []\n"
         "nltk.data.find = nltk.download = lambda *a, **k: sys.exit('a corpus was asked for')\n"
-        "from t2ictl.phrases import group; print([one.text for one in group('a red cat and a small dog')])"
+        "from t2ictl.prompts.grammar import group; print([one.text for one in group('a red cat and a small dog')])"
     )
     environment = {**os.environ, "HOME": str(tmp_path), "NLTK_DATA": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from t2ictl.controls import control_from_dict, control_to_dict
+from t2ictl.controls.registry import control_from_dict, control_to_dict
 from t2ictl.errors import BadSetting
-from t2ictl.picture_fields import IN_MEMORY, LARGEST, open_picture
 from t2ictl.processors import IsolationReposition
-from t2ictl.subjects import Subject
+from t2ictl.processors.isolation_reposition.subjects import Subject
+from t2ictl.settings.images import IN_MEMORY, LARGEST, open_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from t2ictl.pictures import map_sheet, overlay, side_by_side
+from t2ictl.maps.figures import map_sheet, overlay, side_by_side
 
 
 def mean_brightness(image: Image.Image) -> float:

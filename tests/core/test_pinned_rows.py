@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 import t2ictl
-from t2ictl.adapters import find_adapter
-from t2ictl.benchmarks.random_direction import RandomDirection
-from t2ictl.controls import Control, Plan, PlanContext
+from t2ictl.benchmarks.runs.random_direction import RandomDirection
+from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.errors import NeedsSession, UnsupportedPipeline
-from t2ictl.objectives import StepRule
-from t2ictl.ordered_rows import ordered_processors
-from t2ictl.pinned_rows import PinnedRows, encode_picture
+from t2ictl.families import find_adapter
+from t2ictl.guidance.rules import StepRule
 from t2ictl.processors.attention_segregation import AttentionSegregation
+from t2ictl.processors.isolation_reposition.by_order import ordered_processors
+from t2ictl.processors.isolation_reposition.reference_rows import PinnedRows, encode_picture
 from tests import tiny
 from tests.core.test_session_restore import state
 from tests.core.test_session_traps import unreached

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import t2ictl
-from t2ictl.adapters.base import unet_sites
-from t2ictl.attention import AttentionCall, Step
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.edits import AttentionCall
+from t2ictl.attention.layers import Site, select
 from t2ictl.errors import AmbiguousWord, BudgetExceeded, NoSiteMatched, NotRecorded, SpanNotFound
-from t2ictl.lanes import Lanes
-from t2ictl.probes import AttentionRecord, MapTap, Recorder, Recording
-from t2ictl.sites import Site, select
+from t2ictl.families.unet import unet_sites
+from t2ictl.maps.record import AttentionRecord, MapTap, Recorder, Recording
+from t2ictl.settings.windows import Step
 from tests.tiny import run, sd, sd2, sdxl
 
 PROMPT = "a red circle and a blue skateboard"

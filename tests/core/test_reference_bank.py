@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from t2ictl.adapters import find_adapter
-from t2ictl.attention import AttentionCall, Step
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.edits import AttentionCall
 from t2ictl.errors import NotRecorded
-from t2ictl.lanes import Lanes
-from t2ictl.reference_bank import ReferenceBank
-from t2ictl.telling import Telling
+from t2ictl.families import find_adapter
+from t2ictl.processors.isolation_reposition.reference_bank import ReferenceBank
+from t2ictl.processors.isolation_reposition.story_context import Telling
+from t2ictl.settings.windows import Step
 from tests import tiny
 
 INSIDE = torch.tensor([[True, False, True], [False, False, True]])

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.adapters import find_adapter
+from t2ictl.attention.cache import Latest
 from t2ictl.errors import ControlConflict, UnsupportedPipeline
-from t2ictl.latest import Latest
-from t2ictl.processors.structured_guidance import StructuredGuidance
-from t2ictl.processors.token_merging import TokenMerging
-from t2ictl.row_matching import RowMatcher
-from t2ictl.sessionless import MapRecorder, encode
+from t2ictl.families import find_adapter
+from t2ictl.processors.structured_guidance.control import StructuredGuidance
+from t2ictl.processors.token_merging.control import TokenMerging
+from t2ictl.standalone.by_content import RowMatcher
+from t2ictl.standalone.recorder import MapRecorder, encode
 from tests.tiny import run, sd, sdxl
 
 PROMPT, OTHER = "a red circle and a blue square", "a red circle and a blue heart"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ictl.row_merging import RowGroup, RowMerging, row_mask
+from t2ictl.processors.token_merging.rows import RowGroup, RowMerging, row_mask
 
 # start, a, red, skate, board, and, cat, end, pad, pad: "red skateboard" becomes one row, its noun has two pieces.
 SKATEBOARD = RowGroup(noun=(3, 4), members=(2,), dropped=(2, 4))

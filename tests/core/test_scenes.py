@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 
 from t2ictl import Region, Scene, Subject, parse
 from t2ictl.errors import BadSetting, ShapeMismatch, SpanNotFound, T2ictlError
-from t2ictl.scenes import check_story
-from t2ictl.spans import Prompt
+from t2ictl.processors.isolation_reposition.story.scenes import check_story
+from t2ictl.prompts.prompt import Prompt
 from tests import tiny
 
 CAT = Subject(name="cat", prompt="photo of a cat")

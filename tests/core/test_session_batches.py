@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.controls import Control, list_controls
+from t2ictl.controls.base import Control
+from t2ictl.controls.registry import list_controls
 from t2ictl.errors import NonFiniteLoss
-from t2ictl.objectives import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepRule
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from tests import tiny

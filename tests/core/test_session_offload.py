@@ -7,7 +7,7 @@ import torch
 
 import t2ictl
 from t2ictl.errors import UnsupportedPipeline
-from t2ictl.objectives import StepRule
+from t2ictl.guidance.rules import StepRule
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from tests import tiny
 from tests.core.session_cases import PROMPT

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention import Step
 from t2ictl.errors import BadSetting
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
-from t2ictl.processors.structured_guidance import StructuredGuidance
+from t2ictl.processors.structured_guidance.control import StructuredGuidance
+from t2ictl.settings.windows import Step
 from tests import tiny
 from tests.core.session_cases import SMALL, THREE, pipeline
 

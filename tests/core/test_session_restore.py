@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
 import t2ictl
 from t2ictl.errors import SpanNotFound, UnsupportedPipeline
-from t2ictl.objectives import StepRule
+from t2ictl.guidance.rules import StepRule
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from tests import tiny

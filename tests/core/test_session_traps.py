@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.attention import Step
-from t2ictl.controls import Control
+from t2ictl.controls.base import Control
 from t2ictl.errors import ControlConflict, ForeignCall, MoveLost, UnsupportedPipeline
-from t2ictl.objectives import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepRule
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
+from t2ictl.settings.windows import Step
 from tests import tiny
 from tests.core.session_cases import PROMPT, pipeline
 
@@ -104,7 +104,7 @@ def test_refinement_that_falls_on_a_discarded_evaluation_is_made_at_the_next() -
     """Without this a two-stage scheduler, where every other evaluation is discarded, would hardly ever refine."""
     pipe = pipeline("sd", scheduler="heun")
     refinement = Refinement(targets=((0.45, 1.0),), most=2)  # never reached: evaluation 3 of 7
-    controls = [AttendAndExcite(step=RULE, refinement=refinement, window=t2ictl.windows.Window())]
+    controls = [AttendAndExcite(step=RULE, refinement=refinement, window=t2ictl.settings.windows.Window())]
     with t2ictl.controlled(pipe, controls) as session:
         tiny.run(pipe, PROMPT, steps=4)
     passes = [entry.step.index for entry in session.trace]
@@ -114,7 +114,7 @@ def test_refinement_that_falls_on_a_discarded_evaluation_is_made_at_the_next() -
 
 def test_parity_moves_also_where_the_sample_is_discarded() -> None:
     pipe = pipeline("sd", scheduler="pndm")
-    controls = [AttendAndExcite(step=RULE, refinement=None, parity=True, window=t2ictl.windows.Window())]
+    controls = [AttendAndExcite(step=RULE, refinement=None, parity=True, window=t2ictl.settings.windows.Window())]
     with t2ictl.controlled(pipe, controls) as session:
         tiny.run(pipe, PROMPT, steps=3)
     assert [entry.step.index for entry in session.trace] == [0, 1, 2, 3]

@@ -12,14 +12,14 @@ from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
 import t2ictl
-from t2ictl.attention import AttentionCall, Edit
-from t2ictl.controls import Control, Plan, PlanContext
+from t2ictl.attention.edits import AttentionCall, Edit
+from t2ictl.attention.layers import select
+from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.errors import SpanNotFound, UnsupportedPipeline
-from t2ictl.fields import settings_class
-from t2ictl.objectives import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepRule
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
-from t2ictl.sites import select
+from t2ictl.settings.fields import settings_class
 from tests import tiny
 from tests.core.session_cases import PROMPT, THREE, distance, pipeline
 from tests.core.test_session_restore import state

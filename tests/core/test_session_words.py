@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.controls import Control
+from t2ictl.controls.base import Control
+from t2ictl.controls.layouts import Region
 from t2ictl.errors import (
     AmbiguousWord,
     BadSetting,
@@ -21,9 +22,8 @@ from t2ictl.errors import (
     SpanNotFound,
     T2ictlError,
 )
-from t2ictl.layouts import Region
-from t2ictl.objectives import StepRule
-from t2ictl.probes import Recording
+from t2ictl.guidance.rules import StepRule
+from t2ictl.maps.record import Recording
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from tests import tiny

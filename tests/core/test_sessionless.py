@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from t2ictl.errors import NoSiteMatched, NotRecorded, ShapeMismatch, SpanNotFound
-from t2ictl.row_matching import RowMatcher
-from t2ictl.sessionless import MapRecorder, encode
-from t2ictl.sessions import controlled
+from t2ictl.session.session import controlled
+from t2ictl.standalone.by_content import RowMatcher
+from t2ictl.standalone.recorder import MapRecorder, encode
 from tests.tiny import run, sd, sdxl
 
 PROMPTS = ["a red circle and a blue square", "a cat", "a dog and a hat"]
@@ -70,7 +70,7 @@ def test_a_recorder_is_for_one_call() -> None:
 
 
 def test_the_encodings_of_prompts_are_far_apart() -> None:
-    from t2ictl.adapters import find_adapter
+    from t2ictl.families import find_adapter
 
     adapter = find_adapter(sd())
     encoded_PKC = encode(adapter, [*PROMPTS, ""])

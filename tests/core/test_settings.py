@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image, PngImagePlugin
 
-from t2ictl import settings as module
 from t2ictl.errors import BadSetting
-from t2ictl.settings import KEYWORD, SCHEMA_VERSION, read_settings, stamped, versions, write_json, write_png
+from t2ictl.settings import files as module
+from t2ictl.settings.files import KEYWORD, SCHEMA_VERSION, read_settings, stamped, versions, write_json, write_png
 
 SETTINGS: dict[str, Any] = {
     "request": {
@@ -100,7 +100,7 @@ def test_versions_name_what_can_change_an_image() -> None:
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import sys, t2ictl.settings as s; s.versions(); sys.exit('torch' in sys.modules)"
+    code = "import sys, t2ictl.settings.files as s; s.versions(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

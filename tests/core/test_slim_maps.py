@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ictl.slim_maps import attention_and_mass, head_mass, scores, softmax
+from t2ictl.attention.softmax import attention_and_mass, head_mass, scores, softmax
 
 
 def given(dtype: torch.dtype = torch.float64, keys: int = 5) -> Any:

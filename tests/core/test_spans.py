@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, PreTrainedTokenizer
 
-from t2ictl.encodings import Encoding, encode
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound, UnsupportedPipeline
-from t2ictl.spans import Phrase, Prompt, Span
+from t2ictl.prompts.prompt import Phrase, Prompt, Span
+from t2ictl.prompts.tokens import Encoding, encode
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # "giraffe" is gir|affe, "dogs" is dog|s; "'s" is one token also where it opens a quotation; "!!" is one token.

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from t2ictl.errors import BadSetting
-from t2ictl.settings import write_json, write_png
-from t2ictl.story_settings import StorySettings, read_story
+from t2ictl.processors.isolation_reposition.story.settings import StorySettings, read_story
+from t2ictl.settings.files import write_json, write_png
 
 STORY = """
 subjects:

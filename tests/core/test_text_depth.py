@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from t2ictl.adapters import find_adapter
 from t2ictl.errors import BadSetting
-from t2ictl.text_depth import reading_to
+from t2ictl.families import find_adapter
+from t2ictl.families.text_depth import reading_to
 from tests.tiny import sd, sdxl
 
 PROMPT = "a red circle and a blue square"

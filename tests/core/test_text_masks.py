@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ictl.adapters import find_adapter
 from t2ictl.errors import UnsupportedPipeline
-from t2ictl.text_masks import hiding, seen_but, seen_without_pairs
+from t2ictl.families import find_adapter
+from t2ictl.families.text_masking import hiding, seen_but, seen_without_pairs
 from tests.tiny import sd, sd2, sdxl
 
 PROMPT = "a red circle and a blue square"  # start a red circle and a blue square end: 0 to 8

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import t2ictl
-from t2ictl.adapters import find_adapter
 from t2ictl.errors import UnsupportedPipeline
+from t2ictl.families import find_adapter
+from t2ictl.families.text_positions import reading_from
 from t2ictl.processors import StructuredGuidance
-from t2ictl.text_positions import reading_from
 from tests.tiny import run, sd, sdxl
 
 TEXTS = ("a red circle", "a blue square")

@@ -14,13 +14,14 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention import Inputs, Step, lone_key_attention
+from t2ictl.attention.processor import Inputs, lone_key_attention
 from t2ictl.errors import NonFiniteLoss
-from t2ictl.passes import OwnPasses
-from t2ictl.processors import TokenMerging, token_merging
-from t2ictl.text_states import TokenLosses, TokenObjective, TokenStep
-from t2ictl.token_updates import push_tokens, update_tokens
-from t2ictl.windows import Window
+from t2ictl.guidance.text_objectives import TokenLosses, TokenObjective, TokenStep
+from t2ictl.guidance.text_updates import push_tokens, update_tokens
+from t2ictl.processors import TokenMerging
+from t2ictl.processors.token_merging import control as token_merging
+from t2ictl.session.extra_passes import OwnPasses
+from t2ictl.settings.windows import Step, Window
 from tests.tiny import run, scheduler, sd, sdxl
 
 # The paper's method; by default nothing is merged and only the entropy moves rows.

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2ictl.controls import Control, Plan, PlanContext
-from t2ictl.objectives import Losses, Objective, Refinement
+from t2ictl.attention.layers import select
+from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.guidance.objectives import Losses, Objective
+from t2ictl.guidance.rules import Refinement
 from t2ictl.processors import AttendAndExcite, AttentionSegregation
-from t2ictl.sessions import Session
-from t2ictl.sites import select
+from t2ictl.session.session import Session
 from tests.tiny import run, sd, sd2, sdxl
 
 PROMPT = "a red circle and a blue square"

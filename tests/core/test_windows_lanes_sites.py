@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from t2ictl.adapters import find_adapter
-from t2ictl.cost import Cost, peak_bytes, start_peak
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.layers import Site, select
 from t2ictl.errors import BadSetting, NoSiteMatched, UnsupportedPipeline
-from t2ictl.lanes import Lanes
-from t2ictl.sites import Site, select
-from t2ictl.windows import Window
+from t2ictl.families import find_adapter
+from t2ictl.session.cost import Cost, peak_bytes, start_peak
+from t2ictl.settings.windows import Window
 from tests.tiny import sd, sdxl, unet
 
 # -- windows ---------------------------------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import t2ictl
-from t2ictl.adapters import find_adapter
-from t2ictl.controls import PlanContext
+from t2ictl.attention.batch import Lanes
+from t2ictl.controls.base import PlanContext
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
-from t2ictl.lanes import Lanes
+from t2ictl.families import find_adapter
 from t2ictl.processors import TokenMerging
-from t2ictl.word_groups import BoundGroup, WordGroup, bound_groups
+from t2ictl.processors.token_merging.groups import BoundGroup, WordGroup, bound_groups
 from tests.tiny import run, sd, sdxl
 
 # The paper's method; by default nothing is merged and only the entropy moves rows.

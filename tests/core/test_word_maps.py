@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from t2ictl.adapters import find_adapter
 from t2ictl.errors import BadSetting, NotRecorded
-from t2ictl.probes import AttentionRecord
-from t2ictl.word_maps import segmentation, word_mask, words_at
+from t2ictl.families import find_adapter
+from t2ictl.maps.queries import segmentation, word_mask, words_at
+from t2ictl.maps.record import AttentionRecord
 from tests.tiny import sd
 
 PROMPT = "a cat and a dog"  # start a cat and a dog: 0 to 5

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import t2ictl
-from t2ictl.controls import Control
-from t2ictl.objectives import Refinement
+from t2ictl.controls.base import Control
+from t2ictl.guidance.rules import Refinement
 from t2ictl.processors import AttendAndExcite, AttentionSegregation
-from t2ictl.sessions import Session
+from t2ictl.session.session import Session
 from tests import tiny
 
 PROMPT = "a red circle and a blue square"

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from t2ictl.adapters import find_adapter
-from t2ictl.processors._flow.conditions import Condition, Conditions, compose
-from t2ictl.processors._flow.items import Item, bound_items
-from t2ictl.processors._flow.readings import Row, read_all
+from t2ictl.families import find_adapter
+from t2ictl.processors.token_flow.conditions import Condition, Conditions, compose
+from t2ictl.processors.token_flow.items import Item, bound_items
+from t2ictl.processors.token_flow.readings import Row, read_all
 
 PROMPT = "a red circle and a blue square"  # start a red circle and a blue square end: 0 to 8
 LENGTH = 16

@@ -20,9 +20,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 import t2ictl
-from t2ictl.layouts import Region
-from t2ictl.processors import IsolationReposition, _isolation_scenes
-from t2ictl.subjects import Subject
+from t2ictl.controls.layouts import Region
+from t2ictl.processors import IsolationReposition
+from t2ictl.processors.isolation_reposition import scene_state as _isolation_scenes
+from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests.tiny import run
 
 Box = tuple[float, float, float, float]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from t2ictl.subjects import Subject
+from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests.processors.isolation_cases import (
     CAST,
     CAT,

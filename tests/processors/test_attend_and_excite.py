@@ -12,9 +12,9 @@ from diffusers import StableDiffusionAttendAndExcitePipeline
 from torch import Tensor
 
 import t2ictl
-from t2ictl.objectives import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepRule
 from t2ictl.processors import AttendAndExcite
-from t2ictl.windows import Window
+from t2ictl.settings.windows import Window
 from tests.tiny import generator, run, scheduler, sd, sd2, sdxl
 
 # The stock pipeline makes its smoothing kernel with the old form of a torch function.

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import t2ictl
+from t2ictl.controls.layouts import Region
 from t2ictl.errors import BadSetting, NoSiteMatched, SpanNotFound
-from t2ictl.layouts import Region
-from t2ictl.objectives import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepRule
 from t2ictl.processors import AttendAndExcite, AttentionSegregation
-from t2ictl.windows import Window
+from t2ictl.settings.windows import Window
 from tests.tiny import run, scheduler, sd, sd2, sdxl
 
 PROMPT = "a red circle and a blue square"

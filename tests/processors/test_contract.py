@@ -14,19 +14,12 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.adapters import find_adapter
-from t2ictl.controls import (
-    Control,
-    Plan,
-    PlanContext,
-    broken_controls,
-    control_from_dict,
-    control_to_dict,
-    list_controls,
-)
+from t2ictl.attention.batch import Lanes
+from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.registry import broken_controls, control_from_dict, control_to_dict, list_controls
 from t2ictl.errors import BadSetting, NeedsSession, SpanNotFound
-from t2ictl.fields import describe
-from t2ictl.lanes import Lanes
+from t2ictl.families import find_adapter
+from t2ictl.settings.fields import describe
 from tests.tiny import run, sd, sdxl
 
 PROMPT = "a red circle and a blue square"
@@ -59,7 +52,8 @@ def test_nothing_is_broken() -> None:
 @every_control
 def test_names_agree(cls: Any) -> None:
     module = inspect.getmodule(cls)
-    assert module is not None and module.__name__ == f"t2ictl.processors.{cls.name}"
+    home = f"t2ictl.processors.{cls.name}"
+    assert module is not None and module.__name__ in {home, f"{home}.control"}
     assert cls.__name__.lower() == cls.name.replace("_", "")
     assert getattr(importlib.import_module("t2ictl.processors"), cls.__name__) is cls
     assert cls.__name__ in module.__all__

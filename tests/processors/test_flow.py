@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import t2ictl
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 from t2ictl.errors import BadSetting, Cancelled, NotRecorded, SpanNotFound
 from t2ictl.processors import TokenFlow
-from t2ictl.processors._flow.files import items_of
-from t2ictl.processors._flow.items import Item
-from t2ictl.processors._flow.screen import ENDS, POOLED, screen, screen_tokens
+from t2ictl.processors.token_flow.analysis.files import items_of
+from t2ictl.processors.token_flow.analysis.screen import ENDS, POOLED, screen, screen_tokens
+from t2ictl.processors.token_flow.items import Item
 from tests.processors.flow_cases import PROMPT, BrightnessJudge, Case
 from tests.tiny import sd, sd2, sdxl
 
@@ -38,7 +38,7 @@ def test_screen_equals_its_formula(build: Any) -> None:
 
 
 def _without(place: int) -> Any:
-    from t2ictl.text_masks import seen_but
+    from t2ictl.families.text_masking import seen_but
 
     return seen_but([[place]], 16)
 
@@ -73,7 +73,7 @@ class Mixing:
     def __call__(self, texts: Any, first: Any = None, seen: Any = None, depth: float = 1.0) -> Any:
         import torch
 
-        from t2ictl.text_states import TextStates
+        from t2ictl.families.text_states import TextStates
 
         words = [text.split() for text in texts]
         rows = torch.zeros(len(texts), 16, 64)
@@ -148,7 +148,7 @@ def test_depths_are_conditions_of_their_own() -> None:
 
 
 def test_an_encoder_that_reads_both_ways_has_no_impossible_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    from t2ictl.adapters.stable_diffusion import StableDiffusionAdapter
+    from t2ictl.families.stable_diffusion import StableDiffusionAdapter
 
     monkeypatch.setattr(StableDiffusionAdapter, "text_is_causal", False)
     result = t2ictl.flow(sd(), PROMPT, judge=BrightnessJudge(), **SMALL)
@@ -213,7 +213,7 @@ def test_a_judge_that_gives_no_probabilities_is_refused(value: float) -> None:
 def test_fix_is_the_control_that_was_confirmed() -> None:
     from dataclasses import replace
 
-    from t2ictl.processors._flow.repair import Candidate, RepairOutcome
+    from t2ictl.processors.token_flow.analysis.repair import Candidate, RepairOutcome
 
     outcome = RepairOutcome(
         target="square",
@@ -329,7 +329,7 @@ def test_items_of_the_command_line() -> None:
 
 def test_seeds_that_confirm_have_chosen_nothing() -> None:
     from t2ictl.generation import Request
-    from t2ictl.processors._flow.scoring import Scoring
+    from t2ictl.processors.token_flow.analysis.scoring import Scoring
 
     result = t2ictl.flow(sd(), PROMPT, seed=7, **SMALL)
     assert result.seeds == (7, 8) and result.confirmed == (9, 10)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
-from t2ictl.processors._flow.conditions import EMPTY, Condition, Patch, compose
-from t2ictl.processors._flow.items import Item, bound_items
-from t2ictl.processors._flow.readings import Reading, Row, read_all, stacked
+from t2ictl.processors.token_flow.conditions import EMPTY, Condition, Patch, compose
+from t2ictl.processors.token_flow.items import Item, bound_items
+from t2ictl.processors.token_flow.readings import Reading, Row, read_all, stacked
 from tests.processors.flow_cases import LENGTH, PROMPT, Case
 from tests.tiny import sd, sd2, sdxl
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from t2ictl.errors import Cancelled
 from t2ictl.generation import Request
-from t2ictl.processors._flow.pictures import Cell, Pictures, fingerprint
+from t2ictl.processors.token_flow.analysis.images import Cell, Pictures, fingerprint
 from tests.processors.flow_cases import PROMPT, Case
 from tests.tiny import scheduler, sd, sdxl
 

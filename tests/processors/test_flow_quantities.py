@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from t2ictl.processors._flow.conditions import Condition
-from t2ictl.processors._flow.items import Item
-from t2ictl.processors._flow.quantities import Scores, carrier_set, leak_cell, leak_cells, token_cell
-from t2ictl.processors._flow.repair import repair_leak
+from t2ictl.processors.token_flow.analysis.estimates import Scores, carrier_set, leak_cell, leak_cells, token_cell
+from t2ictl.processors.token_flow.analysis.repair import repair_leak
+from t2ictl.processors.token_flow.conditions import Condition
+from t2ictl.processors.token_flow.items import Item
 from tests.processors.flow_cases import Case
 from tests.tiny import sd
 

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.adapters import find_adapter
-from t2ictl.controls import Plan, PlanContext
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.layers import Site
+from t2ictl.controls.base import Plan, PlanContext
+from t2ictl.controls.layouts import Region
 from t2ictl.errors import NoSiteMatched
-from t2ictl.lanes import Lanes
-from t2ictl.layouts import Region
+from t2ictl.families import find_adapter
 from t2ictl.processors import IsolationReposition
-from t2ictl.processors.isolation_reposition import published_reading_sites
-from t2ictl.sites import Site
-from t2ictl.subject_groups import resampled_positions
-from t2ictl.subjects import Subject
-from t2ictl.windows import Window
+from t2ictl.processors.isolation_reposition.control import published_reading_sites
+from t2ictl.processors.isolation_reposition.groups import resampled_positions
+from t2ictl.processors.isolation_reposition.subjects import Subject
+from t2ictl.settings.windows import Window
 from tests.processors.isolation_cases import (
     CAST,
     CAT,

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 import t2ictl
-from t2ictl.layouts import Region
+from t2ictl.controls.layouts import Region
 from t2ictl.processors import IsolationReposition
-from t2ictl.subjects import Subject
+from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests.core.test_pinned_rows import inputs
 from tests.processors.isolation_cases import (
     CAT,

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.controls import control_from_dict, control_to_dict
+from t2ictl.controls.layouts import Region
+from t2ictl.controls.registry import control_from_dict, control_to_dict
 from t2ictl.errors import BadSetting, UnsupportedPipeline
-from t2ictl.layouts import Region
 from t2ictl.processors import IsolationReposition
-from t2ictl.subjects import Subject
+from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests.core.test_pinned_rows import _alpha, clean, inputs
 from tests.core.test_session_restore import state
 from tests.core.test_session_traps import unreached

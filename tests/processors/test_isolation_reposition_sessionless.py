@@ -12,8 +12,8 @@ from torch import Tensor
 import t2ictl
 from t2ictl import Subject
 from t2ictl.errors import ControlConflict, NeedsSession, ShapeMismatch, UnsupportedPipeline
-from t2ictl.processors.isolation_reposition import IsolationReposition
-from t2ictl.windows import Window
+from t2ictl.processors.isolation_reposition.control import IsolationReposition
+from t2ictl.settings.windows import Window
 from tests import tiny
 from tests.processors.isolation_cases import CAST, CAT, DOG, SCENE
 from tests.tiny import run

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from t2ictl import PlanContext, Region, Subject, parse
-from t2ictl.adapters import find_adapter
-from t2ictl.lanes import Lanes
-from t2ictl.processors._isolation_texts import description
+from t2ictl.attention.batch import Lanes
+from t2ictl.families import find_adapter
+from t2ictl.processors.isolation_reposition.texts import description
 from tests.processors.isolation_cases import CAT, DOG, SCENE, Layer, Shown, controlled_run, heard_in, labels_of, same
 from tests.tiny import run, sd, sdxl
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import t2ictl
-from t2ictl.controls import control_from_dict, control_to_dict
+from t2ictl.controls.layouts import Region
+from t2ictl.controls.registry import control_from_dict, control_to_dict
 from t2ictl.errors import BadSetting, ControlConflict, SpanNotFound, UnsupportedPipeline
-from t2ictl.layouts import Region
 from t2ictl.processors import AttentionSegregation, IsolationReposition, StructuredGuidance, TokenMerging
-from t2ictl.subjects import Subject
-from t2ictl.windows import Window
-from t2ictl.word_groups import WordGroup
+from t2ictl.processors.isolation_reposition.subjects import Subject
+from t2ictl.processors.token_merging.groups import WordGroup
+from t2ictl.settings.windows import Window
 from tests.allocations import Largest
 from tests.core.test_session_users import fuse, give_image_prompt, old_processors, slice_attention
 from tests.processors.isolation_cases import (

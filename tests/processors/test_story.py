@@ -15,9 +15,9 @@ from PIL import Image
 import t2ictl
 from t2ictl import Scene, Subject
 from t2ictl.errors import BadSetting
-from t2ictl.places import Places
 from t2ictl.processors import AttentionSegregation
-from t2ictl.processors.isolation_reposition import IsolationReposition
+from t2ictl.processors.isolation_reposition.control import IsolationReposition
+from t2ictl.processors.isolation_reposition.places import Places
 from tests.processors.story_cases import CAT, DOG, FAST, SCENES, differ, make, pixels
 
 REHEARSED = {"places": "rehearsal", "rehearsal": 0.5}

@@ -14,11 +14,11 @@ from PIL import Image
 
 import t2ictl
 from t2ictl import Scene, Subject
-from t2ictl.cli import main
+from t2ictl.cli.app import main
 from t2ictl.errors import BadSetting, ShapeMismatch, SpanNotFound, T2ictlError
-from t2ictl.processors.isolation_reposition import IsolationReposition
-from t2ictl.settings import read_settings, write_png
-from t2ictl.stories import StoryPicture
+from t2ictl.processors.isolation_reposition.control import IsolationReposition
+from t2ictl.processors.isolation_reposition.story.result import StoryPicture
+from t2ictl.settings.files import read_settings, write_png
 from tests.processors.story_cases import CAT, DOG, FAST, SCENES, make, pixels
 
 OVERLAPPING = {"cat": (0, 0, 0.6, 1), "dog": (0.5, 0, 1, 1)}

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.adapters import find_adapter
-from t2ictl.attention import ControlledAttention, DenoiserPass, Step, Switch
-from t2ictl.controls import PlanContext
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.passes import DenoiserPass, Switch
+from t2ictl.attention.processor import ControlledAttention
+from t2ictl.controls.base import PlanContext
 from t2ictl.errors import NeedsSession, NoSiteMatched, UnsupportedPipeline
-from t2ictl.lanes import Lanes
+from t2ictl.families import find_adapter
 from t2ictl.processors import StructuredGuidance
-from t2ictl.processors.structured_guidance import phrase_weights
-from t2ictl.row_matching import MatchedLanes, RowMatcher
-from t2ictl.windows import Window
+from t2ictl.processors.structured_guidance.edits import phrase_weights
+from t2ictl.settings.windows import Step, Window
+from t2ictl.standalone.by_content import MatchedLanes, RowMatcher
 from tests.processors.structured_cases import (
     NEGATIVES,
     NESTED,

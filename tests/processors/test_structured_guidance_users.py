@@ -18,17 +18,17 @@ from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention import AttentionCall, Edit
-from t2ictl.controls import Control, Plan, PlanContext
+from t2ictl.attention.edits import AttentionCall, Edit
+from t2ictl.attention.layers import select
+from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.errors import AmbiguousWord, ControlConflict, PromptUnknown, UnsupportedPipeline
-from t2ictl.fields import settings_class
-from t2ictl.noun_phrases import noun_phrases
-from t2ictl.objectives import StepRule
+from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.text_objectives import TokenStep
 from t2ictl.processors import AttentionSegregation, StructuredGuidance, TokenMerging
-from t2ictl.sites import select
-from t2ictl.text_states import TokenStep
-from t2ictl.windows import Window
-from t2ictl.word_groups import WordGroup
+from t2ictl.processors.token_merging.groups import WordGroup
+from t2ictl.prompts.noun_phrases import noun_phrases
+from t2ictl.settings.fields import settings_class
+from t2ictl.settings.windows import Window
 from tests import tiny
 from tests.core.test_session_users import fuse, give_image_prompt, old_processors, slice_attention
 from tests.processors.structured_cases import (

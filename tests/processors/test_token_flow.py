@@ -11,8 +11,8 @@ import torch
 import t2ictl
 from t2ictl.errors import BadSetting, SpanNotFound
 from t2ictl.processors import StructuredGuidance, TokenFlow
-from t2ictl.processors._flow.items import Item
-from t2ictl.processors._flow.readings import read_all
+from t2ictl.processors.token_flow.items import Item
+from t2ictl.processors.token_flow.readings import read_all
 from tests.processors.flow_cases import LENGTH, PROMPT, Case
 from tests.tiny import run, sd, sd2, sdxl
 
@@ -168,7 +168,7 @@ def test_bad_settings_are_refused(prompt: str, settings: Any, error: type[Except
 
 
 def test_items_with_settings_survive_json() -> None:
-    from t2ictl.controls import control_from_dict, control_to_dict
+    from t2ictl.controls.registry import control_from_dict, control_to_dict
 
     control = TokenFlow(items=(Item(words="bat", senses={"ball": "baseball bat"}), "ball"), sources=("ball",))
     assert control_from_dict(control_to_dict(control)) == control

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl.errors import ControlConflict, NeedsSession, PromptUnknown, UnsupportedPipeline
-from t2ictl.objectives import StepRule
+from t2ictl.guidance.rules import StepRule
 from t2ictl.processors import AttentionSegregation, TokenMerging
-from t2ictl.windows import Window
-from t2ictl.word_groups import WordGroup
+from t2ictl.processors.token_merging.groups import WordGroup
+from t2ictl.settings.windows import Window
 from tests.tiny import generator, run, sd, sdxl
 
 # The paper's method; by default nothing is merged and only the entropy moves rows.

@@ -11,9 +11,9 @@ import torch
 
 import t2ictl
 from t2ictl.errors import BadSetting
-from t2ictl.processors.token_merging import TokenMerging
-from t2ictl.text_states import TokenStep
-from t2ictl.windows import Window
+from t2ictl.guidance.text_objectives import TokenStep
+from t2ictl.processors.token_merging.control import TokenMerging
+from t2ictl.settings.windows import Window
 from tests import tiny
 from tests.core.test_session_users import add_lora, give_image_prompt
 

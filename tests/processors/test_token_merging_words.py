@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import t2ictl
+from t2ictl.guidance.text_objectives import TokenStep
 from t2ictl.processors import TokenMerging
-from t2ictl.text_states import TokenStep
-from t2ictl.windows import Window
+from t2ictl.settings.windows import Window
 from tests.processors.test_token_merging import ALWAYS, MERGE, OBJECTS, PROMPT, encoded, noise, spied, with_control
 from tests.tiny import run, scheduler, sd, sdxl
 

@@ -28,7 +28,7 @@ def test_import_loads_nothing_heavy() -> None:
 def test_help_loads_nothing_heavy() -> None:
     output = _python(f"""
         import sys
-        from t2ictl.cli import main
+        from t2ictl.cli.app import main
         sys.argv = ["t2ictl", "--help"]
         try:
             status = main()

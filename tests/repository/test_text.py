@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-
-import pytest
 
 from tests.repository.sources import ROOT, repository_files
 
@@ -15,12 +12,14 @@ BINARY = {".safetensors", ".png", ".jpg", ".npz", ".npy", ".pt", ".gz", ".zip", 
 TEXTS = [path for path in repository_files() if path.suffix not in BINARY]
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_machine_path_and_no_unfinished_note(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    for pattern in (MACHINE_PATH, UNFINISHED):
-        found = pattern.search(text)
-        assert found is None, f"{path.relative_to(ROOT)} contains {found.group() if found else ''!r}"
+def test_no_machine_path_and_no_unfinished_note() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in TEXTS
+        for pattern in (MACHINE_PATH, UNFINISHED)
+        if (match := pattern.search(path.read_text(encoding="utf-8")))
+    ]
+    assert found == []
 
 
 def test_constraints_pin_versions_and_nothing_else() -> None:

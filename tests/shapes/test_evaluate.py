@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from diffusers import StableDiffusionPipeline
 
-from t2ictl.benchmarks.measure_shapes import evaluate, maps, words
-from t2ictl.benchmarks.measure_shapes.shares import wilson
+from t2ictl.benchmarks.shapes.evaluate import evaluate, words
+from t2ictl.benchmarks.shapes.evaluate.shares import wilson
+from t2ictl.benchmarks.studies.word_maps import maps
 from t2ictl.shapes import expect, instrument_id, judge, model_path
 from tests.shapes.scenes import picture_of, scene_of
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from t2ictl.benchmarks.measure_shapes.cases import related_scene
-from t2ictl.benchmarks.measure_shapes.validate_judge import compare, read_labels, soften
+from t2ictl.benchmarks.shapes.evaluate.cases import related_scene
+from t2ictl.benchmarks.shapes.evaluate.validate_judge import compare, read_labels, soften
 from t2ictl.errors import ShapeMismatch
 from t2ictl.shapes.captions import RELATIONS, expectation_of
 from t2ictl.shapes.draw import BACKGROUND, RGB, render, render_array

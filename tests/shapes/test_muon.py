@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from t2ictl.benchmarks.train_shapes.denoiser import build_trainee, is_hidden_matrix
-from t2ictl.benchmarks.train_shapes.muon import ADAM_UPDATE, Muon, orthogonalize
-from t2ictl.benchmarks.train_shapes.settings import Recipe
-from t2ictl.benchmarks.train_shapes.vocabulary import build_tokenizer
+from t2ictl.benchmarks.shapes.train.denoiser import build_trainee, is_hidden_matrix
+from t2ictl.benchmarks.shapes.train.muon import ADAM_UPDATE, Muon, orthogonalize
+from t2ictl.benchmarks.shapes.train.settings import Recipe
+from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (4, 3, 3, 3)])

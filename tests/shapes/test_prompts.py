@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from t2ictl.benchmarks.train_shapes.settings import Recipe
-from t2ictl.benchmarks.train_shapes.vocabulary import build_tokenizer
+from t2ictl.benchmarks.shapes.train.settings import Recipe
+from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
 from t2ictl.errors import BadSetting
 from t2ictl.shapes.captions import RELATIONS, Expectation, expect
 from t2ictl.shapes.prompts import KINDS, HeldOut, Kind, all_prompts, suite

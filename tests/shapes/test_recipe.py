@@ -8,14 +8,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from t2ictl.benchmarks.train_shapes import __main__ as command
-from t2ictl.benchmarks.train_shapes.autoencoder import build_autoencoder
-from t2ictl.benchmarks.train_shapes.data import to_pixels, training_scene
-from t2ictl.benchmarks.train_shapes.denoiser import make_batch
-from t2ictl.benchmarks.train_shapes.export import normalize_latents
-from t2ictl.benchmarks.train_shapes.loop import cosine_rate, save_atomic, trapezoid_rate
-from t2ictl.benchmarks.train_shapes.settings import Recipe
-from t2ictl.benchmarks.train_shapes.vocabulary import build_tokenizer
+from t2ictl.benchmarks.shapes.train import __main__ as command
+from t2ictl.benchmarks.shapes.train.autoencoder import build_autoencoder
+from t2ictl.benchmarks.shapes.train.data import to_pixels, training_scene
+from t2ictl.benchmarks.shapes.train.denoiser import make_batch
+from t2ictl.benchmarks.shapes.train.export import normalize_latents
+from t2ictl.benchmarks.shapes.train.loop import cosine_rate, save_atomic, trapezoid_rate
+from t2ictl.benchmarks.shapes.train.settings import Recipe
+from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
 from t2ictl.errors import BadSetting
 from t2ictl.shapes.world import split_of
 
@@ -39,8 +39,8 @@ class _Crash(RuntimeError):
 
 def _crash_at(monkeypatch: pytest.MonkeyPatch, module: str, call: int) -> None:
     """Let the ``call``-th use of ``stream`` in a stage fail."""
-    target = f"t2ictl.benchmarks.train_shapes.{module}.stream"
-    whole = pytest.importorskip(f"t2ictl.benchmarks.train_shapes.{module}").stream
+    target = f"t2ictl.benchmarks.shapes.train.{module}.stream"
+    whole = pytest.importorskip(f"t2ictl.benchmarks.shapes.train.{module}").stream
     seen: list[int] = []
 
     def counted(seed: int, purpose: str, index: int):  # type: ignore[no-untyped-def]

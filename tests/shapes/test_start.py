@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2ictl.benchmarks.train_shapes.autoencoder import build_autoencoder
-from t2ictl.benchmarks.train_shapes.denoiser import build_trainee
-from t2ictl.benchmarks.train_shapes.settings import Recipe
-from t2ictl.benchmarks.train_shapes.start import carry_over, carry_over_tokens, start_autoencoder
-from t2ictl.benchmarks.train_shapes.vocabulary import build_tokenizer
+from t2ictl.benchmarks.shapes.train.autoencoder import build_autoencoder
+from t2ictl.benchmarks.shapes.train.denoiser import build_trainee
+from t2ictl.benchmarks.shapes.train.settings import Recipe
+from t2ictl.benchmarks.shapes.train.start import carry_over, carry_over_tokens, start_autoencoder
+from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
 from t2ictl.errors import BadSetting
 from t2ictl.shapes import model_path
 

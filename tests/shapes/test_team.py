@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from t2ictl.benchmarks.train_shapes.denoiser import build_trainee, train_denoiser
-from t2ictl.benchmarks.train_shapes.loop import Deadline
-from t2ictl.benchmarks.train_shapes.settings import Recipe
-from t2ictl.benchmarks.train_shapes.team import Team, run_team
-from t2ictl.benchmarks.train_shapes.vocabulary import build_tokenizer
+from t2ictl.benchmarks.shapes.train.denoiser import build_trainee, train_denoiser
+from t2ictl.benchmarks.shapes.train.loop import Deadline
+from t2ictl.benchmarks.shapes.train.settings import Recipe
+from t2ictl.benchmarks.shapes.train.team import Team, run_team
+from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
 from t2ictl.errors import BadSetting
 
 TINY = Recipe(pictures=12, steps=2, batch=4, unet_channels=(16, 32), text_width=16, snapshot_every=1)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
-from t2ictl.benchmarks.train_shapes.settings import Recipe
-from t2ictl.benchmarks.train_shapes.vocabulary import IN_PIECES, WORDS, build_tokenizer, save_tokenizer
+from t2ictl.benchmarks.shapes.train.settings import Recipe
+from t2ictl.benchmarks.shapes.train.vocabulary import IN_PIECES, WORDS, build_tokenizer, save_tokenizer
 from t2ictl.shapes import model_path
 from t2ictl.shapes.prompts import KINDS, all_prompts
 

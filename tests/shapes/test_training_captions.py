@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from t2ictl.benchmarks.train_shapes.captions import (
+from t2ictl.benchmarks.shapes.train.captions import (
     SAY_BOLT,
     SAY_COLOR,
     SAY_RELATION,

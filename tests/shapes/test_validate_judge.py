@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t2ictl.benchmarks.measure_shapes import validate_judge
-from t2ictl.benchmarks.measure_shapes.cases import TRUE
-from t2ictl.benchmarks.measure_shapes.mistakes import WRONG
+from t2ictl.benchmarks.shapes.evaluate import validate_judge
+from t2ictl.benchmarks.shapes.evaluate.cases import TRUE
+from t2ictl.benchmarks.shapes.evaluate.mistakes import WRONG
 from t2ictl.errors import BadSetting
 from t2ictl.shapes.verdict import FAILURES
 from tests.shapes.scenes import picture_of

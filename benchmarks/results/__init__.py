@@ -1,0 +1,1 @@
+"""What a finished run says: tables, comparisons, statistics, report."""

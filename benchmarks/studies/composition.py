@@ -1,0 +1,124 @@
+"""Which controls go together: every pair of the registry is put on the embedded model and run for a step.
+
+``python -m t2ictl.benchmarks.studies.composition`` prints the table of ``docs/composition.md``; a test compares them,
+so a new control cannot be forgotten there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import combinations_with_replacement
+from typing import Any
+
+import torch
+
+import t2ictl
+from t2ictl import Control
+from t2ictl.errors import ControlConflict
+
+__all__ = ["Verdict", "main", "pairs", "table"]
+
+PROMPT = "a red circle and a blue square"
+
+#: What may be said of a pair: it works; it works when both have one step rule; or the reason why it is refused.
+Verdict = str
+WORKS, ONE_STEP = "works", "one step"
+SIGNS = {WORKS: "✓", ONE_STEP: "✓ step"}
+
+
+def _made(cls: type[Control], **settings: Any) -> Control:
+    """A control with its defaults, but for what only costs time here: a search ends after one look."""
+    names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+    if "search" in names:
+        settings["search"] = {"most": 1}
+    if "refinement" in names:
+        settings["refinement"] = None
+    return cls(**settings)
+
+
+def _run(pipe: Any, controls: list[Control]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with t2ictl.controlled(pipe, controls):
+            pipe(PROMPT, num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="latent")
+
+
+def pairs(pipe: Any) -> Iterator[tuple[str, str, Verdict]]:
+    """Try every pair, also of a control with itself.
+
+    Args:
+        pipe: a pipeline.
+
+    Yields:
+        The two names in alphabetical order, and what is to be said.
+    """
+    known = t2ictl.list_controls()
+    for one, other in combinations_with_replacement(known, 2):
+        yield one, other, _verdict(pipe, known[one], known[other])
+
+
+def _verdict(pipe: Any, one: type[Control], other: type[Control]) -> Verdict:
+    try:
+        _run(pipe, [_made(one), _made(other)])
+    except ControlConflict as conflict:
+        if "step" not in conflict.remedy:
+            return str(conflict.cause)
+    else:
+        return WORKS
+    # Their published steps differ, and there is one latent: with one rule for both it must work.
+    rule: dict[str, Any] = {"step": {"mode": "normalized", "size": 0.05, "decay": 1.0}}
+    _run(pipe, [_made(one, **rule), _made(other, **rule)])
+    return ONE_STEP
+
+
+def table(found: list[tuple[str, str, Verdict]]) -> str:
+    """Write the verdicts as a Markdown table with the reasons below.
+
+    Args:
+        found: from :func:`pairs`.
+
+    Returns:
+        Markdown.
+
+    Example:
+        >>> print(table([("a", "a", "works"), ("a", "b", "Both set x."), ("b", "b", "one step")]))
+        | | a | b |
+        |---|---|---|
+        | **a** | ✓ | – 1 |
+        | **b** | – 1 | ✓ step |
+        <BLANKLINE>
+        1. Both set x.
+    """
+    names = list(dict.fromkeys(name for one, other, _ in found for name in (one, other)))
+    verdicts = {(one, other): verdict for one, other, verdict in found}
+    reasons = list(dict.fromkeys(verdict for verdict in verdicts.values() if verdict not in SIGNS))
+
+    def cell(row: str, column: str) -> str:
+        verdict = verdicts.get((row, column)) or verdicts[column, row]
+        return SIGNS.get(verdict) or f"– {reasons.index(verdict) + 1}"
+
+    lines = ["| | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [
+        f"| **{row.replace('_', ' ')}** | " + " | ".join(cell(row, column) for column in names) + " |" for row in names
+    ]
+    return "\n".join([*lines, "", *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))])
+
+
+def main() -> int:
+    """Print the table.
+
+    Returns:
+        Exit status 0.
+    """
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    pipe = t2ictl.load("shapes", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    print(table(list(pairs(pipe))))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

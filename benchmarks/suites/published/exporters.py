@@ -1,0 +1,155 @@
+"""Pictures of a run in the folders that the official evaluators read.
+
+The evaluators of published sets find prompt and number of a picture in its path. Ours are named by prompt id and seed,
+so they are copied under the names that each tool wants.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from t2ictl.benchmarks.extras import need
+from t2ictl.benchmarks.suites.published.sets import read_set
+from t2ictl.errors import BadSetting
+
+__all__ = ["LAYOUTS", "export_run"]
+
+LAYOUTS = ("t2i_compbench", "attend_and_excite", "geneval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One picture of the run.
+
+    Args:
+        prompt_id: of its prompt, without the split.
+        category: of its prompt.
+        prompt: the text.
+        number: which picture of the prompt, from 0, in the order of the seeds.
+        path: where it is.
+    """
+
+    prompt_id: str
+    category: str
+    prompt: str
+    number: int
+    path: Path
+
+
+def export_run(run: Path, arm: str, layout: str, out: Path, data: str | None = None) -> int:
+    """Copy the pictures of an arm into an official layout.
+
+    Args:
+        run: folder of a run that is done.
+        arm: which of its arms.
+        layout: one of :data:`LAYOUTS`.
+        out: the folder to make; it must not hold anything.
+        data: for GenEval the folder with its metadata, which the evaluator wants beside the pictures.
+
+    Returns:
+        How many pictures were copied.
+
+    Raises:
+        BadSetting: for an unknown layout or arm, a run with missing or failed pictures, a prompt that the official tool
+            could not read back from a file name, or a folder that is not empty; nothing is written then.
+    """
+    if layout not in LAYOUTS:
+        raise BadSetting(f"There is no layout {layout!r}.", f"Layouts: {', '.join(LAYOUTS)}.")
+    if out.exists() and any(out.iterdir()):
+        raise BadSetting(f"The folder {str(out)!r} is not empty.", "Name a new one: tools count all files.")
+    shots = _shots(run, arm)
+    named: Callable[[Sequence[Shot]], Iterator[tuple[Shot, str]]] = {
+        "t2i_compbench": _compbench,
+        "attend_and_excite": _attend_and_excite,
+        "geneval": _geneval,
+    }[layout]
+    files = list(named(shots))
+    metadata = _metadata(shots, data) if layout == "geneval" else {}
+    for shot, name in files:
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shot.path, target)
+    for prompt_id, line in metadata.items():
+        (out / prompt_id / "metadata.jsonl").write_text(f"{json.dumps(line)}\n", encoding="utf-8")
+    return len(files)
+
+
+def _shots(run: Path, arm: str) -> list[Shot]:
+    table = run / "results.parquet"
+    if not table.is_file():
+        raise BadSetting(
+            f"{str(run)!r} has no results.parquet.", "Finish the run first: t2ictl bench run, or bench merge."
+        )
+    rows = need("pandas").read_parquet(table)
+    arms = list(rows["arm"].unique())
+    if arm not in arms:
+        raise BadSetting(f"The run has no arm {arm!r}.", f"Arms: {', '.join(arms)}.")
+    own = rows[rows["arm"] == arm].sort_values(["category", "prompt_id", "seed"])
+    failed = int((own["status"] != "ok").sum())
+    if failed:
+        raise BadSetting(f"{failed} pictures of {arm!r} failed.", "Make them again: --retry-failed.")
+    shots = []
+    for _, group in own.groupby("prompt_id", sort=False):
+        for number, row in enumerate(group.to_dict("records")):
+            shots.append(_shot(run, number, row))
+    return shots
+
+
+def _shot(run: Path, number: int, row: dict[str, Any]) -> Shot:
+    path = run / row["image"]
+    if not path.is_file():
+        raise BadSetting(f"The picture {row['image']!r} is not there.", "Run again: what is missing is made anew.")
+    name = str(row["prompt_id"]).partition("-")[2]  # without the split
+    return Shot(prompt_id=name, category=row["category"], prompt=row["prompt"], number=number, path=path)
+
+
+def _compbench(shots: Sequence[Shot]) -> Iterator[tuple[Shot, str]]:
+    """``<category>/samples/<prompt>_<running number>.png``; the tool cuts the name at its first underscore."""
+    for category, group in groupby(shots, key=lambda shot: shot.category):
+        for number, shot in enumerate(group):
+            yield shot, f"{category}/samples/{_readable(shot.prompt, '_/')}_{number:06d}.png"
+
+
+def _attend_and_excite(shots: Sequence[Shot]) -> Iterator[tuple[Shot, str]]:
+    """``<prompt>/<number>.png``; the tool puts all pictures into one array, so every prompt has as many."""
+    counts = {shot.prompt: sum(each.prompt == shot.prompt for each in shots) for shot in shots}
+    if len(set(counts.values())) > 1:
+        raise BadSetting("The prompts have different numbers of pictures.", "Run all of them with the same seeds.")
+    for shot in shots:
+        yield shot, f"{_readable(shot.prompt, '/')}/{shot.number}.png"
+
+
+def _geneval(shots: Sequence[Shot]) -> Iterator[tuple[Shot, str]]:
+    """``<number of the prompt>/samples/<number>.png``."""
+    for shot in shots:
+        yield shot, f"{shot.prompt_id}/samples/{shot.number:04d}.png"
+
+
+def _readable(prompt: str, forbidden: str) -> str:
+    found = [char for char in forbidden if char in prompt]
+    if found or prompt != prompt.strip() or prompt.startswith("."):
+        raise BadSetting(
+            f"The official tool cannot read the prompt {prompt!r} back from a file name.", "Leave this prompt out."
+        )
+    return prompt
+
+
+def _metadata(shots: Sequence[Shot], data: str | None) -> dict[str, dict[str, Any]]:
+    """What GenEval wants beside the pictures of each prompt."""
+    if data is None:
+        raise BadSetting("GenEval wants its metadata beside the pictures.", "Say where they are: --data FOLDER.")
+    known = {each.id: each for each in read_set("geneval", Path(data))}
+    found = {}
+    for shot in shots:
+        each = known.get(shot.prompt_id)
+        if each is None or each.prompt != shot.prompt:
+            raise BadSetting(f"The prompt {shot.prompt!r} is not one of GenEval's.", "Run the suite geneval first.")
+        clauses = {key: value for key, value in each.facts.items() if value}
+        found[each.id] = {"tag": each.category, **clauses, "prompt": each.prompt}
+    return found

@@ -1,0 +1,64 @@
+"""Looking for subjects in pictures while these are made, and changing nothing.
+
+Legend: ``N`` subject, ``Y`` ``X`` map rows and columns, ``T`` prompt token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from t2ictl.controls.base import Control, Plan, PlanContext, Watch
+from t2ictl.controls.concepts import ConceptMaps
+from t2ictl.controls.layouts import Region
+from t2ictl.processors.isolation_reposition.cast import Cast
+from t2ictl.processors.isolation_reposition.places import Places
+from t2ictl.settings.windows import Step
+
+__all__ = ["Lookout"]
+
+
+class Lookout(Control):
+    """Finds out where the subjects of each picture are, by their words' maps; it is there for one call.
+
+    Args:
+        names: the subjects of each prompt.
+        memory: weight of earlier maps in the mean, in [0, 1).
+    """
+
+    name = "lookout"
+    paper = ""
+    families = ("sd", "sdxl")
+    has_losses = False
+
+    def __init__(self, names: Sequence[Sequence[str]], memory: float) -> None:
+        self._names, self._memory = names, memory
+        self._places: Places | None = None
+
+    def plan(self, context: PlanContext) -> Plan:
+        """Watch the maps of the subjects' words."""
+        lanes = context.lanes.only("cond").lanes
+        rows = tuple(context.prompts[lane.prompt].find_all(self._names[lane.prompt]) for lane in lanes)
+        nobody = tuple((None,) * len(own) for own in rows)
+        maps = ConceptMaps.of(context, rows, (), "gaussian", "none")
+        self._places = places = Places(Cast(rows, nobody, nobody, nobody), maps, self._memory)
+
+        def look(maps_BYXT: Tensor, step: Step) -> None:
+            places.take(maps_BYXT)
+
+        return Plan(watches=(Watch(sites=maps.sites, take=look),))
+
+    def region(self, image: int, number: int) -> Region:
+        """Give where a subject was found.
+
+        Args:
+            image: the picture.
+            number: the subject, in the order of ``names``.
+
+        Returns:
+            A region with a mask; for a subject that never was the strongest anywhere the cell where it was most so.
+        """
+        assert self._places is not None
+        mask_YX = self._places.found(image, number)
+        return Region(word=self._names[image][number], mask=tuple(map(tuple, mask_YX.int().tolist())))

@@ -1,0 +1,52 @@
+"""Subjects: someone, or something, that shall look the same in several pictures."""
+
+from __future__ import annotations
+
+from t2ictl.controls.layouts import Mask, Region
+from t2ictl.errors import BadSetting
+from t2ictl.maps.masks import box_mask
+from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.images import Picture
+
+__all__ = ["Subject"]
+
+
+@settings_class
+class Subject:
+    """Someone, or something, that shall look the same in several pictures.
+
+    Args:
+        name: the word or phrase by which prompts call it.
+        prompt: the prompt of the picture that shows it alone (its portrait).
+        image: a picture that shows it, in the place of a portrait that is generated: file, PIL image or array.
+        box: where it is in its portrait, edges as fractions; or
+        mask: the same as a picture file, image, array or nested list; neither: where its word looks.
+
+    Raises:
+        BadSetting: without name or prompt, or with box and mask.
+
+    Example:
+        >>> Subject(name="cat", prompt="a photo of a cat").box is None
+        True
+    """
+
+    name: str = setting(default="", help="the word or phrase by which prompts call it")
+    prompt: str = setting(default="", help="prompt of the picture that shows it alone")
+    image: Picture | None = setting(default=None, help="a picture that shows it; empty: it is generated")
+    box: tuple[float, float, float, float] | None = setting(default=None, help="where it is there: x0, y0, x1, y1")
+    mask: Mask | None = setting(default=None, help="where it is there: picture file or array")
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.prompt:
+            raise BadSetting(f"The subject {self.name!r} is not clear.", "Give a name and the prompt of its portrait.")
+        if self.box is not None and self.mask is not None:
+            raise BadSetting(f"The subject {self.name!r} has a box and a mask.", "Give one of them.")
+        if self.box is not None:
+            box_mask(self.box, 1, 1)  # raises for edges in the wrong order
+
+    @property
+    def region(self) -> Region | None:
+        """Where it is in its portrait, if that was said."""
+        if self.box is None and self.mask is None:
+            return None
+        return Region(word=self.name, box=self.box, mask=self.mask)

@@ -1,0 +1,82 @@
+"""What the positions of a subject are told in cross-attention, beside their scene's prompt.
+
+Legend: ``K`` text position, ``C`` channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from t2ictl.controls.base import PlanContext
+from t2ictl.processors.isolation_reposition.cast import Cast
+from t2ictl.processors.isolation_reposition.subjects import Subject
+from t2ictl.prompts.prompt import Prompt, Span
+
+__all__ = ["Told", "told_texts"]
+
+Told = Literal["portrait", "spliced", "spelled"]
+
+
+def told_texts(cast: Cast, context: PlanContext, told: Told) -> dict[tuple[int, int], Tensor]:
+    """Encode what positions are told where no row of the batch says it.
+
+    Args:
+        cast: who is in which picture.
+        context: the pipeline call.
+        told: ``"portrait"``: a subject's positions its portrait's prompt; ``"spliced"``: the scene's prompt, with the
+            portrait's words for the subject in the place of its name. That keeps the others in the text, without
+            their attributes; the background, where anybody may yet appear, is told the attributes of all;
+            ``"spelled"``: all positions are.
+
+    Returns:
+        ``states_KC`` by picture and number of the subject (from 1; 0 for the background, or, spelled, for all).
+    """
+    texts: dict[tuple[int, int], str] = {}
+    for image in cast.scenes:
+        read = [number for number, each in enumerate(cast.portraits[image], start=1) if each is not None]
+        among = range(1, len(cast.who[image]) + 1) if image in cast.composites else read
+        subjects = {number: subject for number in among if (subject := cast.who[image][number - 1]) is not None}
+        if told != "portrait":
+            prompt, spans = context.row_prompts[image], cast.rows[image]
+            words = {spans[number - 1]: description(subject, context) for number, subject in subjects.items()}
+            alone = subjects if told == "spliced" else ()
+            own = {number: {spans[number - 1]: words[spans[number - 1]]} for number in alone}
+            made = {number: spliced(prompt, each) for number, each in ({0: words} | own).items()}
+            texts |= {(image, number): text for number, text in made.items() if text != prompt.as_written(prompt.text)}
+        else:
+            there = [each for each in subjects if cast.portraits[image][each - 1] not in cast.shown]
+            texts |= {(image, number): subjects[number].prompt for number in there}
+    if not texts:
+        return {}
+    each = list(dict.fromkeys(texts.values()))
+    states = dict(zip(each, context.encoded(each).rows, strict=True))
+    return {key: states[text] for key, text in texts.items()}
+
+
+def description(subject: Subject, context: PlanContext) -> str:
+    """The words by which a portrait's prompt calls its subject: the object with all that belongs to it."""
+    prompt = context.adapter.parse((subject.prompt,), context.row_prompts[0].parser)
+    named = prompt.find(subject.name)
+    for binding in prompt.bindings():
+        is_its_own = binding.noun[0] < named.end and named.start < binding.noun[1]
+        if is_its_own and binding.start <= named.start and named.end <= binding.end:
+            return binding.text
+    return subject.name
+
+
+def spliced(prompt: Prompt, words: Mapping[Span, str]) -> str:
+    """A prompt with other words in the place of some.
+
+    Example:
+        >>> import t2ictl
+        >>> prompt = t2ictl.parse(t2ictl.load("shapes"), "a circle and a star")
+        >>> spliced(prompt, {prompt.find("circle"): "red circle"})
+        'a red circle and a star'
+    """
+    text = prompt.text
+    for span in sorted(words, key=lambda each: each.start, reverse=True):
+        text = text[: span.start] + words[span] + text[span.end :]
+    return prompt.as_written(text)

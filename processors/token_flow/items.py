@@ -1,0 +1,156 @@
+"""What is analyzed: items of a prompt, each a word or phrase that names something to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from t2ictl.errors import BadSetting
+from t2ictl.prompts.prompt import Prompt, Span
+from t2ictl.settings.fields import setting, settings_class
+
+__all__ = ["BoundItem", "Item", "Items", "bound_items"]
+
+
+@settings_class
+class Item:
+    """A word or phrase of the prompt that names something to be seen.
+
+    Args:
+        words: as they stand in the prompt; ``"cat#2"`` is the second cat.
+        alone: what stands for the item where it is encoded alone; empty: its noun phrase.
+        question: what a judge is asked for; empty: the words.
+        senses: for a word of several meanings, by the words of another item, what is seen if that one leaks in.
+        swap: other words of the same kind; with them in its place, the rest shows what this item does to it.
+
+    Example:
+        >>> Item(words="bat", senses={"baseball": "baseball bat"}).asked
+        'bat'
+    """
+
+    words: str = setting(default="", help="words of the prompt")
+    alone: str = setting(default="", help="text where the item is encoded alone; empty: its noun phrase")
+    question: str = setting(default="", help="what a judge is asked for; empty: the words")
+    senses: Mapping[str, str] = setting(default={}, help="by other items' words, what is seen if they leak in")
+
+    swap: str = setting(default="", help="other words of the same kind, for comparison")
+
+    def __post_init__(self) -> None:
+        if not self.words.strip():
+            raise BadSetting("An item has no words.", "Name words of the prompt.")
+
+    @property
+    def asked(self) -> str:
+        """What a judge is asked for."""
+        return self.question or self.words.partition("#")[0].strip()
+
+
+Items = tuple[Item | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundItem:
+    """An item at its place in a prompt.
+
+    Args:
+        item: the item.
+        span: where its words are.
+        own: for each encoder the positions of its noun phrase: what it may read where it is isolated.
+        alone: the text where it is encoded alone.
+        is_causal: whether its encoder lets a word read only those before it.
+    """
+
+    item: Item
+    span: Span
+    own: tuple[tuple[int, ...], ...]
+    alone: str
+    is_causal: bool = True
+
+    def may_read(self, other: BoundItem) -> bool:
+        """Tell whether its rows can have read another item."""
+        return not self.is_causal or min(other.rows) < max(self.rows)
+
+    @property
+    def name(self) -> str:
+        """Its words."""
+        return self.item.words
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Positions of its words, which are the same in every encoder."""
+        return self.span.tokens
+
+
+def bound_items(prompt: Prompt, items: Sequence[Item | str], *, is_causal: bool = True) -> tuple[BoundItem, ...]:
+    """Find items in a prompt.
+
+    Args:
+        prompt: the parsed prompt.
+        items: words or items; empty for all objects that the parser finds.
+        is_causal: whether the encoders let a word read only those before it.
+
+    Returns:
+        The items in the order in which they were given.
+
+    Raises:
+        SpanNotFound: if words are not in the prompt, or were cut off.
+        AmbiguousWord: if the encoders have them at different positions.
+        BadSetting: if there is no item, one comes twice or overlaps another, or a sense names no item.
+    """
+    named = [each if isinstance(each, Item) else Item(words=each) for each in items]
+    if not named:
+        named = [Item(words=name) for name in _objects(prompt)]
+    if not named:
+        raise BadSetting(f"No objects were found in {prompt.text!r}.", "Name the items yourself.")
+    spans = [prompt.find(each.words) for each in named]
+    _check_apart(named, spans)
+    taken = {position for span in spans for position in span.tokens}
+    bound = []
+    for item, span in zip(named, spans, strict=True):
+        phrase = _phrase(prompt, span)
+        others = taken - set(span.tokens)
+        own = tuple(
+            tuple(sorted({*inside, *itself} - others))
+            for inside, itself in zip(phrase.by_encoder, span.by_encoder, strict=True)
+        )
+        alone = item.alone or prompt.as_written(phrase.text)
+        bound.append(BoundItem(item=item, span=span, own=own, alone=alone, is_causal=is_causal))
+    _check_senses(named)
+    return tuple(bound)
+
+
+def _objects(prompt: Prompt) -> list[str]:
+    """Nouns of all objects; a repeated one with its number."""
+    names: list[str] = []
+    for phrase in prompt.objects():
+        words = phrase.noun.text
+        number = 1 + sum(name.partition("#")[0] == words for name in names)
+        names.append(words if number == 1 else f"{words}#{number}")
+    return names
+
+
+def _phrase(prompt: Prompt, span: Span) -> Span:
+    """The noun phrase around an item; the item itself where there is none."""
+    around = (each.span for each in prompt.objects() if each.span.start <= span.start and span.end <= each.span.end)
+    return next(around, span)
+
+
+def _check_apart(named: Sequence[Item], spans: Sequence[Span]) -> None:
+    for number, span in enumerate(spans):
+        for other in range(number):
+            if set(span.tokens) & set(spans[other].tokens):
+                raise BadSetting(
+                    f"The items {named[other].words!r} and {named[number].words!r} share words.",
+                    "Name items that stand apart; a second one of the same word is 'cat#2'.",
+                )
+
+
+def _check_senses(named: Sequence[Item]) -> None:
+    known = {each.words for each in named}
+    for item in named:
+        for other in item.senses:
+            if other not in known or other == item.words:
+                raise BadSetting(
+                    f"The item {item.words!r} has a sense for {other!r}, which is no other item.",
+                    f"Items: {', '.join(sorted(known))}.",
+                )

@@ -1,0 +1,396 @@
+"""Token merging (ToMe): an object and all that belongs to it become one composite token.
+
+Idea. A causal text encoder lets meaning leak from word to word, and cross-attention then gives an attribute to
+the wrong object. The rows of an object's words are summed into one row, and the others leave: what is one
+token cannot come apart. The composite rows are then updated in the first steps, so that each gathers at one
+place (entropy of its map) and predicts the noise that its whole phrase predicts (semantic binding).
+
+What differs from the published code. Groups come from the prompt; substituted end tokens are mapped by the
+position of the end token; the target of the semantic loss is predicted on the picture's own latents, as in the
+paper, all groups in one batch, and not on trajectories of their own; only composite rows move; the loss is
+compared with its threshold before a row moves; thresholds are shares of the largest entropy, so they hold for
+any size and number of objects. Linking words ("with a") leave without being added to the sum, where the paper
+adds them; a group by hand may name them. Merge and semantic loss are off unless asked for (``merge=True,
+semantic=3``): on the embedded model the entropy loss alone does best (docs/benchmarks.md).
+
+Legend: ``B`` picture, ``N`` or ``G`` group, ``K`` position of the text row, ``C`` channels, ``Y`` ``X`` map rows
+and columns, ``T`` prompt token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from t2ictl.attention.layers import Site
+from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.concepts import ConceptMaps
+from t2ictl.controls.registry import register_control
+from t2ictl.errors import AmbiguousWord, BadSetting, NeedsSession
+from t2ictl.families.text_states import Encode, TextStates
+from t2ictl.guidance.text_objectives import TextEdit, TextPasses, TokenLosses, TokenObjective, TokenStep
+from t2ictl.losses.entropy import entropy_loss, mean_entropy_share
+from t2ictl.losses.semantic_binding import semantic_binding_loss
+from t2ictl.processors.token_merging.groups import BoundGroup, WordGroups, bound_groups
+from t2ictl.processors.token_merging.rows import Removal, RowMerging, row_mask
+from t2ictl.prompts.accessories import merged_text
+from t2ictl.prompts.prompt import Prompt
+from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.windows import Step, Window
+from t2ictl.standalone.recorder import text_embeds
+
+__all__ = ["TokenMerging"]
+
+# Official code: the loss is 10000 times the mean square. In half precision a plain mean would have no gradient.
+SEMANTIC_WEIGHT = 1e4
+# Published schedules have 50 steps; targets are given for each of them.
+PUBLISHED_STEPS = 50
+# Official code: three layers of the first decoder block, 32 x 32 at 1024. Elsewhere the decoder at the semantic size.
+SDXL_SITES = tuple(f"up.0.1.{layer}.cross" for layer in (1, 2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Preset:
+    """What the official code sets apart for attributes and for objects with accessories."""
+
+    window: Window
+    entropy: int
+    substitutes: bool
+
+
+PRESETS = {
+    "attribute": _Preset(window=Window(stop=0.1), entropy=4, substitutes=False),
+    "object": _Preset(window=Window(stop=0.14), entropy=6, substitutes=True),
+}
+
+
+def published_sites(family: str, sites: Sequence[Site], factor: int) -> tuple[str, ...]:
+    """Layer filter for the entropy: the published layers of SDXL, elsewhere the decoder at the semantic factor."""
+    is_published = family == "sdxl" and set(SDXL_SITES) <= {site.address for site in sites}
+    return SDXL_SITES if is_published else (f"up.*@{factor}",)
+
+
+@register_control(
+    "token_merging",
+    paper="Hu, Li, van de Weijer, Gao, Khan, Yang, Cheng, Wang, Wang: Token Merging for Training-Free Semantic "
+    "Binding in Text-to-Image Synthesis, NeurIPS 2024, arXiv 2411.07132",
+)
+@settings_class
+class TokenMerging(Control):
+    """Merge the words of each object into one token, and update it in the first steps (ToMe).
+
+    ``c_k = noun_weight sum c(noun_k) + member_weight sum c(members_k)``; then, for each picture,
+    ``L_ent = sum_k H(A_k)`` and ``L_sem = sum_k |eps(z, c_k, t) - eps(z, C(phrase_k), t)|^2`` move the rows ``c_k``.
+
+    Args:
+        groups: the objects with what belongs to each; empty for all that the parser finds; or one list for each prompt.
+        strength: 0 is the untouched model, 1 the whole merge; in between, rows and steps are scaled.
+        preset: what fields that are left open mean: ``"attribute"`` (window 0.1, 4 entropy updates, own end
+            tokens), ``"object"`` (0.14, 6, substituted end tokens), or ``"auto"``: by prompt, ``"object"`` where an
+            object has accessories.
+        merge: whether rows are merged, as in the paper; without, only the losses act, on the rows of the nouns.
+        noun_weight: weight of the noun's rows (1 in the paper, 1.1 in the official code).
+        member_weight: weight of the other rows (1 in the paper, 1.2 in the official code).
+        removal: how member rows leave: ``"compact"`` (paper), ``"mask"``, or ``"zero"`` (official code).
+        end_tokens: whether end and padding rows are those of the prompt without members.
+        end_tokens_from: from which moment of the schedule on (fraction).
+        entropy: most entropy updates in a step; 0 for none; None for the preset's.
+        semantic: semantic-binding updates in a step (3 in the official code); 0 for none.
+        targets: for each fiftieth of the schedule, the share of the largest entropy at which updates end; the last one
+            holds for the rest. The official thresholds by default.
+        stretch: stretch every map to the range 0 to 1 before its entropy is taken, as in the official code.
+        step: how far rows move for the entropy loss.
+        semantic_step: how far they move for the semantic loss.
+        window: part of the schedule in which rows move; None for the preset's.
+        pooled: pooled text states of SDXL: of the whole prompt, of the prompt without members, or zero.
+        sites: layer filter; empty for the published layers.
+
+    Example:
+        >>> TokenMerging(merge=True, semantic=3).removal  # the paper's method
+        'compact'
+
+    Reference:
+        Hu et al., "Token Merging for Training-Free Semantic Binding in Text-to-Image Synthesis", NeurIPS 2024,
+        arXiv 2411.07132.
+    """
+
+    groups: WordGroups = setting(default=(), help="objects with what belongs to each; empty: found in the prompt")
+    strength: float = setting(default=1.0, help="0 is the untouched model, 1 the whole merge", low=0.0, high=1.0)
+    preset: Literal["auto", "attribute", "object"] = setting(default="auto", help="what fields left open mean")
+    merge: bool = setting(default=False, help="merge rows, as in the paper; without, only the losses act")
+    noun_weight: float = setting(default=1.0, help="weight of the noun's rows in the sum", low=0.0, high=4.0)
+    member_weight: float = setting(default=1.0, help="weight of the members' rows in the sum", low=0.0, high=4.0)
+    removal: Removal = setting(default="compact", help="how member rows leave")
+    end_tokens: Literal["auto", "on", "off"] = setting(default="auto", help="end rows of the prompt without members")
+    end_tokens_from: float = setting(default=0.0, help="from which moment on (fraction)", low=0.0, high=1.0)
+    entropy: int | None = setting(default=None, help="most entropy updates in a step; 0: none; empty: the preset's")
+    semantic: int = setting(default=0, help="semantic-binding updates in a step (3 in the paper); 0: none", low=0)
+    targets: tuple[float, ...] = setting(
+        default=(0.866, 0.830, 0.793, 0.757, 0.739, 0.721, 0.703),
+        help="share of the largest entropy at which updates end, for each fiftieth of the schedule",
+    )
+    stretch: bool = setting(default=True, help="stretch maps before the entropy, as in the official code")
+    step: TokenStep = setting(default=TokenStep(), help="how far rows move for the entropy")
+    semantic_step: TokenStep = setting(default=TokenStep(decay=1.0), help="how far rows move for the semantic loss")
+    window: Window | None = setting(default=None, help="part of the schedule in which rows move; empty: the preset's")
+    pooled: Literal["keep", "merged", "zero"] = setting(default="keep", help="pooled text states of SDXL")
+    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: the published layers")
+
+    moves_words = True
+
+    def plan(self, context: PlanContext) -> Plan:
+        """Find the groups of each prompt, and say how its rows are merged and moved."""
+        if self.strength == 0:
+            return Plan()
+        self._check_mask(context)
+        found = bound_groups(self.groups, context, control=self.name)
+        if not any(found):
+            return Plan()
+        prompts = [self._merged(*each) for each in zip(context.prompts, found, strict=True)]
+        state = _Merging(self, context, tuple(prompts))
+        shown = tuple(each.shown for each in prompts) if self.merge else context.prompts
+        weight_BK = torch.stack([each.rows.weight(self.strength) for each in state.pictures])
+        return Plan(
+            text=TextEdit(
+                prompts=shown,
+                rewrite=state.rewrite,
+                weight=weight_BK if self.merge and self.removal == "mask" else None,
+                during=state.during if self.merge and self.end_tokens_from > 0 else None,
+                objectives=state.objectives(),
+            )
+        )
+
+    def _check_mask(self, context: PlanContext) -> None:
+        is_half = context.adapter.denoiser.dtype in (torch.float16, torch.bfloat16)
+        if self.merge and self.removal == "mask" and self.strength < 1 and is_half:
+            raise BadSetting(
+                f"In half precision a masked row gets attention or none, not the part of strength {self.strength:g}.",
+                "Use strength 1, removal='compact' or 'zero', or float32.",
+            )
+
+    def _merged(self, prompt: Prompt, groups: tuple[BoundGroup, ...]) -> _MergedPrompt:
+        kind = self.preset if self.preset != "auto" else "object" if any(g.accessories for g in groups) else "attribute"
+        ends = {each.end for each in prompt.encodings}
+        if groups and len(ends) > 1:
+            raise AmbiguousWord(
+                f"The prompts of the two text encoders end at different positions: {sorted(ends)}.",
+                "Use one prompt for both encoders.",
+            )
+        rows = RowMerging(
+            groups=tuple(each.positions for each in groups) if self.merge else (),
+            length=len(prompt.encodings[0].ids),
+            end=prompt.encodings[0].end,
+            removal=self.removal,
+        )
+        # Without a merge, the losses act on the noun's own row.
+        composites = rows.composites if self.merge else tuple(each.positions.noun[0] for each in groups)
+        text = prompt.as_written(merged_text(prompt.text, [each.words for each in groups]))
+        moved = [rows.moved] * len(prompt.encodings)
+        shown = prompt.merged_by([each.merge for each in groups], moved) if groups else prompt
+        return _MergedPrompt(
+            prompt=prompt, shown=shown, groups=groups, rows=rows, composites=composites, text=text, preset=PRESETS[kind]
+        )
+
+    @classmethod
+    def embeds(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Tensor]:
+        """Give merged embeddings for a call without a session: the merge, without the losses.
+
+        Args:
+            pipe: a diffusers pipeline.
+            prompts: the prompts.
+            **settings: the control's fields.
+
+        Returns:
+            Arguments for the pipeline: ``prompt_embeds``, and ``pooled_prompt_embeds`` where the family has them.
+
+        Raises:
+            NeedsSession: for ``removal="mask"`` and ``end_tokens_from``, which embeddings cannot carry.
+
+        Example:
+            >>> import t2ictl
+            >>> pipe = t2ictl.load("shapes")
+            >>> embeds = TokenMerging.embeds(pipe, ["a red circle and a blue square"])
+            >>> image = pipe(**embeds, num_inference_steps=2).images[0]
+        """
+        control = cls(**{**settings, "merge": True, "entropy": 0, "semantic": 0})
+        if control.removal == "mask" or control.end_tokens_from > 0:
+            raise NeedsSession(
+                "Masked rows, and end tokens that change on the way, are not in the embeddings.",
+                "Use removal='compact' or 'zero' and end_tokens_from=0, or a session.",
+            )
+        return text_embeds(pipe, control, prompts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MergedPrompt:
+    """One prompt, its groups and what becomes of its rows."""
+
+    prompt: Prompt
+    shown: Prompt
+    groups: tuple[BoundGroup, ...]
+    rows: RowMerging
+    composites: tuple[int, ...]
+    text: str
+    preset: _Preset
+
+
+@dataclass
+class _Merging:
+    """The merge of one call: rewrites the rows, then looks at the composites."""
+
+    settings: TokenMerging
+    context: PlanContext
+    prompts: tuple[_MergedPrompt, ...]
+    _later: Tensor | None = None
+    _anchors_GKC: Tensor | None = None
+    _target: tuple[int, Tensor] | None = None
+    _tries: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        cond = self.context.lanes.only("cond").lanes
+        self.pictures = tuple(self.prompts[lane.prompt] for lane in cond)
+        self.picture_G = torch.tensor([row for row, each in enumerate(self.pictures) for _ in each.groups])
+        self.position_G = torch.tensor([place for each in self.pictures for place in each.composites])
+        self.groups_B = torch.tensor([len(each.groups) for each in self.pictures])
+
+    # -- the rows, once ---------------------------------------------------------------------
+
+    def rewrite(self, states: TextStates, encode: Encode) -> TextStates:
+        """Merge the rows of all pictures."""
+        settings, rows_BKC = self.settings, states.rows.to(torch.promote_types(states.rows.dtype, torch.float32))
+        if settings.semantic:
+            self._anchors_GKC = self._encoded([g.anchor for each in self.pictures for g in each.groups], encode).rows
+        if not settings.merge:
+            return states
+        needs_text = any(map(self._substitutes, self.pictures)) or settings.pooled == "merged"
+        merged = self._encoded([each.text for each in self.pictures], encode) if needs_text else states
+        early_BKC = self._rows(rows_BKC, merged.rows, is_late=False)
+        if settings.end_tokens_from > 0:
+            self._later = settings.strength * (self._rows(rows_BKC, merged.rows, is_late=True) - early_BKC)
+        return TextStates(rows=torch.lerp(rows_BKC, early_BKC, settings.strength), pooled=self._pooled(states, merged))
+
+    def _pooled(self, states: TextStates, merged: TextStates) -> Tensor | None:
+        """The pooled states; a picture without groups keeps its own."""
+        own_BC, policy = states.pooled, self.settings.pooled
+        if own_BC is None or merged.pooled is None or policy == "keep":
+            return own_BC
+        exact_BC = own_BC.to(torch.promote_types(own_BC.dtype, torch.float32))
+        other_BC = merged.pooled.to(exact_BC) if policy == "merged" else torch.zeros_like(exact_BC)
+        made_BC = torch.lerp(exact_BC, other_BC, self.settings.strength)
+        return torch.where((self.groups_B > 0).to(own_BC.device)[:, None], made_BC, exact_BC).to(own_BC.dtype)
+
+    def during(self, step: Step) -> Tensor | None:
+        """The end rows that come later."""
+        return self._later if step.index / step.total >= self.settings.end_tokens_from else None
+
+    def _rows(self, rows_BKC: Tensor, merged_BKC: Tensor, *, is_late: bool) -> Tensor:
+        settings = self.settings
+        made = []
+        for row, each in enumerate(self.pictures):
+            has_come = is_late or settings.end_tokens_from == 0
+            tail = (merged_BKC[row], self._end_of(each)) if has_come and self._substitutes(each) else None
+            made.append(each.rows.rows(rows_BKC[row], settings.noun_weight, settings.member_weight, tail))
+        return torch.stack(made)
+
+    def _substitutes(self, each: _MergedPrompt) -> bool:
+        wanted = each.preset.substitutes if self.settings.end_tokens == "auto" else self.settings.end_tokens == "on"
+        return wanted and bool(each.groups)
+
+    def _end_of(self, each: _MergedPrompt) -> int:
+        return self.context.adapter.parse((each.text,)).encodings[0].end
+
+    def _encoded(self, texts: Sequence[str], encode: Encode) -> TextStates:
+        """Encode texts, each once."""
+        once = list(dict.fromkeys(texts))
+        states, places = encode(once), [once.index(text) for text in texts]
+        return TextStates(rows=states.rows[places], pooled=None if states.pooled is None else states.pooled[places])
+
+    # -- the losses -------------------------------------------------------------------------
+
+    def objectives(self) -> tuple[TokenObjective, ...]:
+        """The losses that act, the semantic one first as in the official code."""
+        settings, adapter = self.settings, self.context.adapter
+        presets = [each.preset for each in self.pictures]
+        cross = tuple(site for site in adapter.sites if site.kind == "cross")
+        self._maps = ConceptMaps.of(self.context, self._spans(), self._sites(), "none", "none")
+        most = max(self._most(each) for each in presets)
+        window = Window(stop=max(self._window(each).stop for each in presets), start=self._window(presets[0]).start)
+        rows_BK = row_mask([each.composites for each in self.pictures], self.pictures[0].rows.length)
+        shared: dict[str, Any] = {
+            "name": settings.name,
+            "rows": rows_BK.to(adapter.device),
+            "window": window,
+            "strength": settings.strength,
+        }
+        found = []
+        if settings.semantic:
+            found.append(
+                TokenObjective(
+                    sites=cross, evaluate=self.semantic, most=settings.semantic, rule=settings.semantic_step, **shared
+                )
+            )
+        if most:
+            found.append(
+                TokenObjective(sites=self._maps.sites, evaluate=self.entropy, most=most, rule=settings.step, **shared)
+            )
+        return tuple(found)
+
+    def entropy(self, passes: TextPasses, rows_BKC: Tensor, step: Step) -> TokenLosses:
+        """Entropy of the composites' maps; a picture is done when its share is under the target."""
+        settings, mask_BN = self.settings, self._maps.table.mask_BN
+        maps_BNYX = self._maps(passes.maps(self._maps.sites, rows_BKC))
+        share_B = mean_entropy_share(maps_BNYX.detach(), mask_BN, stretch=settings.stretch)
+        place = min(int(step.index / step.total * PUBLISHED_STEPS + 1e-9), len(settings.targets) - 1)
+        tries = self._tries["entropy", step.index] = self._tries.get(("entropy", step.index), 0) + 1
+        spent_B = torch.tensor([tries > self._most(each.preset) for each in self.pictures], device=share_B.device)
+        is_on_B = self._is_on(step).to(share_B.device)
+        loss_B = entropy_loss(maps_BNYX, mask_BN, stretch=settings.stretch)
+        one_B = torch.ones_like(share_B) * (is_on_B & ~spent_B)
+        done_B = (share_B < settings.targets[place]) | spent_B | ~is_on_B
+        return TokenLosses(
+            terms={"entropy": loss_B}, done=done_B, forwards=one_B, backwards=one_B, rows=len(self.pictures)
+        )
+
+    def semantic(self, passes: TextPasses, rows_BKC: Tensor, step: Step) -> TokenLosses:
+        """Distance of the noise under each composite alone from the noise under its phrase."""
+        assert self._anchors_GKC is not None
+        is_first = self._target is None or self._target[0] != step.index
+        if is_first:
+            with torch.no_grad():
+                self._target = (step.index, passes.noise(self._anchors_GKC, self.picture_G))
+        assert self._target is not None
+        lone_GKC = rows_BKC[self.picture_G.to(rows_BKC.device), self.position_G.to(rows_BKC.device)][:, None]
+        predicted_GCYX = passes.noise(lone_GKC, self.picture_G)
+        loss_B = semantic_binding_loss(predicted_GCYX, self._target[1], self.picture_G, len(self.pictures))
+        is_on_B = self._is_on(step).to(loss_B.device)
+        groups_B = self.groups_B.to(loss_B) * is_on_B
+        return TokenLosses(
+            terms={"semantic": SEMANTIC_WEIGHT * loss_B},
+            done=~is_on_B,
+            forwards=groups_B * (2 if is_first else 1),
+            backwards=groups_B,
+            rows=len(self.picture_G),
+        )
+
+    def _is_on(self, step: Step) -> Tensor:
+        """Pictures that have groups and in whose window the step lies."""
+        return torch.tensor(
+            [bool(each.groups) and self._window(each.preset).contains(step.index, step.total) for each in self.pictures]
+        )
+
+    def _most(self, preset: _Preset) -> int:
+        return preset.entropy if self.settings.entropy is None else self.settings.entropy
+
+    def _window(self, preset: _Preset) -> Window:
+        return self.settings.window or preset.window
+
+    def _sites(self) -> tuple[str, ...]:
+        adapter = self.context.adapter
+        return self.settings.sites or published_sites(adapter.family, adapter.sites, adapter.semantic_factor)
+
+    def _spans(self) -> tuple[tuple[Any, ...], ...]:
+        return tuple(tuple(each.shown.span_at(*g.words.noun) for g in each.groups) for each in self.pictures)

@@ -1,0 +1,1 @@
+"""The attention processor, its layers, edits and kernels."""

@@ -1,0 +1,157 @@
+"""What may be done inside an attention layer: edits, at fixed stages.
+
+One processor owns the arithmetic (:mod:`t2ictl.attention.processor`); a method is an edit of what goes through it.
+
+Legend: ``B`` batch row, ``H`` head, ``Q`` image position (query), ``K`` text token or image
+position (key), ``D`` head width, ``C`` channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.layers import Site
+from t2ictl.settings.windows import Step
+
+__all__ = ["AttentionCall", "Edit", "Heads", "fused", "project_keys", "split_heads"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """What an edit may know about the layer it acts on.
+
+    Args:
+        site: address of the layer.
+        size: height and width of its image positions (map cells).
+        lanes: what each batch row is.
+        step: which denoiser evaluation this is.
+        attention: the layer itself, for its projections.
+    """
+
+    site: Site
+    size: tuple[int, int]
+    lanes: Lanes
+    step: Step
+    attention: Attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """What attention proper works on.
+
+    Args:
+        q: queries ``q_BHQD``.
+        k: keys ``k_BHKD``.
+        v: values ``v_BHKD``.
+        mask: bias of the logits that broadcasts to ``BHQK``, or None.
+        context: ``context_BKC``, what the keys were projected from.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    context: Tensor
+
+
+class Edit:
+    """One intervention in attention; override the stages it needs and leave the others.
+
+    Edits of ``tokens``, ``values``, ``project``, ``attend`` and ``output`` keep the fused kernel. Overriding
+    ``scores`` or ``weights`` costs an explicit softmax at the edit's own sites and steps.
+    An edit returns new tensors and writes into none that it was given.
+
+    Example:
+        >>> class Mute(Edit):
+        ...     def output(self, call, out_BQC):
+        ...         return out_BQC * 0
+        >>> Mute().stages
+        ('output',)
+    """
+
+    STAGES = ("tokens", "values", "project", "attend", "scores", "weights", "output")
+
+    def acts(self, step: Step) -> bool:
+        """Tell whether this edit has anything to do at a step; where none has, the call is not touched."""
+        return True
+
+    def tokens(self, call: AttentionCall, hidden_BQC: Tensor, context_BKC: Tensor) -> tuple[Tensor, Tensor]:
+        """Change what goes in: image states and context, before the projections."""
+        return hidden_BQC, context_BKC
+
+    def values(self, call: AttentionCall, context_BKC: Tensor) -> Tensor:
+        """Change what values are projected from; keys keep the context that they have."""
+        return context_BKC
+
+    def project(
+        self, call: AttentionCall, q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Change queries, keys and values, split by head."""
+        return q_BHQD, k_BHKD, v_BHKD
+
+    def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
+        """Take the place of attention proper: give ``out_BHQD``. Only one edit of a layer can."""
+        return fused(call.attention, heads)
+
+    def scores(self, call: AttentionCall, scores_BHQK: Tensor) -> Tensor:
+        """Change the logits before the softmax."""
+        return scores_BHQK
+
+    def weights(self, call: AttentionCall, weights_BHQK: Tensor) -> Tensor:
+        """Change the attention weights after the softmax."""
+        return weights_BHQK
+
+    def output(self, call: AttentionCall, out_BQC: Tensor) -> Tensor:
+        """Change the result, before the residual is added."""
+        return out_BQC
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that this edit overrides, in the order in which they run."""
+        return tuple(name for name in self.STAGES if getattr(type(self), name) is not getattr(Edit, name))
+
+
+def split_heads(attention: Attention, x_BNC: Tensor) -> Tensor:
+    """Split channels by head.
+
+    Args:
+        attention: the layer.
+        x_BNC: projected states.
+
+    Returns:
+        ``x_BHND``.
+    """
+    batch, length, width = x_BNC.shape
+    return x_BNC.view(batch, length, attention.heads, width // attention.heads).transpose(1, 2)
+
+
+def project_keys(attention: Attention, context_BKC: Tensor) -> Tensor:
+    """Project a context to the keys of a layer.
+
+    Args:
+        attention: the layer.
+        context_BKC: text or image states.
+
+    Returns:
+        ``k_BHKD``.
+    """
+    k_BHKD = split_heads(attention, attention.to_k(context_BKC))
+    return k_BHKD if attention.norm_k is None else attention.norm_k(k_BHKD)
+
+
+def fused(attention: Attention, heads: Heads) -> Tensor:
+    """Attention proper by torch's fused kernel.
+
+    Args:
+        attention: the layer, for its scale.
+        heads: queries, keys, values and mask.
+
+    Returns:
+        ``out_BHQD``.
+    """
+    return F.scaled_dot_product_attention(heads.q, heads.k, heads.v, attn_mask=heads.mask, scale=attention.scale)

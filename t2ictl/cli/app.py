@@ -1,0 +1,214 @@
+"""The command line. Progress goes to stderr, results to stdout; exit status 0, 2 (bad input) or 1 (failure)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2ictl._version import __version__
+from t2ictl.cli.contributions import contributed
+from t2ictl.errors import Cancelled, ForeignCall, MoveLost, NonFiniteLoss, T2ictlError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="t2ictl",
+    help="Control text-to-image diffusion at inference time, on your own diffusers pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Things that go wrong during the work; every other named error is about what was asked for.
+FAILURES = (Cancelled, ForeignCall, MoveLost, NonFiniteLoss)
+
+Prompt = Annotated[str, typer.Argument(help="What the picture shall show.")]
+Model = Annotated[str, typer.Option(help="'shapes' (embedded), a diffusers folder, or a hub id.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one.")]
+Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+Controls = Annotated[list[str], typer.Option("--control", "-c", help="A control; may be given several times.")]
+Sets = Annotated[list[str], typer.Option("--set", help="control.field=value, e.g. attention_segregation.strength=1.5")]
+Checkpointing = Annotated[
+    str, typer.Option(help="off, feed_forward or all: less memory for updates, more work, the same pictures.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first picture.")]
+Steps = Annotated[int, typer.Option(help="Denoising steps.")]
+Size = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default: the model's own.")]
+Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guidance; 1: none.")]
+Negative = Annotated[str, typer.Option(help="Negative prompt.")]
+Parser = Annotated[str, typer.Option(help="How objects are found: grammar or spacy.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Control text-to-image diffusion at inference time, on your own diffusers pipeline."""
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What the picture shall show.")] = None,
+    control: Controls = [],  # noqa: B006 (typer reads the default and never changes it)
+    set_: Sets = [],  # noqa: B006
+    model: Model = "shapes",
+    seed: Seed = 0,
+    steps: Steps = 25,
+    size: Size = None,
+    guidance_scale: Guidance = 7.5,
+    negative_prompt: Negative = "",
+    out: Annotated[Path, typer.Option(help="The PNG to write; its settings are inside.")] = Path("out.png"),
+    compare: Annotated[bool, typer.Option("--compare", help="Also write the plain picture of the same seed.")] = False,
+    again: Annotated[
+        Path | None, typer.Option("--from", help="Make the picture of this PNG or JSON file again.")
+    ] = None,
+    parser: Parser = "grammar",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    checkpointing: Checkpointing = "off",
+    as_json: AsJson = False,
+) -> None:
+    """Make a picture of a prompt, under control."""
+    work = importlib.import_module("t2ictl.cli.commands")
+    way = work.check_checkpointing(checkpointing)
+    request = work.request_of(prompt, again, seed, steps, size, guidance_scale, negative_prompt, parser)
+    controls = work.controls_of(control, set_, again)
+    work.check_place(out, ".png")
+    pipe = work.open_model(model, device, dtype)
+    work.generate_files(pipe, request, controls, out, compare=compare, checkpointing=way, as_json=as_json)
+
+
+@app.command()
+def maps(
+    prompt: Prompt,
+    words: Annotated[str, typer.Option(help="Words or phrases, with commas; default: every word.")] = "",
+    sites: Annotated[
+        str, typer.Option(help="Layer filter, with commas; default: all of the down and up blocks, which point best.")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("maps"),
+    control: Controls = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    model: Model = "shapes",
+    seed: Seed = 0,
+    steps: Steps = 25,
+    size: Size = None,
+    guidance_scale: Guidance = 7.5,
+    negative_prompt: Negative = "",
+    parser: Parser = "grammar",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Make a picture and show what each word looked at, on one scale."""
+    work = importlib.import_module("t2ictl.cli.commands")
+    request = work.request_of(prompt, None, seed, steps, size, guidance_scale, negative_prompt, parser)
+    controls = work.controls_of(control, set_, None)
+    work.check_place(out)
+    chosen, layers = (tuple(part.strip() for part in each.split(",") if part.strip()) for each in (words, sites))
+    work.map_files(work.open_model(model, device, dtype), request, controls, chosen, layers, out, as_json=as_json)
+
+
+@app.command()
+def controls(
+    name: Annotated[str | None, typer.Argument(help="One control, with all its fields.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the controls, or the fields of one."""
+    importlib.import_module("t2ictl.cli.commands").print_controls(name, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed and what works here; each attention kernel is run once."""
+    examine = importlib.import_module("t2ictl.cli.doctor").examine
+    findings = examine()
+    if as_json:
+        print(json.dumps([finding.to_dict() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            mark = "ok" if finding.works else ("FAILS" if finding.needed else "--")
+            print(f"{mark:5} {finding.topic:8} {finding.name:38} {finding.detail}")
+    if any(finding.needed and not finding.works for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Measure controls over many prompts: `t2ictl bench --help`."""
+    importlib.import_module("t2ictl.benchmarks.commands").app(args=context.args, prog_name="t2ictl bench")
+
+
+@app.command("app")
+def editor(
+    port: Annotated[int, typer.Option(help="To listen on, on this machine only.")] = 8501,
+    models: Annotated[
+        list[Path], typer.Option(help="A folder below which diffusers folders lie; may be given several times.")
+    ] = [],  # noqa: B006
+    device: Device = None,
+    dtype: Dtype = "float32",
+    checkpointing: Checkpointing = "off",
+    headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser window.")] = False,
+) -> None:
+    """Open the interactive editor in the browser."""
+    launch = importlib.import_module("t2ictl.app.launch")
+    way = importlib.import_module("t2ictl.session.checkpoints").check_checkpointing(checkpointing)
+    given = {"device": device, "dtype": dtype, "checkpointing": way}
+    raise typer.Exit(launch.serve(port, models, **given, is_headless=headless))
+
+
+def _add_contributed() -> None:
+    """Add the commands of methods and of installed packages, once."""
+    known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    for point in contributed("commands").values():
+        if point.name in known:
+            continue
+        try:
+            app.command(point.name)(point.load())
+        except Exception as error:  # one broken package must not take the others down, nor be hidden
+            print(f"t2ictl: the command {point.name!r} ({point.value}) cannot be loaded: {error}", file=sys.stderr)
+
+
+def _say(error: BaseException, status: int) -> int:
+    print(f"t2ictl: {error}", file=sys.stderr)
+    return status
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the arguments; None for those of the process.
+
+    Returns:
+        Exit status: 0; 2 for bad input, with one line on stderr that says what to do; 1 for a failure.
+
+    Example:
+        >>> main(["--version"])
+        0.1.0
+        0
+    """
+    # Read by transformers at its import; without it every command reports that torchvision is absent.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _add_contributed()
+    try:
+        app(args=arguments)
+        return 0
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else 0
+    except FAILURES as error:
+        return _say(error, 1)
+    except T2ictlError as error:
+        return _say(error, 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

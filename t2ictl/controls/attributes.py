@@ -1,0 +1,103 @@
+"""Concepts with what describes them: the words that a loss of binding is about, for batches of unlike prompts.
+
+Legend: ``B`` batch row, ``N`` word.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t2ictl.controls.base import PlanContext
+from t2ictl.controls.concepts import Concepts
+from t2ictl.prompts.per_prompt import per_prompt
+from t2ictl.prompts.prompt import Prompt, Span
+
+__all__ = ["BoundConcepts", "bound_concepts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundConcepts:
+    """The words of each picture's prompt, and which belong together.
+
+    Args:
+        spans: for each picture its words: nouns, what describes them, and other words if they were asked for.
+        owner_BN: number of the object that a word belongs to; a word of none has a number of its own, padding has -1.
+        noun_BN: true where a word is the noun of its object.
+        mask_BN: true where a word is real.
+        has_modifiers: whether in any picture something describes something.
+    """
+
+    spans: tuple[tuple[Span, ...], ...]
+    owner_BN: Tensor
+    noun_BN: Tensor
+    mask_BN: Tensor
+    has_modifiers: bool
+
+    @property
+    def nouns_BN(self) -> Tensor:
+        """True where a word is real, and the noun of its object."""
+        return self.noun_BN & self.mask_BN
+
+
+def bound_concepts(concepts: Concepts, context: PlanContext, *, control: str, others: bool = False) -> BoundConcepts:
+    """Find the objects of each picture with what describes them.
+
+    Args:
+        concepts: nouns for every prompt; or one list for each prompt; or nothing, for all objects that are found. What
+            describes a named noun is found in the prompt.
+        context: the pipeline call.
+        control: name of the control, for messages.
+        others: also all other words of the prompt.
+
+    Returns:
+        The words.
+
+    Raises:
+        SpanNotFound: if a named word is not in its prompt.
+        BadSetting: if there is one list a prompt, and their numbers differ.
+    """
+    words = per_prompt(concepts, len(context.prompts), setting=f"{control}.concepts", things="words")
+    found = [_words_of(prompt, own, control, others) for prompt, own in zip(context.prompts, words, strict=True)]
+    rows = [found[lane.prompt] for lane in context.lanes.only("cond").lanes]
+    widest = max(max((len(row) for row in rows), default=0), 1)
+    owner_BN = torch.full((len(rows), widest), -1, dtype=torch.long)
+    noun_BN = torch.zeros(len(rows), widest, dtype=torch.bool)
+    for row, listed in enumerate(rows):
+        for place, (_, owner, is_noun) in enumerate(listed):
+            owner_BN[row, place], noun_BN[row, place] = owner, is_noun
+    device = context.adapter.device
+    return BoundConcepts(
+        spans=tuple(tuple(span for span, _, _ in row) for row in rows),
+        owner_BN=owner_BN.to(device),
+        noun_BN=noun_BN.to(device),
+        mask_BN=(owner_BN >= 0).to(device),
+        has_modifiers=any(len({owner for _, owner, _ in listed}) < len(listed) for listed in rows),
+    )
+
+
+def _words_of(prompt: Prompt, named: Sequence[str], control: str, others: bool) -> list[tuple[Span, int, bool]]:
+    """Words with the number of their object, and whether they are its noun."""
+    phrases = prompt.objects()
+    nouns = prompt.find_all(named) if named else tuple(phrase.noun for phrase in phrases)
+    if not nouns:
+        warnings.warn(
+            f"{control} found no objects in {prompt.text!r} and leaves its picture alone; name them in concepts=.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return []
+    by_tokens = {phrase.noun.by_encoder: phrase.attributes for phrase in phrases}
+    listed: list[tuple[Span, int, bool]] = []
+    for number, noun in enumerate(nouns):
+        listed.append((noun, number, True))
+        listed += [(span, number, False) for span in by_tokens.get(noun.by_encoder, ())]
+    if others:
+        taken = {token for span, _, _ in listed for token in span.tokens}
+        rest = [span for span in prompt.words() if any(span.by_encoder) and not taken & set(span.tokens)]
+        listed += [(span, len(nouns) + number, False) for number, span in enumerate(rest)]
+    return listed

@@ -1,0 +1,172 @@
+"""Controls: frozen settings of a method, the plan they make, and the registry that finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from t2ictl.errors import NeedsSession
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from t2ictl.attention.batch import Lanes
+    from t2ictl.attention.edits import Edit
+    from t2ictl.attention.layers import Site
+    from t2ictl.families.base import Adapter
+    from t2ictl.families.text_states import Encode, TextStates
+    from t2ictl.guidance.objectives import Objective
+    from t2ictl.guidance.text_objectives import TextEdit
+    from t2ictl.prompts.prompt import Prompt
+    from t2ictl.settings.windows import Step
+
+__all__ = ["Control", "Plan", "PlanContext", "Watch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanContext:
+    """What a control may know when it makes its plan, before the pipeline has computed anything.
+
+    Args:
+        adapter: the pipeline's family: its layers, its sizes, its text encoders.
+        prompts: the parsed prompts of this call, one for each prompt that the user gave.
+        lanes: the rows of the batch.
+        encode: encodes other texts as the pipeline encodes its prompt in this call; None: as it would by itself.
+        negative_prompts: the parsed negative prompts, one for each prompt; empty where there are none.
+    """
+
+    adapter: Adapter
+    prompts: tuple[Prompt, ...]
+    lanes: Lanes
+    encode: Encode | None = None
+    negative_prompts: tuple[Prompt, ...] = ()
+
+    def encoded(self, texts: Sequence[str], first: Sequence[int] | None = None) -> TextStates:
+        """Encode texts of a control's own, in one batch.
+
+        Args:
+            texts: any texts.
+            first: for each text the position from which on its words are read; None: from 1, as any text.
+
+        Returns:
+            Their states, one row a text.
+
+        Raises:
+            UnsupportedPipeline: if a text encoder was taken out of the pipeline.
+        """
+        if self.encode is not None:
+            return self.encode(texts, first)
+        return self.adapter.encode(self.adapter.pipe.encode_prompt, {"device": self.adapter.device}, texts, first)
+
+    @property
+    def row_prompts(self) -> tuple[Prompt, ...]:
+        """The prompt of each picture."""
+        return tuple(self.prompts[lane.prompt] for lane in self.lanes.only("cond").lanes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Reads the maps of the passes that make the picture, and changes nothing in them.
+
+    Args:
+        sites: the cross-attention layers whose mean map it wants.
+        take: gets ``maps_BYXT`` of the conditional rows and the step, at the end of each evaluation.
+    """
+
+    sites: tuple[Site, ...]
+    take: Callable[[Tensor, Step], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a control does in one pipeline call. All state of the call lives behind it.
+
+    Args:
+        objectives: what moves the latents.
+        edits: pairs of the sites of an edit and the edit.
+        owns: things that only one control can set (``"cross.values"``, ...); two owners conflict.
+        push: moves the latents without a look at the maps. Gets the scaled latents ``x_BCYX``, one row a
+            picture, and the step; gives the moves ``dx_BCYX`` to make one after the other, or none. They are made where
+            objectives would make theirs, after these.
+        pin: puts other latents in the place of some pictures'. Gets the scaled latents ``x_BCYX``, one row a picture,
+            and the step; gives all of them, the others as they were. It comes last, at every evaluation.
+        text: what is done to the text states; only one control of a session can.
+        watches: who reads the maps of the passes that make the picture.
+    """
+
+    objectives: tuple[Objective, ...] = ()
+    edits: tuple[tuple[tuple[Site, ...], Edit], ...] = ()
+    owns: tuple[str, ...] = ()
+    push: Callable[[Tensor, Step], Sequence[Tensor]] | None = None
+    pin: Callable[[Tensor, Step], Tensor] | None = None
+    text: TextEdit | None = None
+    watches: tuple[Watch, ...] = ()
+
+
+class Control:
+    """Base of all controls: frozen settings, and ``plan``, which turns them into a plan.
+
+    A subclass is a settings class registered with :func:`register_control`. With strength 0 a
+    control must give an empty plan: then the picture is bit-equal to the plain one.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    families: ClassVar[tuple[str, ...]]
+    needs_words: ClassVar[bool] = True
+    moves_words: ClassVar[bool] = False
+    """Whether its plan gives words other places in the text rows; such a control plans before the others."""
+    has_losses: ClassVar[bool] = True
+    """Whether its plan has losses, by which something moves; a control without edits attention only."""
+
+    def plan(self, context: PlanContext) -> Plan:
+        """Make the plan for one pipeline call.
+
+        Args:
+            context: adapter, prompts and batch layout of the call.
+
+        Returns:
+            The plan; an empty one leaves the picture alone.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
+        """Give plain attention processors that work without a session, where the method allows it.
+
+        Args:
+            pipe: a diffusers pipeline.
+            prompts: the prompts that it will be called with.
+            **settings: the control's fields.
+
+        Returns:
+            A dict for ``unet.set_attn_processor``.
+
+        Raises:
+            NeedsSession: if the method moves latents, which no attention processor can do.
+        """
+        raise NeedsSession(
+            f"{cls.__name__} acts on the latents between steps, which an attention processor cannot reach.",
+            f"Use it in a session: with t2ictl.controlled(pipe, [{cls.__name__}()]): ...",
+        )
+
+    @classmethod
+    def embeds(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
+        """Give text embeddings that work without a session, where the method allows it.
+
+        Args:
+            pipe: a diffusers pipeline.
+            prompts: the prompts.
+            **settings: the control's fields.
+
+        Returns:
+            Keyword arguments for a call of the pipeline.
+
+        Raises:
+            NeedsSession: if the method does not act on text embeddings.
+        """
+        raise NeedsSession(
+            f"{cls.__name__} does not act on text embeddings.",
+            f"Use it in a session: with t2ictl.controlled(pipe, [{cls.__name__}()]): ...",
+        )

@@ -1,0 +1,227 @@
+"""Concepts: words chosen from each prompt, and their maps, for batches of unlike prompts.
+
+Prompts with different numbers of concepts stand in one tensor batch as padded index tables.
+
+Legend: ``B`` batch row, ``N`` concept, ``K`` token of a concept, ``T`` prompt token, ``Y`` ``X`` map
+rows and columns.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from t2ictl.attention.layers import Site, select
+from t2ictl.controls.base import PlanContext
+from t2ictl.maps.ops import concept_maps, gaussian_kernel, smooth, token_softmax
+from t2ictl.prompts.per_prompt import per_prompt
+from t2ictl.prompts.prompt import Prompt, Span
+
+__all__ = [
+    "ConceptMaps",
+    "ConceptTable",
+    "Concepts",
+    "Rivals",
+    "Smoothing",
+    "chosen_concepts",
+    "concept_table",
+    "self_sites",
+]
+
+Concepts = tuple[str, ...] | tuple[tuple[str, ...], ...]
+Smoothing = Literal["attend_and_excite", "gaussian", "none"]
+Rivals = Literal["auto", "row", "words", "none"]
+
+
+def chosen_concepts(concepts: Concepts, context: PlanContext, *, control: str) -> tuple[tuple[Span, ...], ...]:
+    """Find the concepts of each picture: those named by the user, or all objects of its prompt.
+
+    Args:
+        concepts: words for every prompt; or one list of words for each prompt; or nothing.
+        context: the pipeline call.
+        control: name of the control, for messages.
+
+    Returns:
+        For each picture, the spans of its concepts. A prompt without objects has none, with a warning.
+
+    Raises:
+        SpanNotFound: if a named word is not in its prompt.
+        BadSetting: if there is one list a prompt, and their numbers differ.
+    """
+    words = per_prompt(concepts, len(context.prompts), setting=f"{control}.concepts", things="words")
+    found = [_concepts_of(prompt, own, control) for prompt, own in zip(context.prompts, words, strict=True)]
+    return tuple(found[lane.prompt] for lane in context.lanes.only("cond").lanes)
+
+
+def _concepts_of(prompt: Prompt, words: Sequence[str], control: str) -> tuple[Span, ...]:
+    if words:
+        return prompt.find_all(words)
+    objects = tuple(phrase.noun for phrase in prompt.objects())
+    if not objects:
+        warnings.warn(
+            f"{control} found no objects in {prompt.text!r} and leaves its picture alone; name them in concepts=.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return objects
+
+
+def self_sites(context: PlanContext, sites: Sequence[Site]) -> tuple[Site, ...]:
+    """Find the self-attention layers whose maps have the size of some cross-attention maps.
+
+    Args:
+        context: the pipeline call.
+        sites: cross-attention layers; the mean of their maps has the size of the largest.
+
+    Returns:
+        Layers of the same transformer blocks, at that size.
+    """
+    factor = min(site.factor for site in sites)
+    blocks = {site.address.rpartition(".")[0] for site in sites}
+    own = [site for site in context.adapter.sites if site.kind == "self" and site.factor == factor]
+    return tuple(site for site in own if site.address.rpartition(".")[0] in blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptTable:
+    """Token positions of the concepts of each batch row, padded to one shape.
+
+    Args:
+        index_BNK: token positions; 0 where padded.
+        index_mask_BNK: True at real tokens.
+        mask_BN: True at real concepts.
+        names: the concepts of each row, as written in its prompt.
+    """
+
+    index_BNK: Tensor
+    index_mask_BNK: Tensor
+    mask_BN: Tensor
+    names: tuple[tuple[str, ...], ...]
+
+
+def concept_table(rows: Sequence[Sequence[Span]], device: torch.device | str = "cpu") -> ConceptTable:
+    """Lay out the concepts of each row as padded index tensors.
+
+    Args:
+        rows: for each batch row, the spans of its concepts; any number, also none.
+        device: where the tensors are needed.
+
+    Returns:
+        The table.
+
+    Example:
+        >>> from t2ictl.prompts.prompt import Span
+        >>> cat = Span(text="cat", start=2, end=5, by_encoder=((2,),))
+        >>> hat = Span(text="top hat", start=13, end=20, by_encoder=((5, 6),))
+        >>> concept_table([[cat, hat], [cat]]).index_BNK.tolist()
+        [[[2, 0], [5, 6]], [[2, 0], [0, 0]]]
+    """
+    concepts = max((len(spans) for spans in rows), default=0)
+    tokens = max((len(span.tokens) for spans in rows for span in spans), default=1)
+    index_BNK = torch.zeros(len(rows), max(concepts, 1), tokens, dtype=torch.long)
+    index_mask_BNK = torch.zeros_like(index_BNK, dtype=torch.bool)
+    for row, spans in enumerate(rows):
+        for number, span in enumerate(spans):
+            index_BNK[row, number, : len(span.tokens)] = torch.tensor(span.tokens)
+            index_mask_BNK[row, number, : len(span.tokens)] = True
+    return ConceptTable(
+        index_BNK=index_BNK.to(device),
+        index_mask_BNK=index_mask_BNK.to(device),
+        mask_BN=index_mask_BNK.any(dim=-1).to(device),
+        names=tuple(tuple(span.text for span in spans) for spans in rows),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptMaps:
+    """Turns mean token maps into concept maps: competition of the words, mean over tokens, smoothing.
+
+    Args:
+        sites: the layers whose mean map is meant.
+        rows: the concepts of each picture.
+        first: first token that competes; 1 leaves out the start token.
+        ends: for each picture, one past its last competing token; empty if none compete.
+        smoothing: kernel on the maps.
+        table: the concepts as index tables, on the device of the maps.
+    """
+
+    sites: tuple[Site, ...]
+    rows: tuple[tuple[Span, ...], ...]
+    first: int
+    ends: tuple[int, ...]
+    smoothing: Smoothing
+    table: ConceptTable
+
+    @classmethod
+    def of(
+        cls,
+        context: PlanContext,
+        rows: tuple[tuple[Span, ...], ...],
+        sites: Sequence[str],
+        smoothing: Smoothing,
+        rivals: Rivals = "auto",
+    ) -> ConceptMaps:
+        """Prepare the maps of one pipeline call.
+
+        Args:
+            context: the pipeline call.
+            rows: the concepts of each picture.
+            sites: filter of the cross-attention layers; empty for those at the model's semantic size.
+            smoothing: kernel on the maps.
+            rivals: which tokens compete for each place: ``"row"``, all but the start token and the
+                last position; ``"words"``, those before the end token; ``"auto"``, the row where
+                empty positions repeat the end token (SD 1.x, SDXL) and the words where they do not
+                (SD 2.x), as published for these models; ``"none"``, no competition: the attention
+                probabilities themselves.
+
+        Returns:
+            The preparation.
+
+        Raises:
+            NoSiteMatched: if the filter matches no cross-attention layer.
+        """
+        adapter = context.adapter
+        encodings = [prompt.encodings[0] for prompt in context.row_prompts]
+        is_row = adapter.pads_with_end if rivals == "auto" else rivals == "row"
+        ends = tuple(len(each.ids) - 1 if is_row else max(each.end, 2) for each in encodings if rivals != "none")
+        # Maps of words exist in cross-attention only; "up" is then every cross-attention on the way up.
+        cross = [site for site in adapter.sites if site.kind == "cross"]
+        return cls(
+            sites=select(cross, tuple(sites) or f"cross@{adapter.semantic_factor}"),
+            rows=rows,
+            first=1,
+            ends=ends,
+            smoothing=smoothing,
+            table=concept_table(rows, adapter.device),
+        )
+
+    def __call__(self, maps_BYXT: Tensor) -> Tensor:
+        """Give the concept maps.
+
+        Args:
+            maps_BYXT: mean attention maps of all tokens.
+
+        Returns:
+            ``maps_BNYX`` in [0, 1], float32 or better; 0 where a concept is padding.
+        """
+        shares_BYXT = token_softmax(maps_BYXT, self.first, self._ends_B) if self.ends else maps_BYXT
+        maps_BNYX = concept_maps(shares_BYXT, self.table.index_BNK, self.table.index_mask_BNK)
+        if self.smoothing == "none":
+            return maps_BNYX
+        return smooth(maps_BNYX, self._kernel)
+
+    @cached_property
+    def _ends_B(self) -> Tensor:
+        """The ends where the maps are: copied once, since a copy in every pass would wait for the device."""
+        return torch.tensor(self.ends, device=self.table.index_BNK.device)
+
+    @cached_property
+    def _kernel(self) -> Tensor:
+        assert self.smoothing != "none"
+        return gaussian_kernel(self.smoothing, device=self.table.index_BNK.device)

@@ -1,0 +1,78 @@
+"""From a loss on the maps of some words to the plan of a control: what the thin controls have in common.
+
+Legend: ``B`` batch row, ``N`` word, ``T`` prompt token, ``P`` place, ``Y`` ``X`` map rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.concepts import ConceptMaps, self_sites
+from t2ictl.guidance.objectives import Losses, Objective
+from t2ictl.prompts.prompt import Span
+from t2ictl.settings.windows import Step
+
+__all__ = ["loss_plan"]
+
+#: The usual fields of a control, and what they are called in an objective. A control has those that it needs.
+_FIELDS = {"window": "window", "step": "rule", "refinement": "refinement", "search": "search"}
+
+
+def loss_plan(
+    control: Control,
+    context: PlanContext,
+    spans: tuple[tuple[Span, ...], ...],
+    loss: Callable[..., Losses],
+    *,
+    observe: Callable[[Tensor], None] | None = None,
+    self_attention: bool = False,
+    **fields: Any,
+) -> Plan:
+    """Make the plan of a control whose loss is a function of the maps of some words.
+
+    Args:
+        control: has ``strength``, ``smoothing``, ``rivals`` and ``sites``, and what it needs of ``window``, ``step``,
+            ``refinement`` and ``search``; all mean what they mean in :class:`AttendAndExcite` and
+            :class:`InitialNoise`.
+        context: the pipeline call.
+        spans: for each picture the words whose maps are wanted.
+        loss: from ``maps_BNYX`` and ``mask_BN``, true where a word is real, to the losses at one latent. With
+            ``self_attention`` it also gets ``maps_BYXP``, the attention of each place to each place, of the same size.
+        observe: gets ``maps_BNYX`` of the pass that makes the picture, without gradient.
+        self_attention: whether the loss wants self-attention too.
+        **fields: further fields of :class:`Objective`, in the place of those of the control.
+
+    Returns:
+        The plan; an empty one for strength 0, or where no picture has words.
+
+    Raises:
+        NoSiteMatched: if the filter matches no cross-attention layer.
+
+    Example:
+        In docs/your_own_control.md, and in the files of :mod:`t2ictl.processors` that call it.
+    """
+    given: Any = control
+    if given.strength == 0 or not any(spans):
+        return Plan()
+    maps = ConceptMaps.of(context, spans, given.sites, given.smoothing, given.rivals)
+    mask_BN = maps.table.mask_BN
+
+    def evaluate(found: Any, step: Step) -> Losses:
+        """Read the maps of the words from those of all tokens."""
+        maps_BYXT, *of_places = found if self_attention else (found,)
+        return loss(maps(maps_BYXT), mask_BN, *of_places)
+
+    objective = Objective(
+        name=control.name,
+        sites=maps.sites,
+        self_sites=self_sites(context, maps.sites) if self_attention else (),
+        evaluate=evaluate,
+        observe=None if observe is None else lambda maps_BYXT, step: observe(maps(maps_BYXT)),
+        strength=given.strength,
+        **{name: getattr(control, own) for own, name in _FIELDS.items() if hasattr(control, own)} | fields,
+    )
+    return Plan(objectives=(objective,))

@@ -1,0 +1,180 @@
+"""The registry: controls by name, found in this library and in installed packages."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from t2ictl.errors import BadSetting, ControlConflict
+from t2ictl.settings.trust import no_files
+
+if TYPE_CHECKING:
+    from t2ictl.controls.base import Control
+
+__all__ = [
+    "broken_controls",
+    "control_from_dict",
+    "control_to_dict",
+    "get_control",
+    "list_controls",
+    "register_control",
+]
+
+
+C = TypeVar("C", bound="type[Control]")
+#: Where methods live.
+METHODS = "t2ictl.processors"
+
+_REGISTRY: dict[str, type[Control]] = {}
+_BROKEN: dict[str, str] = {}
+
+
+def register_control(name: str, *, paper: str, families: tuple[str, ...] = ("sd", "sdxl")) -> Callable[[C], C]:
+    """Register a control under a name, for the command line, the editor and the benchmarks.
+
+    Args:
+        name: lower case, words joined by underscores.
+        paper: authors, title, year, arXiv id.
+        families: pipeline families it acts on.
+
+    Returns:
+        The class decorator.
+
+    Raises:
+        ControlConflict: if another control already has the name.
+    """
+
+    def register(cls: C) -> C:
+        """File the class, unless another one has the name."""
+        if not name.isidentifier() or name != name.lower():
+            raise BadSetting(f"{name!r} cannot be a control's name.", "Use lower case and underscores.")
+        known = _REGISTRY.get(name)
+        if known is not None and not _is_same_class(known, cls):
+            raise ControlConflict(
+                f"Both {known.__module__}.{known.__qualname__} and {cls.__module__}.{cls.__qualname__} "
+                f"want the name {name!r}.",
+                "Rename one.",
+            )
+        cls.name, cls.paper, cls.families = name, paper, families
+        # A cell that is run again, or a module that is reloaded, brings the newer definition.
+        if known is None or known.__module__ == cls.__module__:
+            _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def _is_same_class(known: type, cls: type) -> bool:
+    """Tell whether two classes are one: defined again, or found under a second module name (a stray double import)."""
+    if known.__qualname__ != cls.__qualname__:
+        return False
+    homes = [getattr(sys.modules.get(each.__module__), "__file__", None) for each in (known, cls)]
+    here, there = (home and os.path.realpath(home) for home in homes)
+    return known.__module__ == cls.__module__ or (here is not None and here == there)
+
+
+def _discover() -> None:
+    """Import every module of t2ictl.processors and every installed entry point, once each."""
+    home = importlib.import_module(METHODS)  # by name: methods stand above the core
+
+    names = [f"{home.__name__}.{module.name}" for module in pkgutil.iter_modules(home.__path__)]
+    loaders: list[tuple[str, Callable[[], Any]]] = [(n, lambda n=n: importlib.import_module(n)) for n in names]  # type: ignore[misc]
+    loaders += [(point.value, point.load) for point in entry_points(group="t2ictl.controls")]
+    for name, load in loaders:
+        try:
+            load()
+            _BROKEN.pop(name, None)
+        except Exception as error:  # one broken file must not take the others down, nor be hidden
+            _BROKEN[name] = f"{type(error).__name__}: {error}"
+
+
+def list_controls() -> dict[str, type[Control]]:
+    """List all controls: those of this library and those of installed packages.
+
+    Returns:
+        Class by name, in alphabetical order.
+
+    Example:
+        >>> "attention_segregation" in list_controls()
+        True
+    """
+    _discover()
+    return dict(sorted(_REGISTRY.items()))
+
+
+def broken_controls() -> dict[str, str]:
+    """List control modules that could not be imported, each with its error.
+
+    Returns:
+        Error by module name; empty if all is well.
+    """
+    _discover()
+    return dict(_BROKEN)
+
+
+def get_control(name: str) -> type[Control]:
+    """Find a control by name.
+
+    Args:
+        name: as in :func:`list_controls`.
+
+    Returns:
+        The class.
+
+    Raises:
+        BadSetting: if there is no such control; the message lists what there is, and what could not be imported.
+    """
+    known = list_controls()
+    if name not in known:
+        broken = "".join(f" ({module} failed to import: {error})" for module, error in _BROKEN.items())
+        raise BadSetting(f"There is no control {name!r}.{broken}", f"Known: {', '.join(known)}.")
+    return known[name]
+
+
+def control_to_dict(control: Control) -> dict[str, Any]:
+    """Write a control as plain JSON data.
+
+    Args:
+        control: a registered control.
+
+    Returns:
+        ``{"control": name, field: value, ...}``.
+
+    Example:
+        >>> from t2ictl.processors import AttentionSegregation
+        >>> control_from_dict(control_to_dict(AttentionSegregation(strength=0.5))).strength
+        0.5
+    """
+    from pydantic import TypeAdapter
+
+    return {"control": control.name, **TypeAdapter(type(control)).dump_python(control, mode="json")}
+
+
+def control_from_dict(data: Mapping[str, Any], *, files: bool = True) -> Control:
+    """Read a control back from plain JSON data.
+
+    Args:
+        data: as :func:`control_to_dict` writes it.
+        files: whether masks and pictures may be files that the data name; False for data from strangers.
+
+    Returns:
+        The control.
+
+    Raises:
+        BadSetting: if the control or one of its fields is unknown, a value is out of range, or a file is named that
+            may not be.
+    """
+    values = dict(data)
+    cls = get_control(str(values.pop("control", "")))
+    unknown = sorted(set(values) - {each.name for each in fields(cls)})  # type: ignore[arg-type]
+    if unknown:
+        raise BadSetting(f"{cls.__name__} has no field {unknown}.", "Was this written by a newer version?")
+    with contextlib.nullcontext() if files else no_files():
+        return cls(**values)

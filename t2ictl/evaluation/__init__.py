@@ -1,0 +1,1 @@
+"""Judges of images and statistics of what they find."""

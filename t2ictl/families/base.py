@@ -1,0 +1,347 @@
+"""Adapters: everything that is true of one pipeline family, so that nothing else has to ask."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from t2ictl.attention.batch import Lanes
+from t2ictl.attention.layers import Site
+from t2ictl.errors import UnsupportedPipeline
+from t2ictl.families.text_depth import reading_to
+from t2ictl.families.text_masking import hiding
+from t2ictl.families.text_positions import reading_from
+from t2ictl.families.text_states import TextStates
+from t2ictl.families.unet import unet_sites
+from t2ictl.prompts.prompt import Prompt
+
+__all__ = ["Adapter", "Encoded"]
+
+
+# Arguments of encode_prompt that say how, and not what, is encoded.
+_HOW = ("device", "lora_scale", "clip_skip")
+
+# Names under which diffusers registers its hooks of group offloading and of layerwise casting.
+WEIGHTS_AWAY = {"group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What one call of ``encode_prompt`` was asked for.
+
+    Args:
+        texts: for each prompt the text of each encoder; None if the caller gave embeddings only.
+        embeddings: the embeddings that the caller gave, or None.
+        lanes: the rows of the batch that the denoiser will see.
+        negatives: for each prompt the negative text of each encoder; empty where the caller gave none.
+    """
+
+    texts: tuple[tuple[str, ...], ...] | None
+    embeddings: Tensor | None
+    lanes: Lanes
+    negatives: tuple[tuple[str, ...], ...] = ()
+
+
+class Adapter(ABC):
+    """One pipeline family.
+
+    Args:
+        pipe: the user's pipeline. The adapter reads from it and changes nothing.
+
+    Raises:
+        UnsupportedPipeline: if something about this pipeline keeps a session from working.
+    """
+
+    family: ClassVar[str]
+    text_is_causal: ClassVar[bool] = True
+    """Whether a word of the text reads only those before it, as in CLIP."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.denoiser: UNet2DConditionModel = pipe.unet
+        self.check_denoiser()
+
+    @staticmethod
+    @abstractmethod
+    def matches(pipe: Any) -> bool:
+        """Tell whether a pipeline is of this family."""
+
+    @property
+    @abstractmethod
+    def tokenizers(self) -> tuple[Any, ...]:
+        """The tokenizers whose rows the cross-attention reads, in order."""
+
+    @abstractmethod
+    def encoded(self, arguments: Mapping[str, Any]) -> Encoded:
+        """Read the bound arguments of a call of the pipeline's ``encode_prompt``."""
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The attention layers, in the order in which the denoiser runs them."""
+        return unet_sites(self.denoiser)
+
+    @cached_property
+    def semantic_factor(self) -> int:
+        """Latent cells per cell of the maps in which words have shape.
+
+        Published methods read 16 x 16 maps of SD 1.x and 32 x 32 of SDXL: a quarter of the
+        latent's side. A model of smaller latents (the embedded one) keeps at least 16 cells a
+        side. It depends on the model alone, so that another picture size reads the same layers.
+        """
+        sample = self.denoiser.config.sample_size or 64
+        side = min(sample) if isinstance(sample, Sequence) else sample
+        factors = sorted({site.factor for site in self.sites if site.kind == "cross"})
+        fitting = [factor for factor in factors if factor <= 4 and side / factor >= 16]
+        return max(fitting, default=factors[0])
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Height and width (pixels) of the pictures that the pipeline makes when it is not told a size."""
+        own, factor = self.denoiser.config.sample_size, int(self.pipe.vae_scale_factor)
+        height, width = (own, own) if isinstance(own, int) else own
+        return height * factor, width * factor
+
+    def cells(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width of the latent of a picture.
+
+        Args:
+            size: height and width of the picture (pixels); None for the model's own.
+
+        Returns:
+            Cells.
+        """
+        height, width = self.native_size if size is None else size
+        factor = int(self.pipe.vae_scale_factor)
+        return height // factor, width // factor
+
+    @property
+    def pads_with_end(self) -> bool:
+        """Whether empty positions repeat the end token, as in SD 1.x, or hold another one, as in SD 2.x."""
+        tokenizer = self.tokenizers[0]
+        return bool(tokenizer.pad_token_id == tokenizer.eos_token_id)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent; a denoiser for inpainting gets more, of which these come first."""
+        return int(self.denoiser.config.out_channels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser computes; under offloading its weights may wait elsewhere."""
+        found = getattr(self.pipe, "_execution_device", None)  # goes through all modules, so it is not asked for twice
+        return torch.device(self.denoiser.device if found is None else found)
+
+    def parse(self, texts: Sequence[str], parser: str = "grammar") -> Prompt:
+        """Parse one prompt.
+
+        Args:
+            texts: the text of each encoder; one text stands for all.
+            parser: the grouping of objects and attributes.
+
+        Returns:
+            The prompt with its tokens in each encoder. Multi-vector placeholders of textual
+            inversion are expanded first, as the pipeline itself does.
+        """
+        own = [texts[min(number, len(texts) - 1)] for number in range(len(self.tokenizers))]
+        convert = getattr(self.pipe, "maybe_convert_prompt", None)
+        if convert is not None:
+            own = [convert(text, tokenizer) for text, tokenizer in zip(own, self.tokenizers, strict=True)]
+        return Prompt.parse(own[0], self.tokenizers, texts=own, parser=parser)
+
+    def text_states(self, result: tuple[Any, ...]) -> TextStates:
+        """Read the conditional text states from what ``encode_prompt`` returned.
+
+        Args:
+            result: its return value.
+
+        Returns:
+            The states, one row a picture.
+        """
+        return TextStates(rows=result[0])
+
+    def with_text_states(self, result: tuple[Any, ...], states: TextStates) -> tuple[Any, ...]:
+        """Put other conditional text states in the place of those that ``encode_prompt`` returned.
+
+        Args:
+            result: its return value.
+            states: the states to use.
+
+        Returns:
+            A new return value.
+        """
+        return (states.rows.to(result[0].dtype), *result[1:])
+
+    def encode(
+        self,
+        encode_prompt: Any,
+        arguments: Mapping[str, Any],
+        texts: Sequence[str],
+        first: Sequence[int] | None = None,
+        seen: Sequence[Tensor] | None = None,
+        depth: float = 1.0,
+    ) -> TextStates:
+        """Encode other texts as a call of ``encode_prompt`` encodes its prompt.
+
+        Args:
+            encode_prompt: the pipeline's own.
+            arguments: the bound arguments of the call; its device, LoRA scale and skipped layers count.
+            texts: the texts.
+            first: for each text the position from which on its words are read; None: from 1.
+            seen: for each encoder ``seen_BK``, the positions that it may read of each text; None: all.
+            depth: share of the encoders' layers that read.
+
+        Returns:
+            The states, one row a text.
+
+        Raises:
+            UnsupportedPipeline: if a text encoder was taken out of the pipeline, or cannot read in that way.
+        """
+        if getattr(self.pipe, "text_encoder", None) is None and getattr(self.pipe, "text_encoder_2", None) is None:
+            raise UnsupportedPipeline(
+                "This control encodes texts of its own, and the pipeline has no text encoder (any more).",
+                "Keep the text encoders until the call is over.",
+            )
+        kept = {name: arguments[name] for name in _HOW if name in arguments}
+        names = ("text_encoder", "text_encoder_2")
+        encoders = [each for name in names if (each := getattr(self.pipe, name, None)) is not None]
+        with torch.no_grad(), ExitStack() as reading:
+            if first is not None:
+                reading.enter_context(reading_from(encoders, first))
+            if seen is not None:
+                reading.enter_context(hiding(encoders, seen, is_causal=self.text_is_causal))
+            if depth < 1:
+                reading.enter_context(reading_to(encoders, depth))
+            result = encode_prompt(
+                prompt=list(texts), num_images_per_prompt=1, do_classifier_free_guidance=False, **kept
+            )
+        return self.text_states(result)
+
+    def check_denoiser(self) -> None:
+        """See that the denoiser is the one that this adapter knows, and runs as it is written.
+
+        Raises:
+            UnsupportedPipeline: if it was replaced, or if it or a part of it is compiled.
+        """
+        if self.pipe.unet is not self.denoiser:
+            raise UnsupportedPipeline(
+                "The pipeline's denoiser was replaced after the session was opened.",
+                "Set it first, then open the session.",
+            )
+        refuse_compiled(self.denoiser)
+
+    def check_gradients(self) -> None:
+        """See that a gradient can be taken through the denoiser.
+
+        Raises:
+            UnsupportedPipeline: with the reason why not.
+        """
+        if any(parameter.is_meta for parameter in self.denoiser.parameters()):
+            raise UnsupportedPipeline(
+                "The denoiser's weights are not in memory (sequential CPU offload), so no gradient can pass through.",
+                "Use pipe.enable_model_cpu_offload(), which keeps one whole model at a time.",
+            )
+        hooks = {name for each in self.denoiser.modules() for name in hook_names(each)}
+        if hooks & WEIGHTS_AWAY:
+            found = ", ".join(sorted(hooks & WEIGHTS_AWAY))
+            raise UnsupportedPipeline(
+                f"The denoiser's weights are moved or cast away after each layer ({found}), "
+                "and the backward pass would not find them.",
+                "Use pipe.enable_model_cpu_offload() in place of group offloading or layerwise casting.",
+            )
+
+
+def hook_names(module: nn.Module) -> tuple[str, ...]:
+    """Name the hooks of diffusers that a module carries.
+
+    Args:
+        module: any module.
+
+    Returns:
+        Their names, in the order in which they were put there.
+
+    Example:
+        >>> hook_names(nn.Linear(1, 1))
+        ()
+    """
+    registry = module.__dict__.get("_diffusers_hook")
+    return () if registry is None else tuple(registry.hooks)
+
+
+def has_clip(pipe: Any, suffix: str, kind: type) -> bool:
+    """Tell whether a pipeline has a CLIP text encoder, or had one and was left only its tokenizer.
+
+    Args:
+        pipe: a diffusers pipeline.
+        suffix: ``""`` for the first encoder, ``"_2"`` for the second.
+        kind: class of the encoder.
+
+    Returns:
+        True also where the encoder was dropped to save memory, since the words are read by the tokenizer.
+    """
+    encoder = getattr(pipe, f"text_encoder{suffix}", None)
+    return isinstance(encoder, kind) or (
+        encoder is None and isinstance(getattr(pipe, f"tokenizer{suffix}", None), CLIPTokenizer)
+    )
+
+
+def refuse_compiled(denoiser: Any) -> None:
+    """Raise for a denoiser that ``torch.compile`` runs, as a whole or in parts.
+
+    Args:
+        denoiser: what stands at ``pipe.unet``.
+
+    Raises:
+        UnsupportedPipeline: if it is compiled.
+    """
+    if isinstance(denoiser, torch._dynamo.OptimizedModule):
+        remedy = "Take the model itself for the session: pipe.unet = pipe.unet._orig_mod."
+    elif any(each._compiled_call_impl is not None for each in denoiser.modules()):
+        remedy = "Load the model anew for the session, and compile another copy."
+    else:
+        return
+    raise UnsupportedPipeline(
+        "The denoiser is compiled (torch.compile), and a compiled forward pass cannot be controlled.", remedy
+    )
+
+
+def listed(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Give a prompt argument as a tuple: one string, a list of strings, or nothing."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def negative_texts(arguments: Mapping[str, Any], prompts: int) -> tuple[tuple[str, ...], ...]:
+    """Read the negative prompts of a call of ``encode_prompt``: one for each prompt, one text stands for all.
+
+    Args:
+        arguments: its bound arguments.
+        prompts: number of prompts.
+
+    Returns:
+        For each prompt the texts of the encoders; nothing where the caller gave none, or embeddings in their place.
+    """
+    first = listed(arguments.get("negative_prompt"))
+    if not first or arguments.get("negative_prompt_embeds") is not None:
+        return ()
+    second = listed(arguments.get("negative_prompt_2") or None) or first
+    both = [one * (prompts if len(one) == 1 else 1) for one in (first, second)]
+    return tuple(zip(*both, strict=True)) if {len(one) for one in both} == {prompts} else ()
+
+
+def batch_lanes(arguments: Mapping[str, Any], prompts: int) -> Lanes:
+    """Lay out the rows of a call from the arguments of its ``encode_prompt``."""
+    return Lanes.of_batch(
+        prompts=prompts,
+        images_per_prompt=int(arguments["num_images_per_prompt"]),
+        guided=bool(arguments["do_classifier_free_guidance"]),
+    )

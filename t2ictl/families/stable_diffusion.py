@@ -1,0 +1,46 @@
+"""Stable Diffusion 1.x and 2.x: one text encoder, one U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from t2ictl.families.base import Adapter, Encoded, batch_lanes, has_clip, listed, negative_texts
+
+__all__ = ["StableDiffusionAdapter"]
+
+
+class StableDiffusionAdapter(Adapter):
+    """Pipelines with one CLIP text encoder, whatever they do beside: image to image, inpainting, ControlNet, LCM."""
+
+    family = "sd"
+
+    @staticmethod
+    def matches(pipe: Any) -> bool:
+        """Tell whether a pipeline has one CLIP text encoder and a U-Net."""
+        return (
+            has_clip(pipe, "", CLIPTextModel)
+            and isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)
+            and not hasattr(pipe, "text_encoder_2")
+            and hasattr(pipe, "encode_prompt")
+        )
+
+    @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        """The one tokenizer."""
+        return (self.pipe.tokenizer,)
+
+    def encoded(self, arguments: Mapping[str, Any]) -> Encoded:
+        """Read prompt, embeddings and batch layout."""
+        prompts = listed(arguments["prompt"])
+        embeddings = arguments.get("prompt_embeds")
+        count = len(prompts) if embeddings is None else len(embeddings)
+        return Encoded(
+            texts=tuple((text,) for text in prompts) if embeddings is None else None,
+            embeddings=embeddings,
+            lanes=batch_lanes(arguments, count),
+            negatives=negative_texts(arguments, count),
+        )

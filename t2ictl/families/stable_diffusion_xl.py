@@ -1,0 +1,63 @@
+"""SDXL: two text encoders side by side, one U-Net with size and pooled-text conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModelWithProjection
+
+from t2ictl.errors import UnsupportedPipeline
+from t2ictl.families.base import Adapter, Encoded, batch_lanes, has_clip, listed, negative_texts
+from t2ictl.families.text_states import TextStates
+
+__all__ = ["StableDiffusionXLAdapter"]
+
+
+class StableDiffusionXLAdapter(Adapter):
+    """Pipelines with two CLIP text encoders, and the refiner, which has the second one only."""
+
+    family = "sdxl"
+
+    @staticmethod
+    def matches(pipe: Any) -> bool:
+        """Tell whether a pipeline has SDXL's second text encoder and a U-Net."""
+        return (
+            has_clip(pipe, "_2", CLIPTextModelWithProjection)
+            and isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)
+            and hasattr(pipe, "encode_prompt")
+        )
+
+    @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        """Both tokenizers, or the refiner's one."""
+        both = (getattr(self.pipe, "tokenizer", None), self.pipe.tokenizer_2)
+        return tuple(tokenizer for tokenizer in both if tokenizer is not None)
+
+    def encoded(self, arguments: Mapping[str, Any]) -> Encoded:
+        """Read both prompts, embeddings and batch layout."""
+        first = listed(arguments["prompt"])
+        second = listed(arguments.get("prompt_2") or None) or first  # as the pipeline does: "" is no prompt_2
+        if len(first) != len(second):
+            raise UnsupportedPipeline(
+                f"There are {len(first)} prompts and {len(second)} for the second encoder.",
+                "Give one prompt_2 for each prompt, or none.",
+            )
+        embeddings = arguments.get("prompt_embeds")
+        count = len(first) if embeddings is None else len(embeddings)
+        return Encoded(
+            texts=tuple(zip(first, second, strict=True)) if embeddings is None else None,
+            embeddings=embeddings,
+            lanes=batch_lanes(arguments, count),
+            negatives=negative_texts(arguments, count),
+        )
+
+    def text_states(self, result: tuple[Any, ...]) -> TextStates:
+        """Read rows and pooled states."""
+        return TextStates(rows=result[0], pooled=result[2])
+
+    def with_text_states(self, result: tuple[Any, ...], states: TextStates) -> tuple[Any, ...]:
+        """Put other rows and pooled states in their place."""
+        pooled = result[2] if states.pooled is None else states.pooled.to(result[2].dtype)
+        return (states.rows.to(result[0].dtype), result[1], pooled, *result[3:])

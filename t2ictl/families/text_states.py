@@ -1,0 +1,41 @@
+"""What the text encoders of a pipeline give the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["Encode", "TextStates"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStates:
+    """The conditional text states of a call.
+
+    Args:
+        rows: ``rows_BKC``, what cross-attention reads; of two encoders side by side.
+        pooled: ``pooled_BC``, or None for models without.
+    """
+
+    rows: Tensor
+    pooled: Tensor | None = None
+
+
+class Encode(Protocol):
+    """Encodes texts, one row each, as the pipeline encodes its prompt in this call."""
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        first: Sequence[int] | None = None,
+        seen: Sequence[Tensor] | None = None,
+        depth: float = 1.0,
+    ) -> TextStates:
+        """Give the states.
+
+        ``first`` is for each text the position from which on its words are read (None: 1), ``seen`` for each encoder
+        ``seen_BK``, the positions that it may read (None: all), ``depth`` the share of its layers that read.
+        """

@@ -1,0 +1,7 @@
+"""HTML pages that need no other file and no network."""
+
+from __future__ import annotations
+
+from t2ictl.maps.pages.rendering import picture_uri, render, rendered_maps
+
+__all__ = ["picture_uri", "render", "rendered_maps"]

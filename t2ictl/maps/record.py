@@ -1,0 +1,327 @@
+"""Probes: read-only taps on cross-attention, and the record that a session leaves behind.
+
+A probe computes its maps beside the fused kernel, from the same queries and keys, so that a
+picture made with a probe is bit-equal to the one made without.
+
+Legend: ``B`` batch row, ``Q`` image position, ``K`` context position, ``T`` prompt token,
+``Y`` ``X`` map rows and columns, ``S`` step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from t2ictl.attention.edits import AttentionCall
+from t2ictl.attention.layers import Site, select
+from t2ictl.attention.passes import Rows
+from t2ictl.errors import BudgetExceeded, NotRecorded, SpanNotFound
+from t2ictl.prompts.prompt import Prompt
+from t2ictl.settings.fields import setting, settings_class
+
+__all__ = ["AttentionRecord", "MapTap", "Recorder", "Recording"]
+
+
+def resize_maps(maps_BTYX: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring maps to one size; nothing is computed when they have it."""
+    if tuple(maps_BTYX.shape[-2:]) == size:
+        return maps_BTYX
+    return F.interpolate(maps_BTYX, size=size, mode="bilinear", align_corners=False)
+
+
+class MapTap:
+    """Averages attention maps over heads and layers during one pass, with gradients if the pass has them.
+
+    Every head of every layer has the same weight. Layers of different size are brought to
+    the largest.
+
+    Args:
+        sites: the layers to listen to.
+        rows: the batch rows to listen to.
+    """
+
+    def __init__(self, sites: Sequence[Site], rows: Rows) -> None:
+        self.sites = frozenset(site.address for site in sites)
+        self.rows = rows
+        self._heads = 0
+        self._sums: dict[tuple[int, int], Tensor] = {}
+
+    def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
+        """Add one layer."""
+        self._heads += call.site.heads
+        held = self._sums.get(call.size)
+        self._sums[call.size] = mass_BQK if held is None else held + mass_BQK
+
+    def mean(self) -> Tensor:
+        """Give the mean map of each token.
+
+        Returns:
+            ``maps_BYXT``, the share of attention that each image position gives to each token.
+        """
+        size = max(self._sums)
+        if len(self._sums) == 1:
+            return (self._sums[size] / self._heads).unflatten(1, size)
+        maps_BTYX = [
+            resize_maps(mass_BQK.transpose(1, 2).unflatten(2, own), size) for own, mass_BQK in self._sums.items()
+        ]
+        return (torch.stack(maps_BTYX).sum(dim=0) / self._heads).permute(0, 2, 3, 1)
+
+
+@settings_class
+class Recording:
+    """What a session records of its attention maps, and how much memory that may take.
+
+    Args:
+        words: words or phrases to record; empty for every word of the prompt.
+        sites: filter of the layers; empty for the cross-attention layers at the model's semantic size.
+        per_step: keep the map of every step, not only the mean over steps.
+        by: which layers share a map: those of one ``"place"`` (down, mid, up), brought to one size; or those of one
+            place and ``"size"``, each at its own size and named as in a layer filter (``"up@2"``: the layers of the up
+            blocks whose maps have half as many cells a side as the latent).
+        budget_mb: most memory that the record may take (MiB).
+    """
+
+    words: tuple[str, ...] = setting(default=(), help="words to record; empty: every word of the prompt")
+    sites: tuple[str, ...] = setting(
+        default=(), help="layer filter; empty: cross-attention at the model's semantic size"
+    )
+    per_step: bool = setting(default=True, help="keep the maps of every step, not only their mean")
+    by: Literal["place", "size"] = setting(
+        default="place", help="which layers share a map: of one place, or of one size"
+    )
+    budget_mb: float = setting(default=512.0, help="most memory the record may take (MiB)", low=0.0)
+
+
+@dataclass(kw_only=True)
+class AttentionRecord:
+    """Word maps of one pipeline call, asked for by word.
+
+    Args:
+        prompts: the prompt of each picture.
+        columns: the token positions that were recorded.
+        heads: number of heads behind each place.
+        maps: for each place, ``maps_SBTYX``; one entry along ``S`` if only the mean was kept.
+        steps: number of evaluations recorded.
+    """
+
+    prompts: tuple[Prompt, ...]
+    columns: tuple[int, ...]
+    heads: dict[str, int]
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+
+    def map(self, word: str, *, image: int = 0, place: str | None = None, step: int | None = None) -> Tensor:
+        """Give the attention map of a word: the share of attention that each place in the picture pays to it.
+
+        A word of several tokens has the mean of their maps; one that a control merged into a phrase answers with
+        the map of the phrase's one token, and a warning says so. Values are probabilities, the same
+        scale for every word; nothing is stretched.
+
+        Args:
+            word: a word or phrase of the prompt; ``"cat#2"`` is the second one.
+            image: which picture of the call.
+            place: ``"down"``, ``"mid"`` or ``"up"``, or another name in ``maps``; None for the mean over all heads.
+            step: one evaluation (negative from the end); None for the mean over all.
+
+        Returns:
+            ``map_YX``, float32 on the CPU, values in [0, 1].
+
+        Raises:
+            SpanNotFound: if the word is not in that picture's prompt.
+            NotRecorded: if that word, place, step or picture was not recorded.
+        """
+        maps_SYX = self.kept(word, image=image, place=place)
+        return maps_SYX.mean(dim=0) if step is None else self._step(maps_SYX, step)
+
+    def kept(self, word: str, *, image: int = 0, place: str | None = None) -> Tensor:
+        """Give all maps of a word that were kept, as :meth:`map` gives one.
+
+        Args:
+            word: a word or phrase of the prompt.
+            image: which picture of the call.
+            place: as for :meth:`map`.
+
+        Returns:
+            ``maps_SYX``, float32 on the CPU: one entry for each evaluation, or their mean alone if only that was kept.
+
+        Raises:
+            SpanNotFound: if the word is not in that picture's prompt.
+            NotRecorded: if that word, place or picture was not recorded.
+        """
+        if not 0 <= image < len(self.prompts):
+            raise NotRecorded(f"There is no picture {image}.", f"This call made {len(self.prompts)}, counted from 0.")
+        span = self.prompts[image].find(word)
+        tokens = span.tokens
+        if span.merged:
+            warnings.warn(f"{word!r} was merged into {span.merged!r}: this is the map of the whole.", stacklevel=3)
+        missing = [token for token in tokens if token not in self.columns]
+        if missing:
+            raise NotRecorded(f"The word {word!r} was not recorded.", "Name it in Recording(words=...).")
+        picked = [self.columns.index(token) for token in tokens]
+        # Of the word alone: bringing places together is the costly part, and a record holds every word.
+        by_place = {name: maps[:, image, picked].mean(dim=1) for name, maps in self._places(place).items()}
+        total = sum(self.heads[name] for name in by_place)
+        size = max((maps.shape[-2], maps.shape[-1]) for maps in by_place.values())
+        shares = [
+            resize_maps(maps_SYX[None], size)[0] * (self.heads[name] / total) for name, maps_SYX in by_place.items()
+        ]
+        return torch.stack(shares).sum(dim=0).float().cpu()
+
+    def names(self, image: int = 0) -> list[str]:
+        """List the recorded words of a picture, in the order of its prompt; a repeated one as ``cat#2``.
+
+        Args:
+            image: which picture of the call.
+
+        Returns:
+            Names that :meth:`map` takes.
+        """
+        names, seen = [], Counter[str]()
+        for span in self.prompts[image].words():
+            word = span.text.lower()
+            seen[word] += 1
+            # Words that were cut off have no tokens; words at two places in two encoders have no one map.
+            places = set(span.by_encoder)
+            if len(places) == 1 and span.tokens and set(span.tokens) <= set(self.columns):
+                names.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
+        return names
+
+    def _places(self, place: str | None) -> dict[str, Tensor]:
+        if place is None:
+            return self.maps
+        if place not in self.maps:
+            raise NotRecorded(f"Nothing was recorded at {place!r}.", f"Recorded places: {sorted(self.maps)}.")
+        return {place: self.maps[place]}
+
+    def _step(self, maps_SYX: Tensor, step: int) -> Tensor:
+        if len(maps_SYX) != self.steps:
+            raise NotRecorded("Single steps were not recorded.", "Use Recording(per_step=True).")
+        if not -self.steps <= step < self.steps:
+            raise NotRecorded(f"There is no step {step}.", f"{self.steps} evaluations were recorded.")
+        return maps_SYX[step]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the maps."""
+        return sum(maps.numel() * maps.element_size() for maps in self.maps.values())
+
+
+class Recorder:
+    """The tap that fills an :class:`AttentionRecord`.
+
+    Args:
+        sites: the layers to listen to.
+        rows: the conditional rows of the batch.
+        prompts: the prompt of each picture.
+        settings: what to keep.
+        total: number of denoiser evaluations to come.
+        latent_size: height and width of the latent (cells).
+
+    Raises:
+        NoSiteMatched: if there is no cross-attention layer among the sites.
+        BudgetExceeded: if the record would be larger than its budget.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        rows: Rows,
+        prompts: Sequence[Prompt],
+        settings: Recording,
+        *,
+        total: int,
+        latent_size: tuple[int, int],
+    ) -> None:
+        sites = select(sites, "cross")  # words have maps in cross-attention only; a filter like "up" has both kinds
+        self.sites = frozenset(site.address for site in sites)
+        self.rows: Rows = rows
+        self._by_size = settings.by == "size"
+        self._own_sizes = {self._group(site): site.size(latent_size) for site in sites}
+        heads = dict.fromkeys(sorted(self._own_sizes), 0)
+        for site in sites:
+            heads[self._group(site)] += site.heads
+        self.record = AttentionRecord(
+            prompts=tuple(prompts),
+            columns=_columns(prompts, settings.words),
+            heads=heads,
+        )
+        self._per_step = settings.per_step
+        self._kept = total if settings.per_step else 1
+        self._size = max(site.size(latent_size) for site in sites)
+        self._sums: dict[str, Tensor] = {}
+        self._held: dict[str, Tensor] = {}  # room for all that will be kept, taken once
+        self._check_budget(settings.budget_mb)
+
+    def _check_budget(self, budget_mb: float) -> None:
+        maps = len(self.record.heads) * len(self.record.prompts) * len(self.record.columns) * self._kept
+        sizes = list(self._own_sizes.values()) if self._by_size else [self._size] * len(self.record.heads)
+        need_mb = maps / len(sizes) * sum(height * width for height, width in sizes) * 4 / 2**20
+        if need_mb > budget_mb:
+            raise BudgetExceeded(
+                f"Recording {maps} maps of {self._size[0]} x {self._size[1]} needs {need_mb:.0f} MiB, "
+                f"more than the budget of {budget_mb:.0f} MiB.",
+                "Name fewer words, set per_step=False, or raise budget_mb.",
+            )
+
+    def _group(self, site: Site) -> str:
+        return f"{site.place}@{site.factor}" if self._by_size else site.place
+
+    def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
+        """Add one layer of the current pass."""
+        columns = torch.tensor(self.record.columns, dtype=torch.long, device=mass_BQK.device)
+        maps_BTYX = mass_BQK.detach()[..., columns].transpose(1, 2).unflatten(2, call.size).float()
+        if not self._by_size:
+            maps_BTYX = resize_maps(maps_BTYX, self._size)
+        group = self._group(call.site)
+        held = self._sums.get(group)
+        self._sums[group] = maps_BTYX if held is None else held + maps_BTYX
+
+    def end_step(self) -> None:
+        """File the maps of the pass that has just ended."""
+        record = self.record
+        for place, sum_BTYX in self._sums.items():
+            mean_BTYX = sum_BTYX / record.heads[place]
+            if place not in self._held:
+                self._held[place] = mean_BTYX.new_zeros(self._kept, *mean_BTYX.shape)
+            held_SBTYX = self._held[place]
+            if self._per_step:
+                held_SBTYX[record.steps] = mean_BTYX
+            else:
+                held_SBTYX[0] += (mean_BTYX - held_SBTYX[0]) / (record.steps + 1)
+            record.maps[place] = held_SBTYX[: record.steps + 1]
+        record.steps += 1
+        self._sums = {}
+
+
+def _columns(prompts: Sequence[Prompt], words: Sequence[str]) -> tuple[int, ...]:
+    """Token positions to keep: those of the words asked for, or of all words of all prompts."""
+    found: set[int] = set()
+    if words:
+        for word in words:
+            found.update(_positions(prompts, word))
+    else:
+        # A word that two encoders have at different places is refused when its map is asked for, not here.
+        spans = [span for prompt in prompts for span in prompt.words()]
+        found.update(token for span in spans for tokens in span.by_encoder for token in tokens)
+    return tuple(sorted(found))
+
+
+def _positions(prompts: Sequence[Prompt], word: str) -> set[int]:
+    """Positions of a word in the prompts that have it; in a batch it need not be in all of them."""
+    found: set[int] = set()
+    missing: SpanNotFound | None = None
+    for prompt in prompts:
+        try:
+            found.update(prompt.find(word).tokens)
+        except SpanNotFound as error:
+            missing = error
+    if missing is not None and not found:
+        raise missing
+    return found

@@ -1,7 +1,0 @@
-"""HTML pages that need no other file and no network."""
-
-from __future__ import annotations
-
-from t2ictl.pages.rendering import picture_uri, render, rendered_maps
-
-__all__ = ["picture_uri", "render", "rendered_maps"]

@@ -1,0 +1,1 @@
+"""Prompts: words, tokens, phrases, and which word belongs to which object."""

@@ -1,0 +1,396 @@
+"""Words of a prompt and the tokens they became: ask by word or phrase, get positions.
+
+A control names its concepts by word; attention maps and embedding rows have positions. The
+bridge is character offsets: the tokenizer says which characters each token came from, the
+parser says which characters a word or an object has, and what overlaps belongs together.
+Positions are indices into the full padded row of a text encoder, with the start token at 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
+from t2ictl.prompts.accessories import Binding, bindings
+from t2ictl.prompts.grammar import group, known_parser, pieces
+from t2ictl.prompts.noun_phrases import NounPhrase, noun_phrases
+from t2ictl.prompts.tokens import Encoding, encode
+
+__all__ = ["Merge", "Phrase", "Prompt", "Span"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A piece of the prompt: its characters, and its tokens in each text encoder.
+
+    Args:
+        text: the characters as they stand in the prompt.
+        start: first character in ``Prompt.text``; -1 where the words stand only in another encoder's own prompt.
+        end: one past the last character; -1 as for ``start``.
+        by_encoder: for each encoder the positions in its full row; empty where the words are not in its prompt.
+        role: ``"word"``, ``"mark"`` (punctuation), ``"phrase"``, ``"object"`` (a head noun) or ``"attribute"``.
+        merged: the phrase whose one composite token stands for these words, where a control merged them; else empty.
+
+    Example:
+        >>> Span(text="cat", start=2, end=5, by_encoder=((2,), (2,))).tokens
+        (2,)
+    """
+
+    text: str
+    start: int
+    end: int
+    by_encoder: tuple[tuple[int, ...], ...]
+    role: str = "word"
+    merged: str = ""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Positions that hold for every encoder.
+
+        Cross-attention of a two-encoder model reads both rows side by side, so one position must mean one word.
+
+        Returns:
+            Positions in the full row.
+
+        Raises:
+            AmbiguousWord: the encoders have the word at different positions.
+        """
+        if len(set(self.by_encoder)) > 1:
+            places = ", ".join(str(list(tokens)) for tokens in self.by_encoder)
+            raise AmbiguousWord(
+                f"'{self.text}' stands at different token positions in the prompts of the text encoders: {places}.",
+                "Put the word at the same place in both prompts, or use one prompt.",
+            )
+        return self.by_encoder[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phrase:
+    """An object of the prompt with its attributes: "a small red circle".
+
+    Args:
+        span: all of it, from the first to the last of its words, without the determiner (role ``"phrase"``).
+        noun: the head noun with its compound parts (role ``"object"``).
+        attributes: adjectives, colors, materials, participles (role ``"attribute"``), in text order.
+    """
+
+    span: Span
+    noun: Span
+    attributes: tuple[Span, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Words that a control merged into one token.
+
+    Args:
+        noun: character range of the noun, whose token carries all.
+        parts: character ranges of all words that were merged.
+    """
+
+    noun: tuple[int, int]
+    parts: tuple[tuple[int, int], ...]
+
+    @property
+    def phrase(self) -> tuple[int, int]:
+        """Character range from the first to the last word that was merged."""
+        return min(self.parts)[0], max(end for _, end in self.parts)
+
+    def holds(self, start: int, end: int) -> bool:
+        """Tell whether a character range lies in what was merged."""
+        return any(part[0] <= start and end <= part[1] for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A parsed prompt: text, one encoding per text encoder, and how to ask for its words.
+
+    Made by :meth:`parse`. ``text`` is what the parser reads and what the ``start`` and ``end`` of a
+    span count in; each encoder may have its own prompt (``prompt_2`` of SDXL).
+    """
+
+    text: str
+    encodings: tuple[Encoding, ...]
+    parser: str = "grammar"
+    merges: tuple[Merge, ...] = ()
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        tokenizers: Sequence[Any],
+        texts: Sequence[str] | None = None,
+        parser: str = "grammar",
+        pad_to: int | None = None,
+    ) -> Prompt:
+        """Read a prompt with every tokenizer of a pipeline.
+
+        Args:
+            text: the prompt.
+            tokenizers: one tokenizer per text encoder, in the pipeline's order.
+            texts: the prompt of each encoder, after textual inversion expanded it; None: ``text`` for all.
+            parser: who groups words into objects, see :func:`t2ictl.prompts.grammar.group`; it runs when objects are
+                asked for.
+            pad_to: length of the row in tokens; None: the limit of each tokenizer.
+
+        Returns:
+            The prompt; nothing is stored in the tokenizers.
+
+        Raises:
+            BadSetting: no tokenizer, another number of texts than of tokenizers, or no such parser.
+            UnsupportedPipeline: a tokenizer without a limit and no ``pad_to``, or one whose tokens cannot be traced.
+        """
+        own = [text] * len(tokenizers) if texts is None else list(texts)
+        if not tokenizers or len(own) != len(tokenizers):
+            raise BadSetting(f"{len(own)} texts for {len(tokenizers)} tokenizers.", "Give one text per tokenizer.")
+        encodings = tuple(encode(one, tokenizer, pad_to) for one, tokenizer in zip(own, tokenizers, strict=True))
+        return cls(text=text, encodings=encodings, parser=known_parser(parser))
+
+    def find(self, query: str, occurrence: int = 1) -> Span:
+        """Find a word or phrase: whole words, in any case, with any white space between them.
+
+        Every encoder is searched in its own prompt. ``"cat#2"`` is the second cat, unless
+        the prompt itself says "cat#2". A placeholder of textual inversion answers to its name with all its vectors.
+
+        Args:
+            query: the word or phrase.
+            occurrence: which one, counted from 1.
+
+        Returns:
+            The span; where only one encoder's prompt has the words, the others' positions are empty.
+
+        Raises:
+            SpanNotFound: not in the prompt, not that often, or cut off by the token limit.
+            BadSetting: ``occurrence`` below 1, or given twice with different values.
+        """
+        words, occurrence = self._read_query(query, occurrence)
+        ranges = [_nth(_matches(one.text, one.added, words), occurrence) for one in self.encodings]
+        if not any(ranges):
+            raise self._not_there(words, occurrence)
+        found = list(zip(self.encodings, ranges, strict=True))
+        by_encoder = tuple(_kept(one, place) if place else () for one, place in found)
+        if not any(by_encoder):
+            raise self._cut_off(words)
+        if here := _nth(_matches(self.text, self._names(), words), occurrence):
+            text, merged = self.text[slice(*here)], self._merged(*here)
+            return Span(text=text, start=here[0], end=here[1], by_encoder=by_encoder, merged=merged)
+        text = next(one.text[slice(*place)] for one, place in found if place)
+        return Span(text=text, start=-1, end=-1, by_encoder=by_encoder)
+
+    def find_all(self, queries: Sequence[str]) -> tuple[Span, ...]:
+        """Find several words or phrases, each as :meth:`find` does, in the order asked."""
+        return tuple(self.find(query) for query in queries)
+
+    def span_at(self, start: int, end: int, role: str = "word") -> Span:
+        """The span of a half-open character range of ``text``.
+
+        An encoder with another prompt is searched for the same words at the same occurrence.
+
+        Args:
+            start: first character.
+            end: one past the last character.
+            role: role that the span gets.
+
+        Returns:
+            The span, with every token that overlaps the range.
+
+        Raises:
+            BadSetting: the range is empty or not inside the text.
+            SpanNotFound: no encoder has a token there (white space, or cut off by the token limit).
+        """
+        span = self._span(start, end, role)
+        if any(span.by_encoder):
+            return span
+        raise self._cut_off(span.text)
+
+    def whole_tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """The tokens of a character range, if the token limit left all of it: half a phrase is not the phrase.
+
+        Args:
+            start: first character of ``text``.
+            end: one past the last; no white space stands before it.
+
+        Returns:
+            Positions that hold for every encoder; none where the limit cut the range.
+
+        Raises:
+            AmbiguousWord: the encoders have the words at different positions.
+        """
+        own = [one for one in self.encodings if one.text == self.text]
+        if any(one.truncated_at is not None and one.truncated_at < end for one in own):
+            return ()  # the limit may fall inside a character, of which then some tokens are there
+        try:
+            self.span_at(end - 1, end)
+            return self.span_at(start, end).tokens
+        except SpanNotFound:
+            return ()
+
+    def noun_phrases(self) -> tuple[NounPhrase, ...]:
+        """Noun phrases of ``text`` at every level, by character.
+
+        Returns:
+            Phrases in text order, an outer one before those inside.
+
+        Raises:
+            MissingExtra: the parser is not installed.
+        """
+        return noun_phrases(self.text, self.parser, self._names())
+
+    def words(self, marks: bool = False) -> tuple[Span, ...]:
+        """Every word of ``text`` with its tokens; words that were cut off have none.
+
+        Args:
+            marks: also punctuation (role ``"mark"``); together they cover every token of the text.
+
+        Returns:
+            Spans in text order.
+        """
+        kept = (piece for piece in pieces(self.text, names=self._names()) if marks or piece.kind == "word")
+        return tuple(self._span(piece.start, piece.end, piece.kind) for piece in kept)
+
+    def objects(self) -> tuple[Phrase, ...]:
+        """Objects of ``text`` with their attributes, as the parser groups them.
+
+        Returns:
+            Phrases in text order; an object whose noun was cut off by the token limit is left out,
+            and so is an attribute that was. What a control merged into an object is not listed beside it.
+
+        Raises:
+            MissingExtra: the parser is not installed.
+        """
+        phrases = []
+        for one in group(self.text, self.parser, self._names()):
+            merge = next((each for each in self.merges if each.holds(*one.noun)), None)
+            if merge is not None and merge.noun != one.noun:
+                continue  # an accessory: its map is that of the object that has it
+            noun = self._span(*one.noun, "object")
+            if any(noun.by_encoder):
+                apart = one.attributes if merge is None else ()  # what was merged has no map of its own
+                attributes = (self._span(*place, "attribute") for place in apart)
+                kept = tuple(span for span in attributes if any(span.by_encoder))
+                phrases.append(Phrase(span=self._span(one.start, one.end, "phrase"), noun=noun, attributes=kept))
+        return tuple(phrases)
+
+    def bindings(self) -> tuple[Binding, ...]:
+        """Objects of ``text`` with all that belongs to them, accessories too, by character.
+
+        Returns:
+            Bindings in text order; an object to which nothing belongs is left out.
+
+        Raises:
+            MissingExtra: the parser is not installed.
+        """
+        return bindings(self.text, self.parser, self._names())
+
+    def as_written(self, text: str) -> str:
+        """A piece of ``text`` as the user writes it: placeholders of several vectors by their name alone.
+
+        Pipelines expand them before they encode, so a text that is encoded anew must not be expanded already.
+
+        Args:
+            text: words of this prompt.
+
+        Returns:
+            The same with ``"<toy> <toy>_1"`` as ``"<toy>"``.
+        """
+        for name in self._names():
+            expanded = rf"({re.escape(name)})(?:\s+{re.escape(name)}_\d+)+"
+            text = re.sub(expanded, r"\1", text)
+        return text
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for one in self.encodings for name in one.added))
+
+    def _span(self, start: int, end: int, role: str) -> Span:
+        if not 0 <= start < end <= len(self.text):
+            raise BadSetting(f"No characters {start} to {end} in a text of {len(self.text)}.", "Give a range in it.")
+        by_encoder = tuple(
+            one.tokens_at(start, end) if one.text == self.text else self._elsewhere(one, start, end)
+            for one in self.encodings
+        )
+        text, merged = self.text[start:end], self._merged(start, end)
+        return Span(text=text, start=start, end=end, by_encoder=by_encoder, role=role, merged=merged)
+
+    def _merged(self, start: int, end: int) -> str:
+        """The phrase into which these words were merged; nothing for the whole phrase itself."""
+        found = (each.phrase for each in self.merges if each.holds(start, end) and each.phrase != (start, end))
+        return next((self.text[slice(*phrase)] for phrase in found), "")
+
+    def merged_by(self, merges: Sequence[Merge], moved: Sequence[tuple[int, ...]]) -> Prompt:
+        """The prompt after a control merged words: they answer with the places where their meaning is now.
+
+        Args:
+            merges: what was merged.
+            moved: for each encoder the new position of every position of its row.
+
+        Returns:
+            A new prompt.
+        """
+        encodings = tuple(replace(one, moved=to) for one, to in zip(self.encodings, moved, strict=True))
+        return replace(self, encodings=encodings, merges=tuple(merges))
+
+    def _elsewhere(self, encoding: Encoding, start: int, end: int) -> tuple[int, ...]:
+        """Tokens of the same words, at the same occurrence, in an encoder's own prompt."""
+        words = self.text[start:end]
+        earlier = sum(place[1] <= start for place in _matches(self.text, self._names(), words))
+        place = _nth(_matches(encoding.text, encoding.added, words), earlier + 1)
+        return encoding.tokens_at(*place) if place else ()
+
+    def _read_query(self, query: str, occurrence: int) -> tuple[str, int]:
+        """Take ``#2`` off a query, unless the prompt has it literally."""
+        numbered = re.fullmatch(r"(.*\S)\s*#(\d+)\s*", query, re.DOTALL)
+        literal = any(_matches(one.text, one.added, query) for one in self.encodings)
+        if numbered and not literal:
+            number = int(numbered[2])
+            if occurrence not in (1, number):
+                raise BadSetting(f"'{query}' with occurrence {occurrence} names two.", "Give one of them.")
+            query, occurrence = numbered[1], number
+        if occurrence < 1:
+            raise BadSetting(f"Occurrence {occurrence} of '{query}'.", "Count from 1.")
+        return query.strip(), occurrence
+
+    def _not_there(self, words: str, occurrence: int) -> SpanNotFound:
+        count = max(len(_matches(one.text, one.added, words)) for one in self.encodings)
+        if count:
+            times = "once" if count == 1 else f"{count} times"
+            return SpanNotFound(
+                f"'{words}' stands only {times} in the prompt, and number {occurrence} was asked for.",
+                f"Ask for a number from 1 to {count}." if count > 1 else "Ask for it without a number.",
+            )
+        there = dict.fromkeys(piece.text for one in self.encodings for piece in one.pieces() if piece.kind == "word")
+        remedy = f"Use one of: {', '.join(there)}." if there else "The prompt has no words."
+        return SpanNotFound(f"No '{words}' in the prompt.", remedy)
+
+    def _cut_off(self, words: str) -> SpanNotFound:
+        limit = next((one for one in self.encodings if one.truncated_at is not None), None)
+        if limit is None:
+            return SpanNotFound(f"The tokenizer made no token of '{words}'.", "Use a word with letters.")
+        last = limit.text[: limit.truncated_at].split()[-1:]
+        return SpanNotFound(
+            f"'{words}' was cut off by the limit of {len(limit.ids)} tokens; the text ends after '{''.join(last)}'.",
+            "Shorten the prompt, or move the word to the front.",
+        )
+
+
+def _matches(text: str, names: Sequence[str], query: str) -> list[tuple[int, int]]:
+    """Character ranges of the text where the query's words stand, one after the other."""
+    here, wanted = pieces(text, names=names), [piece.key for piece in pieces(query, names=names)]
+    found: list[tuple[int, int]] = []
+    for first in range(len(here) - len(wanted) + 1 if wanted else 0):
+        run = here[first : first + len(wanted)]
+        if [piece.key for piece in run] == wanted and (not found or found[-1][1] <= run[0].start):
+            found.append((run[0].start, run[-1].end))
+    return found
+
+
+def _nth(places: list[tuple[int, int]], occurrence: int) -> tuple[int, int] | None:
+    return places[occurrence - 1] if occurrence <= len(places) else None
+
+
+def _kept(encoding: Encoding, place: tuple[int, int]) -> tuple[int, ...]:
+    """Tokens of a found range; none where its last word was cut off: half a phrase is not the phrase."""
+    last = next(piece for piece in encoding.pieces() if piece.end == place[1])
+    return encoding.tokens_at(*place) if encoding.tokens_at(last.start, last.end) else ()

@@ -1,0 +1,56 @@
+"""Put attention processors at the layers that a call needs, and take them away again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from t2ictl.attention.layers import Site
+from t2ictl.attention.passes import Switch
+from t2ictl.attention.processor import ControlledAttention
+
+__all__ = ["ProcessorInstallation"]
+
+_PREVIOUS = "t2ictl_previous_processor"
+
+
+class ProcessorInstallation:
+    """The processors that a session has put on a denoiser.
+
+    Args:
+        denoiser: the U-Net.
+        switch: tells the processors which pass is in progress.
+    """
+
+    def __init__(self, denoiser: Any, switch: Switch) -> None:
+        self._denoiser, self._switch = denoiser, switch
+        self._placed: list[tuple[Any, ControlledAttention]] = []
+
+    def place(self, sites: Iterable[Site]) -> None:
+        """Put a processor at each layer; what was there goes on working behind it.
+
+        Args:
+            sites: the layers.
+        """
+        for site in sites:
+            attention = self._denoiser.get_submodule(site.module)
+            ours = ControlledAttention(site, attention.processor, self._switch)
+            attention.set_processor(ours)
+            if isinstance(ours.previous, nn.Module):  # keep its weights where offloading finds them
+                attention.add_module(_PREVIOUS, ours.previous)
+            self._placed.append((attention, ours))
+
+    def remove(self) -> None:
+        """Put back what was there, unless someone else has replaced ours since."""
+        for attention, ours in self._placed:
+            attention._modules.pop(_PREVIOUS, None)
+            if attention.processor is ours:
+                attention.set_processor(ours.previous)
+        self._placed = []
+        # Projections that were fused inside the session come apart later, to the processors of that moment.
+        saved = getattr(self._denoiser, "original_attn_processors", None) or {}
+        for name, processor in saved.items():
+            if isinstance(processor, ControlledAttention):
+                saved[name] = processor.previous

@@ -1,0 +1,125 @@
+"""The text rows of one pipeline call: rewritten once, added to by step, moved by objectives.
+
+Legend: ``B`` picture, ``G`` row of a pass (any picture, any text), ``K`` position of the text row, ``C`` channels,
+``Y`` ``X`` rows and columns, ``T`` prompt token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2ictl.attention.layers import Site
+from t2ictl.guidance.optimize import MoveTrace
+from t2ictl.guidance.text_objectives import TextEdit
+from t2ictl.guidance.text_updates import TokenMove, push_tokens, update_tokens
+from t2ictl.session.extra_passes import Evaluation, OwnPasses
+
+__all__ = ["TextRows"]
+
+# The denoiser turns a mask m into the bias (m - 1) 10000.
+_MASK_BIAS = 10_000.0
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The passes of one evaluation, as objectives on text rows ask for them."""
+
+    own: OwnPasses
+    now: Evaluation
+
+    def maps(self, sites: tuple[Site, ...], rows_BKC: Tensor) -> Tensor:
+        x_BCYX = self.now.inputs["sample"][self.now.cond, : self.own.adapter.latent_channels]
+        return self.own.maps([sites], self.now)(x_BCYX, states_BKC=rows_BKC)[0]
+
+    def noise(self, rows_GKC: Tensor, picture_G: Tensor) -> Tensor:
+        return self.own.noise(rows_GKC, picture_G, self.now)
+
+
+@dataclass
+class TextRows:
+    """What one plan does to the text states of one call.
+
+    Args:
+        edit: the plan's.
+    """
+
+    edit: TextEdit
+    moved: Tensor | None = None
+
+    def inputs(self, now: Evaluation) -> dict[str, Any]:
+        """Give the denoiser's arguments that differ from those of the pipeline.
+
+        Args:
+            now: the evaluation, with the pipeline's own arguments.
+
+        Returns:
+            Arguments by name.
+        """
+        states, changed = now.inputs["encoder_hidden_states"], {}
+        rows_BKC = self._rows(now)
+        if rows_BKC is not None:
+            changed["encoder_hidden_states"] = _with_rows(states, now.cond, rows_BKC.to(states.dtype))
+        if self.edit.weight is not None:
+            weight_BK = self.edit.weight.to(device=states.device, dtype=torch.float32)
+            mask_BK = (1 + weight_BK.log() / _MASK_BIAS).clamp_min(0)
+            full_BK = torch.ones(states.shape[:2], device=states.device)
+            changed["encoder_attention_mask"] = _with_rows(full_BK, now.cond, mask_BK)
+        return changed
+
+    def update(self, now: Evaluation, own: OwnPasses) -> tuple[MoveTrace, ...]:
+        """Let the objectives move rows before an evaluation.
+
+        Args:
+            now: the evaluation, with the pipeline's own arguments.
+            own: runs the denoiser.
+
+        Returns:
+            What was found and done.
+        """
+        acting = [each for each in self.edit.objectives if each.window.contains(now.step.index, now.step.total)]
+        if not acting and self.edit.push is None:
+            return ()
+        states = now.inputs["encoder_hidden_states"]
+        exact = torch.promote_types(states.dtype, torch.float32)
+        base_BKC = states[now.cond].detach().to(exact)
+        here_BKC = self._rows(now)
+        rows_BKC = start_BKC = base_BKC if here_BKC is None else here_BKC
+        trace: list[MoveTrace] = []
+        # The mask of this call must reach our own passes too.
+        masked = Evaluation(step=now.step, lanes=now.lanes, inputs={**now.inputs, **self.inputs(now)}, rest=now.rest)
+        for objective in acting:
+            found = update_tokens(rows_BKC, objective, _Passes(own, masked), now.step, states.dtype)
+            rows_BKC = self._take(found, trace)
+            own.cost.backwards += found.backwards
+        if self.edit.push is not None:
+            rows_BKC = self._take(push_tokens(rows_BKC, self.edit.push(rows_BKC, now.step), now.step), trace)
+        change_BKC = rows_BKC - start_BKC
+        self.moved = change_BKC if self.moved is None else self.moved + change_BKC
+        return tuple(trace)
+
+    def _take(self, found: TokenMove, trace: list[MoveTrace]) -> Tensor:
+        trace.extend(found.trace)
+        return found.rows
+
+    def _rows(self, now: Evaluation) -> Tensor | None:
+        """The rows of this evaluation, or None where they are those of the pipeline."""
+        during_BKC = self.edit.during(now.step) if self.edit.during is not None else None
+        added = [each for each in (during_BKC, self.moved) if each is not None]
+        if not added:
+            return None
+        states_BKC = now.inputs["encoder_hidden_states"][now.cond].detach()
+        rows_BKC = states_BKC.to(torch.promote_types(states_BKC.dtype, torch.float32))
+        for each in added:
+            rows_BKC = rows_BKC + each.to(rows_BKC)
+        return rows_BKC
+
+
+def _with_rows(full: Tensor, rows: slice, values: Tensor) -> Tensor:
+    """A copy of a tensor with some batch rows replaced."""
+    made = full.clone()
+    made[rows] = values.to(made)
+    return made

@@ -1,0 +1,123 @@
+"""Settings classes: frozen, keyword-only, validated, and able to describe themselves.
+
+Validation, coercion and the JSON form are pydantic's. What is added here is one thing:
+a bad value raises :class:`t2ictl.errors.BadSetting` with one readable line.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from t2ictl.errors import BadSetting
+
+__all__ = ["setting", "settings_class", "describe"]
+
+T = TypeVar("T")
+
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+
+def setting(
+    default: Any,
+    *,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Declare one field of a settings class, with the help text that every front end shows.
+
+    Args:
+        default: value when the user gives none.
+        help: what the field does, one line, with its unit.
+        low: smallest allowed value, inclusive.
+        high: largest allowed value, inclusive.
+
+    Returns:
+        The field, for the right-hand side of an annotation in a class body.
+
+    Example:
+        >>> from t2ictl.settings.fields import setting, settings_class
+        >>> @settings_class
+        ... class Blur:
+        ...     sigma: float = setting(default=0.5, help="width (cells)", low=0.0)
+        >>> Blur(sigma=1).sigma
+        1.0
+    """
+    return Field(default, description=help, ge=low, le=high)
+
+
+def _readable(error: ValidationError, owner: str) -> BadSetting:
+    details = error.errors()[0]
+    inner = details.get("ctx", {}).get("error")
+    if isinstance(inner, BadSetting):
+        return inner
+    place = ".".join(str(part) for part in details["loc"])
+    value = details.get("input")
+    return BadSetting(
+        f"{owner}.{place} cannot be {value!r}: {details['msg'].rstrip('.')}.",
+        f"`t2ictl controls` lists every field of {owner} with its range.",
+    )
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
+def settings_class(cls: type[T]) -> type[T]:
+    """Turn a class body into a frozen, keyword-only, validated settings class.
+
+    Args:
+        cls: the class, with annotated fields declared through :func:`setting`.
+
+    Returns:
+        The class as a frozen dataclass whose constructor raises :class:`BadSetting`.
+
+    Example:
+        >>> from t2ictl.settings.fields import setting, settings_class
+        >>> @settings_class
+        ... class Blur:
+        ...     sigma: float = setting(default=0.5, help="width (cells)", low=0.0)
+        >>> Blur(sigma=-1)
+        Traceback (most recent call last):
+        t2ictl.errors.BadSetting: Blur.sigma cannot be -1: Input should be greater than or equal to 0...
+    """
+    made: Any = pydantic_dataclass(frozen=True, kw_only=True, config=_CONFIG)(cls)
+    checked: Callable[..., None] = made.__init__
+
+    @functools.wraps(checked)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if args:  # pydantic takes them in field order, which would make that order part of the promise
+            raise BadSetting(
+                f"{type(self).__name__} takes its settings by name, not {args[0]!r} by position.",
+                f"Write {type(self).__name__}(name=value).",
+            )
+        try:
+            checked(self, **kwargs)
+        except ValidationError as error:
+            raise _readable(error, type(self).__name__) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def describe(cls: type) -> dict[str, Any]:
+    """Give the JSON schema of a settings class: fields, types, ranges, defaults and help.
+
+    Command line, editor form and benchmark configuration are generated from it.
+
+    Args:
+        cls: a class made by :func:`settings_class`.
+
+    Returns:
+        The JSON schema as pydantic writes it.
+
+    Example:
+        >>> from t2ictl.settings.windows import Window
+        >>> sorted(describe(Window)["properties"])
+        ['start', 'stop']
+    """
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls).json_schema()

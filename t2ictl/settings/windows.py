@@ -1,0 +1,106 @@
+"""When: a half-open fraction of the schedule, turned into steps in this one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from t2ictl.errors import BadSetting
+from t2ictl.settings.fields import setting, settings_class
+
+__all__ = ["Window"]
+
+
+@settings_class
+class Window:
+    """A part of the schedule: the steps ``i`` of ``n`` with ``start <= i / n < stop``.
+
+    The rule is half open so that ``Window(0, .5)`` and ``Window(.5, 1)`` share no step and
+    leave none out.
+
+    Args:
+        start: first moment inside, a fraction of the schedule in [0, 1].
+        stop: first moment outside, a fraction of the schedule in [0, 1].
+
+    Raises:
+        BadSetting: if ``start`` lies after ``stop``.
+
+    Example:
+        >>> Window(start=0.0, stop=0.5).steps(5)
+        (0, 1, 2)
+    """
+
+    start: float = setting(default=0.0, help="first moment inside (fraction of the schedule)", low=0.0, high=1.0)
+    stop: float = setting(default=1.0, help="first moment outside (fraction of the schedule)", low=0.0, high=1.0)
+
+    def __post_init__(self) -> None:
+        if self.start > self.stop:
+            raise BadSetting(
+                f"Window.start {self.start} lies after Window.stop {self.stop}.", "Give them in order, as fractions."
+            )
+
+    @classmethod
+    def of_steps(cls, first: int, last: int, total: int) -> Window:
+        """Make the window that holds the steps ``first <= i < last`` of ``total``.
+
+        Papers count steps; a window counts fractions. ``k / total`` is compared with itself,
+        so no rounding moves the border.
+
+        Args:
+            first: first step inside.
+            last: first step outside.
+            total: number of denoiser evaluations of the schedule.
+
+        Returns:
+            The window.
+
+        Example:
+            >>> Window.of_steps(0, 25, 51).steps(51) == tuple(range(25))
+            True
+        """
+        return cls(start=first / total, stop=last / total)
+
+    def contains(self, index: int, total: int) -> bool:
+        """Tell whether step ``index`` of ``total`` lies inside.
+
+        Args:
+            index: step, counted from 0.
+            total: number of steps of the schedule.
+
+        Returns:
+            True if ``start <= index / total < stop``.
+
+        Example:
+            >>> Window(start=0.0, stop=0.5).contains(5, 10)
+            False
+        """
+        return self.start <= index / total < self.stop
+
+    def steps(self, total: int) -> tuple[int, ...]:
+        """List the steps inside.
+
+        Args:
+            total: number of steps of the schedule.
+
+        Returns:
+            The step indices, ascending.
+
+        Example:
+            >>> Window().steps(2)
+            (0, 1)
+        """
+        return tuple(index for index in range(total) if self.contains(index, total))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One evaluation of the denoiser.
+
+    Args:
+        index: which evaluation of this call, from 0.
+        total: how many evaluations this call makes.
+        timestep: the scheduler's timestep.
+    """
+
+    index: int
+    total: int
+    timestep: float

@@ -1,0 +1,1 @@
+"""Attention processors that work without a session."""

@@ -1,0 +1,345 @@
+"""Without a session: attention processors that recognize their prompts by content.
+
+A plain attention processor sees neither the prompt nor the timestep. It does see the text
+states of each batch row, and those of a prompt are always the same numbers: a row whose text
+states equal a prompt's own encoding is a conditional row of that prompt, and any other row is
+somebody else's and passes through.
+
+Legend: ``P`` prompt, ``B`` batch row, ``K`` text token, ``C`` channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from t2ictl.attention.batch import Lane, Lanes
+from t2ictl.attention.edits import AttentionCall, Edit
+from t2ictl.attention.layers import Site, select
+from t2ictl.attention.passes import DenoiserPass, Switch
+from t2ictl.attention.processor import ControlledAttention, Inputs, edited_attention
+from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.errors import ControlConflict, NotRecorded, ShapeMismatch
+from t2ictl.families import find_adapter
+from t2ictl.families.base import Adapter, listed
+from t2ictl.maps.record import AttentionRecord, Recorder, Recording
+from t2ictl.settings.windows import Step
+from t2ictl.standalone.by_content import MatchedLanes, RowMatcher
+
+__all__ = [
+    "MapRecorder",
+    "WithoutSession",
+    "attention_processors",
+    "check_free",
+    "edits_by_site",
+    "encode",
+    "plan_context",
+    "standing",
+    "text_embeds",
+]
+
+
+def check_free(adapter: Adapter) -> None:
+    """An open session would take the encoding for the beginning of a call."""
+    if adapter.denoiser.__dict__.get("_t2ictl"):
+        raise ControlConflict(
+            "This pipeline has an open session.",
+            "Make what is used without a session before it opens, or use it alone.",
+        )
+
+
+def encode(adapter: Adapter, prompts: Sequence[str]) -> Tensor:
+    """Encode prompts as their pipeline does.
+
+    Args:
+        adapter: the pipeline's family.
+        prompts: the prompts.
+
+    Returns:
+        ``encoded_PKC``, the text states that the denoiser gets.
+    """
+    return adapter.encode(adapter.pipe.encode_prompt, {"device": adapter.device}, prompts).rows
+
+
+def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str = "grammar") -> dict[str, Tensor]:
+    """Give the text states that a control makes of prompts, for a call without a session.
+
+    Args:
+        pipe: a diffusers pipeline.
+        control: a control whose plan rewrites text states.
+        prompts: the prompts.
+        parser: how objects and attributes are found.
+
+    Returns:
+        ``prompt_embeds``, and ``pooled_prompt_embeds`` where the family has them, one row a prompt.
+
+    Raises:
+        UnsupportedPipeline: if the pipeline is of no supported family.
+        ControlConflict: if it has an open session.
+    """
+    adapter, prompts = find_adapter(pipe), listed(prompts)
+    check_free(adapter)
+    arguments = {"device": adapter.device}
+    found = tuple(adapter.parse((text,), parser) for text in prompts)
+    lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=1, guided=False)
+    plan = control.plan(PlanContext(adapter=adapter, prompts=found, lanes=lanes))
+    states = adapter.encode(pipe.encode_prompt, arguments, prompts)
+    if plan.text is not None:
+        dtype = states.rows.dtype
+        states = plan.text.rewrite(states, partial(adapter.encode, pipe.encode_prompt, arguments))
+        states = replace(states, rows=states.rows.to(dtype))
+    pooled = {} if states.pooled is None else {"pooled_prompt_embeds": states.pooled}
+    return {"prompt_embeds": states.rows, **pooled}
+
+
+def attention_processors(pipe: Any, control: Control, prompts: Sequence[str]) -> dict[str, Any]:
+    """Give plain attention processors that make a control's edits on the rows of some prompts.
+
+    Args:
+        pipe: a diffusers pipeline.
+        control: a control whose plan edits attention, and neither latents nor text states.
+        prompts: the prompts that the pipeline will be called with, one or several.
+
+    Returns:
+        A new dict with one processor for each attention layer (diffusers empties the one that it is given); those that
+        are not edited are the ones set now.
+
+    Raises:
+        UnsupportedPipeline: if the pipeline is of no supported family.
+        ControlConflict: if it has an open session.
+    """
+    adapter, prompts = find_adapter(pipe), listed(prompts)
+    check_free(adapter)
+    plan = control.plan(plan_context(adapter, prompts, 1))
+    current = standing(adapter)
+    edits = edits_by_site(plan)
+    if edits:
+        rows = MatchedLanes(RowMatcher(encode(adapter, prompts)))
+        for site, own in edits.items():
+            name = f"{site.module}.processor"
+            current[name] = _Editor(site, current[name], own, rows)
+    return current
+
+
+def plan_context(adapter: Adapter, prompts: Sequence[str], images_per_prompt: int) -> PlanContext:
+    """What a plan for processors knows: the prompts, and conditional rows alone.
+
+    Args:
+        adapter: the pipeline's family.
+        prompts: the prompts.
+        images_per_prompt: pictures of each.
+
+    Returns:
+        The context.
+    """
+    found = tuple(adapter.parse((text,)) for text in prompts)
+    lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=images_per_prompt, guided=False)
+    return PlanContext(adapter=adapter, prompts=found, lanes=lanes)
+
+
+def standing(adapter: Adapter) -> dict[str, Any]:
+    """The processors that new ones stand upon: those set now, without those of an earlier call of this kind."""
+    return {
+        name: each.previous if isinstance(each, WithoutSession) else each
+        for name, each in adapter.denoiser.attn_processors.items()
+    }
+
+
+def edits_by_site(plan: Plan) -> dict[Site, list[Edit]]:
+    """The edits of a plan by layer."""
+    edits: dict[Site, list[Edit]] = {}
+    for sites, edit in plan.edits:
+        for site in sites:
+            edits.setdefault(site, []).append(edit)
+    return edits
+
+
+class WithoutSession(ControlledAttention):
+    """Base of processors that edit without a session; new ones take the place of those that are set."""
+
+
+class _Editor(WithoutSession):
+    """A processor that edits the rows it recognizes, and hands over to the one before it where there is none."""
+
+    def __init__(self, site: Site, previous: Any, edits: Sequence[Edit], lanes: MatchedLanes) -> None:
+        super().__init__(site, previous, Switch())
+        self._edits, self._lanes = edits, lanes
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        inputs = Inputs(attn, hidden_states, encoder_hidden_states, attention_mask, kwargs)
+        context = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
+        lanes = self._lanes(context)
+        if not lanes.rows("cond"):
+            return inputs.send(self.previous)
+        call = AttentionCall(
+            site=self.site,
+            size=(1, hidden_states.shape[1]),  # a row of positions: a processor cannot know the picture's shape
+            lanes=lanes,
+            step=Step(index=0, total=1, timestep=0.0),
+            attention=attn,
+        )
+        return edited_attention(self.previous, call, self._edits, inputs)
+
+
+class MapRecorder:
+    """Records word maps through plain attention processors, for those who cannot open a session.
+
+    The maps are means over everything that the pipeline does while the processors are set; make
+    a new recorder for a new call. Pictures are bit-equal to those without it.
+
+    Args:
+        pipe: a diffusers pipeline.
+        prompts: the prompts that it will be called with.
+        words: words or phrases to record; empty for every word.
+        sites: layer filter; empty for cross-attention at the model's semantic size.
+        size: height and width of the picture (pixels); None for the model's own. A processor
+            sees a row of positions and cannot know it.
+        budget_mb: most memory that the maps may take (MiB).
+
+    Raises:
+        UnsupportedPipeline: if the pipeline is of no supported family.
+        SpanNotFound: if a word is in none of the prompts.
+        NoSiteMatched: if the filter matches no cross-attention layer.
+
+    Example:
+        >>> import t2ictl
+        >>> pipe = t2ictl.load("shapes", device="cpu")
+        >>> recorder, before = MapRecorder(pipe, ["a red circle"]), pipe.unet.attn_processors
+        >>> pipe.unet.set_attn_processor(recorder.processors())
+        >>> image = pipe("a red circle", num_inference_steps=2).images[0]
+        >>> pipe.unet.set_attn_processor(dict(before))
+        >>> recorder.record.map("circle").shape
+        torch.Size([16, 16])
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        *,
+        words: Sequence[str] = (),
+        sites: Sequence[str] = (),
+        size: tuple[int, int] | None = None,
+        budget_mb: float = 512.0,
+    ) -> None:
+        self._adapter, prompts = find_adapter(pipe), listed(prompts)
+        check_free(self._adapter)
+        self._prompts = tuple(self._adapter.parse((text,)) for text in prompts)
+        self._settings = Recording(words=tuple(words), per_step=False, budget_mb=budget_mb)
+        for word in words if len(prompts) == 1 else ():
+            self._prompts[0].find(word)
+        cross = [site for site in self._adapter.sites if site.kind == "cross"]
+        self._sites = select(cross, tuple(sites) or f"cross@{self._adapter.semantic_factor}")
+        self._match = RowMatcher(encode(self._adapter, prompts))
+        self._latent_size = self._adapter.cells(size)
+        self._switch = Switch()
+        self._recorder: Recorder | None = None
+        self._numbers: tuple[int, ...] = ()
+
+    @property
+    def record(self) -> AttentionRecord:
+        """The word maps, one picture for each conditional row that was recognized.
+
+        Raises:
+            NotRecorded: if no row of any batch belonged to one of the prompts.
+        """
+        if self._recorder is None or not self._recorder.record.steps:
+            raise NotRecorded(
+                "No batch row with one of these prompts passed by.",
+                "Set the processors on the pipeline's U-Net, and call it with the very same prompts.",
+            )
+        return self._recorder.record
+
+    def processors(self) -> dict[str, Any]:
+        """Give the processors for ``unet.set_attn_processor``: listening ones where words are recorded, else those set.
+
+        Returns:
+            A new dict with one processor for each attention layer (diffusers empties the one that it is given).
+        """
+        current: dict[str, Any] = dict(self._adapter.denoiser.attn_processors)
+        for site in self._sites:
+            name = f"{site.module}.processor"
+            current[name] = _Listener(site, current[name], self._switch, self)
+        return current
+
+    def begin(self, context_BKC: Tensor) -> None:
+        """Start an evaluation: recognize the rows.
+
+        Args:
+            context_BKC: the text states of all rows.
+
+        Raises:
+            ShapeMismatch: if the pictures of this batch are not those of the one before.
+        """
+        self._switch.current = None  # an evaluation that an error broke off never came to its end
+        numbers = self._match(context_BKC)
+        rows = [row for row, number in enumerate(numbers) if number is not None]
+        if not rows:
+            return
+        known = tuple(number for number in numbers if number is not None)
+        if self._recorder is None:
+            self._numbers = known
+            prompts = [self._prompts[number] for number in known]
+            self._recorder = Recorder(
+                self._sites, slice(None), prompts, self._settings, total=1, latent_size=self._latent_size
+            )
+        elif known != self._numbers:
+            raise ShapeMismatch(
+                f"This batch holds the prompts {known}, and the recorder began with {self._numbers}.",
+                "Make a new MapRecorder for a new call.",
+            )
+        self._recorder.rows = rows
+        lanes = [
+            Lane(image=place, prompt=number or 0, role="uncond" if number is None else "cond")
+            for place, number in enumerate(numbers)
+        ]
+        self._switch.current = DenoiserPass(
+            lanes=Lanes(lanes=tuple(lanes)),
+            latent_size=self._latent_size,
+            step=Step(index=self._recorder.record.steps, total=1, timestep=0.0),
+            taps=[self._recorder],
+        )
+
+    def end(self) -> None:
+        """End an evaluation: file its maps."""
+        if self._switch.current is not None and self._recorder is not None:
+            self._recorder.end_step()
+        self._switch.current = None
+
+    def is_first(self, site: Site) -> bool:
+        """Tell whether the denoiser comes to this layer first."""
+        return site == self._sites[0]
+
+    def is_last(self, site: Site) -> bool:
+        """Tell whether the denoiser comes to this layer last."""
+        return site == self._sites[-1]
+
+
+class _Listener(ControlledAttention):
+    """A processor that opens the evaluation at the first recorded layer and closes it at the last."""
+
+    def __init__(self, site: Site, previous: Any, switch: Switch, owner: MapRecorder) -> None:
+        super().__init__(site, previous, switch)
+        self._owner = owner
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, *rest: Any, **more: Any
+    ) -> Tensor:
+        context = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
+        if self._owner.is_first(self.site):
+            self._owner.begin(context)
+        result = super().__call__(attn, hidden_states, encoder_hidden_states, *rest, **more)
+        if self._owner.is_last(self.site):
+            self._owner.end()
+        return result
