@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test test-slow test-oldest test-browser test-gpu lint wheel clean
 
 help:
-	@echo "make demo       the main job on the embedded model; writes pictures and maps to demo/"
+	@echo "make demo       the main job on the embedded model; writes images and maps to demo/"
 	@echo "make test       lint, floors, types and the fast tests"
 	@echo "make test-slow  the slow tests"
 	@echo "make test-oldest the contract tests on the oldest diffusers claimed"

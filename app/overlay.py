@@ -1,4 +1,4 @@
-"""From a map to colors: one honest scale, its legend, and the difference of two pictures.
+"""From a map to colors: one honest scale, its legend, and the difference of two images.
 
 Legend: ``Y`` ``X`` map rows and columns, ``R`` colors.
 """
@@ -34,10 +34,10 @@ def colored(map_YX: np.ndarray, top: float) -> Image.Image:
 
     Args:
         map_YX: shares of attention, from 0.
-        top: the value that is shown brightest. The same one for all words of a picture shows a weak word as weak.
+        top: the value that is shown brightest. The same one for all words of an image shows a weak word as weak.
 
     Returns:
-        An RGB picture of the map's aspect, 256 pixels at most.
+        An RGB image of the map's aspect, 256 pixels at most.
 
     Example:
         >>> colored(np.zeros((16, 8)), top=1.0).size
@@ -51,23 +51,23 @@ def colored(map_YX: np.ndarray, top: float) -> Image.Image:
 
 
 def difference(one: Image.Image, other: Image.Image) -> Image.Image:
-    """Show where two pictures differ: the absolute difference, as it is, not stretched.
+    """Show where two images differ: the absolute difference, as it is, not stretched.
 
     Args:
-        one: a picture.
+        one: an image.
         other: one of the same size.
 
     Returns:
-        An RGB picture; black where they are equal.
+        An RGB image; black where they are equal.
     """
     return ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
 
 
 def uri(image: Image.Image) -> str:
-    """Give a picture as a data address, lossless.
+    """Give an image as a data address, lossless.
 
     Args:
-        image: the picture.
+        image: the image.
 
     Returns:
         ``data:image/png;base64,...``

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ictl.app.recipes import Recipe, of_settings
+from t2ictl.app.recipes import Recipe, from_settings
 from t2ictl.app.text import plain
 
 __all__ = ["Example", "Preset", "examples", "presets", "what_changed"]
@@ -33,7 +33,7 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A prompt with seed and controls, whose picture is worth comparing with the plain one.
+    """A prompt with seed and controls, whose image is worth comparing with the plain one.
 
     Args:
         name: what is shown.
@@ -78,7 +78,7 @@ def examples() -> tuple[Example, ...]:
         Example(
             name=each["name"],
             about=each["about"],
-            recipe=of_settings(
+            recipe=from_settings(
                 {"request": each["request"], "controls": each["controls"], "pipeline": {"model": "shapes"}}
             ),
         )
@@ -97,8 +97,8 @@ def what_changed(before: dict[str, Any], after: dict[str, Any]) -> str:
         Markdown, a line; empty if nothing is.
 
     Example:
-        >>> what_changed({"rivals": "auto"}, {"rivals": "words"})
-        'rivals auto → words'
+        >>> what_changed({"normalize_over": "auto"}, {"normalize_over": "prompt_words"})
+        'normalize_over auto → words'
     """
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return "; ".join(f"{plain(name)} {_shown(before, name)} → {_shown(after, name)}" for name in names)

@@ -1,4 +1,4 @@
-"""Recipes: the settings of a picture as the editor has them, and how they come out of a PNG or JSON file.
+"""Recipes: the settings of an image as the editor has them, and how they come out of a PNG or JSON file.
 
 What is uploaded comes from a stranger. It is read as strict JSON of bounded size; only known fields are taken, each
 through the library's own checks; no path in it is opened, and no model outside of the list is loaded.
@@ -16,7 +16,7 @@ import t2ictl
 from t2ictl import Control, Request
 from t2ictl.errors import BadSetting
 
-__all__ = ["LARGEST_UPLOAD", "LIMITS", "Recipe", "of_settings", "to_settings", "uploaded"]
+__all__ = ["LARGEST_UPLOAD", "LIMITS", "Recipe", "from_settings", "to_settings", "uploaded"]
 
 LARGEST_UPLOAD = 20  # MiB of a file with settings
 #: Ranges of the editor: what a widget holds, and what somebody still waits for.
@@ -33,7 +33,7 @@ MOST_CONTROLS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of one picture.
+    """Settings of one image.
 
     Args:
         request: what the pipeline is asked for.
@@ -62,15 +62,13 @@ def uploaded(name: str, content: bytes) -> Recipe:
         BadSetting: if it is too large, holds no settings, or settings that cannot be used; with the reason.
     """
     if len(content) > LARGEST_UPLOAD * 2**20:
-        raise BadSetting(
-            f"{name[:80]!r} is larger than {LARGEST_UPLOAD} MiB.", "Give a picture made here, or its JSON."
-        )
+        raise BadSetting(f"{name[:80]!r} is larger than {LARGEST_UPLOAD} MiB.", "Give an image made here, or its JSON.")
     handle = io.BytesIO(content)
     handle.name = name[:80]
-    return of_settings(t2ictl.read_settings(handle))
+    return from_settings(t2ictl.read_settings(handle))
 
 
-def of_settings(settings: Mapping[str, Any]) -> Recipe:
+def from_settings(settings: Mapping[str, Any]) -> Recipe:
     """Make a recipe of settings.
 
     Args:
@@ -86,7 +84,7 @@ def of_settings(settings: Mapping[str, Any]) -> Recipe:
     if settings.get("schema", 1) > t2ictl.SCHEMA_VERSION:
         notes.append("The file was written by a newer version; what is unknown here was left out.")
     if "story" in settings:
-        raise BadSetting("This is a picture of a story; the editor makes single pictures.", "Use `t2ictl story`.")
+        raise BadSetting("This is an image of a story; the editor makes single images.", "Use `t2ictl story`.")
     asked, found = settings.get("request"), settings.get("controls", [])
     if not isinstance(asked, dict) or not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise BadSetting("The settings have no request, or controls of another form.", "Use a file that t2ictl wrote.")
@@ -107,11 +105,11 @@ def _request(asked: Mapping[str, Any], notes: list[str]) -> Request:
     if isinstance(values.get("prompt"), list) and len(values["prompt"]) == 1:
         values["prompt"] = values["prompt"][0]
     if not isinstance(values.get("prompt"), str):
-        raise BadSetting("The settings have no prompt, or several.", "The editor makes one picture of one prompt.")
+        raise BadSetting("The settings have no prompt, or several.", "The editor makes one image of one prompt.")
     if max(len(values["prompt"]), len(str(values.get("negative_prompt", "")))) > LONGEST_PROMPT:
         raise BadSetting(f"The prompt has over {LONGEST_PROMPT} characters.", "No model reads that much.")
     if values.get("images_per_prompt", 1) != 1:
-        notes.append("The file asks for several pictures; the editor makes the first.")
+        notes.append("The file asks for several images; the editor makes the first.")
         values["images_per_prompt"] = 1
     for name, (low, high) in LIMITS.items():
         value = values.get(name)

@@ -1,7 +1,7 @@
 """What a browser session holds: every key of its state, in one place.
 
 A draft is what will be made next. Widgets show it under keys that carry its version: when something else than a widget
-changes it (a preset, a restored picture), the version goes up and every widget is made anew from it. So nothing ever
+changes it (a preset, a restored image), the version goes up and every widget is made anew from it. So nothing ever
 writes the key of a widget that is on the page.
 """
 
@@ -47,13 +47,13 @@ class Draft:
         prompt: the prompt.
         negative: the negative prompt.
         seed: of the noise.
-        is_locked: whether the next picture has the same seed.
+        is_locked: whether the next image has the same seed.
         steps: denoising steps.
-        width: of the picture (pixels); None for the model's own.
-        height: of the picture (pixels); None for the model's own.
+        width: of the image (pixels); None for the model's own.
+        height: of the image (pixels); None for the model's own.
         guidance: strength of guidance.
         parser: how objects are found.
-        compare: whether the plain picture is made too.
+        compare: whether the plain image is made too.
         chosen: names of the controls, in order.
         fields: of each control the values that are not its defaults.
         words: the chips that are on.
@@ -118,7 +118,7 @@ class Draft:
         return Order(model=self.model, request=self.request(), controls=controls, compare=self.compare)
 
     def take(self, recipe: Recipe, editor: Editor) -> None:
-        """Take all settings of a picture. The model stays, unless the one that made it is there.
+        """Take all settings of an image. The model stays, unless the one that made it is there.
 
         Args:
             recipe: the settings.
@@ -180,7 +180,7 @@ class Page:
         before: earlier drafts, for undo.
         point: the place that was pointed at.
         seen_point: what the stage said last, so that a place is taken once.
-        collected: numbers of jobs whose picture is on the page already.
+        collected: numbers of jobs whose image is on the page already.
         changed: what the last preset changed.
     """
 
@@ -230,7 +230,7 @@ class Page:
             if job.error is not None:
                 self.say("error", f"{plain(job.error[0], 500)} {plain(job.error[1], 300)}")
             elif job.state == "cancelled":
-                what = "The plain picture was cancelled; the controlled one is here." if job.result else "Cancelled."
+                what = "The plain image was cancelled; the controlled one is here." if job.result else "Cancelled."
                 self.say("info", what)
         self.collected &= {job.number for job in live}
         self.jobs = live
@@ -247,7 +247,7 @@ class Page:
 def page(editor: Editor) -> Page:
     """Give the page of the browser tab that runs now.
 
-    Its session is named in the address, so a tab that is loaded again finds its pictures and settings.
+    Its session is named in the address, so a tab that is loaded again finds its images and settings.
 
     Args:
         editor: knows the sessions that there are.

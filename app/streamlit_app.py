@@ -11,8 +11,8 @@ from t2ictl.app.state import Page, page
 from t2ictl.app.text import plain
 from t2ictl.app.views.compose import compose, example_choice
 from t2ictl.app.views.history import file_choice, history
-from t2ictl.app.views.inspect import Look, inspect
-from t2ictl.app.views.picture import picture
+from t2ictl.app.views.image import image
+from t2ictl.app.views.inspect import MapChoice, inspect
 from t2ictl.app.views.shown import shown_result
 from t2ictl.app.views.sidebar import sidebar
 from t2ictl.errors import T2ictlError
@@ -58,12 +58,12 @@ def main() -> None:
         try:
             read = seat.editor.read(here.draft.model, shown.result.prompt)
         except T2ictlError:
-            read = None  # the picture is of a model that is gone: all words are offered
-    look = Look()
+            read = None  # the image is of a model that is gone: all words are offered
+    look = MapChoice()
     with right:
         look = inspect(here, shown, read)
     with middle:
-        picture(here, seat, shown, look)
+        image(here, seat, shown, look)
     st.divider()
     history(here, seat)
 

@@ -35,11 +35,11 @@ Arms = Annotated[str | None, typer.Option(help="With commas: plain, a control, r
 Kinds = Annotated[str | None, typer.Option(help="Categories of the suite, with commas; default: pair.")]
 Split = Annotated[str | None, typer.Option(help="tune (default) or report.")]
 Prompts = Annotated[str | None, typer.Option(help="Prompts of each kind: 50, or pair=400,triple=200.")]
-Seeds = Annotated[int | None, typer.Option(help="Pictures of each prompt and arm; default: 4.")]
+Seeds = Annotated[int | None, typer.Option(help="Images of each prompt and arm; default: 4.")]
 FirstSeed = Annotated[int | None, typer.Option(help="The first of the seeds; default: 0.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; default: 20.")]
 Guidance = Annotated[float | None, typer.Option(help="Strength of classifier-free guidance; default: 4.")]
-Batch = Annotated[int | None, typer.Option(help="Pictures in one tensor batch; default: 8.")]
+Batch = Annotated[int | None, typer.Option(help="Images in one tensor batch; default: 8.")]
 Limit = Annotated[int | None, typer.Option(help="Most prompts in all: a smoke run, marked as no result.")]
 ShardOption = Annotated[str, typer.Option("--shard", help="i/n: make every n-th batch, from the i-th.")]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Make batches with failed rows again.")]
@@ -144,7 +144,7 @@ def score(
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the pictures of a run with a learned judge, and compare the arms; it goes on where it was stopped."""
+    """Score the images of a run with a learned judge, and compare the arms; it goes on where it was stopped."""
     facts, text = _score(folder, metric, against, device, data)
     print(json.dumps(facts, indent=2) if as_json else text)
 
@@ -160,7 +160,7 @@ def _score(folder: Path, metric: str, against: str, device: str, data: str | Non
             bar.total, bar.n = total, done
             bar.refresh()
 
-        scores = work.score_run(folder, chosen, on_picture=tell)
+        scores = work.score_run(folder, chosen, on_image=tell)
     table = work.score_table(scores, against)
     return {"metric": chosen.name, **chosen.facts, "table": table}, work.table_text(table, chosen.name)
 
@@ -181,7 +181,7 @@ def report(
     ] = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Also write events for TensorBoard here.")] = None,
 ) -> None:
-    """Write tables, plots, contact sheets, and a page with the pictures of all arms side by side."""
+    """Write tables, plots, contact sheets, and a page with the images of all arms side by side."""
     for module in ("matplotlib", "pandas", "pyarrow", "statsmodels", "tabulate"):
         importlib.import_module("t2ictl.benchmarks.extras").need(module)
     work = importlib.import_module("t2ictl.benchmarks.results.report.write")
@@ -197,11 +197,11 @@ def export(
     out: Annotated[Path, typer.Option(help="The folder to make.")],
     data: Data = None,
 ) -> None:
-    """Copy the pictures of an arm into the folders that an official evaluator reads."""
+    """Copy the images of an arm into the folders that an official evaluator reads."""
     count = importlib.import_module("t2ictl.benchmarks.suites.published.exporters").export_run(
         folder, arm, layout, out, data
     )
-    print(f"{count} pictures in {out}")
+    print(f"{count} images in {out}")
 
 
 app.command("compare")(compare_command)

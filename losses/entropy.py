@@ -100,17 +100,17 @@ def mean_entropy_share(maps_BNYX: Tensor, mask_BN: Tensor | None = None, stretch
 
 
 def _entropy_BN(maps_BNYX: Tensor, stretch: bool) -> Tensor:
-    mass_BNYX = maps_BNYX.clamp(min=0.0)
-    top_BN11 = mass_BNYX.amax((-2, -1), keepdim=True)
+    map_BNYX = maps_BNYX.clamp(min=0.0)
+    top_BN11 = map_BNYX.amax((-2, -1), keepdim=True)
     if stretch:
         # The division by the range cancels in p.
-        mass_BNYX = mass_BNYX - mass_BNYX.amin((-2, -1), keepdim=True)
-    total_BN11 = mass_BNYX.sum((-2, -1), keepdim=True)
+        map_BNYX = map_BNYX - map_BNYX.amin((-2, -1), keepdim=True)
+    total_BN11 = map_BNYX.sum((-2, -1), keepdim=True)
     empty_BN11 = total_BN11 <= EMPTY
     if stretch:
-        empty_BN11 = empty_BN11 | (mass_BNYX.amax((-2, -1), keepdim=True) <= FLAT * top_BN11)
+        empty_BN11 = empty_BN11 | (map_BNYX.amax((-2, -1), keepdim=True) <= FLAT * top_BN11)
     # The division happens where it is defined only: a 0/0 that is selected away afterwards still has a NaN gradient.
-    p_BNYX = mass_BNYX / torch.where(empty_BN11, 1.0, total_BN11)
+    p_BNYX = map_BNYX / torch.where(empty_BN11, 1.0, total_BN11)
     p_BNYX = torch.where(empty_BN11, 1.0 / (maps_BNYX.shape[2] * maps_BNYX.shape[3]), p_BNYX)
     log_BNYX = (p_BNYX + OFFSET).log() if stretch else p_BNYX.clamp(min=torch.finfo(p_BNYX.dtype).tiny).log()
     return -(p_BNYX * log_BNYX).sum((-2, -1))

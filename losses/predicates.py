@@ -1,4 +1,4 @@
-"""Statements about a picture as losses, by fuzzy logic: those of Predicated Diffusion.
+"""Statements about an image as losses, by fuzzy logic: those of Predicated Diffusion.
 
 A map is read as the degree to which "there is a dog at this place" holds. "There is a dog" is then that it holds at
 some place, "the dog is black" that both hold at the same places, and "the black is not the bird's" that they hold

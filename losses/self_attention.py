@@ -1,7 +1,7 @@
 """Conflicts of concepts in self-attention: the losses of Self-Cross guidance and of InitNO.
 
-Places that belong to one concept should not attend to the places of another. A concept's self-attention map says where
-its own places look.
+SubjectRegions that belong to one concept should not attend to the places of another. A concept's self-attention map
+says where its own places look.
 
 Legend: B batch row, N concept, Y X map rows and columns, P place that is attended to, in reading order.
 """
@@ -30,7 +30,7 @@ def gathered(self_BYXP: Tensor, weights_BNYX: Tensor) -> Tensor:
         maps_BNYX; zero for a concept without places.
 
     Raises:
-        ShapeMismatch: self-attention and weights are not of one picture.
+        ShapeMismatch: self-attention and weights are not of one image.
 
     Example:
         >>> attention = torch.eye(4).view(1, 2, 2, 4)  # each place looks at itself

@@ -1,6 +1,6 @@
 """Attend-and-Excite: latents move until every concept is attended to somewhere.
 
-Idea. A concept that no place in the picture attends to is not drawn. At each step of the
+Idea. A concept that no place in the image attends to is not drawn. At each step of the
 first half the latents move up the strongest cell of the most neglected concept; at some
 steps they move again and again until every concept is strong enough.
 
@@ -8,7 +8,7 @@ It stands here as the peer that users know, in the same frame as the other contr
 batches, any size and scheduler, one short pass an update. ``parity=True`` reproduces the
 decisions of the published code, so that old results can be checked.
 
-Legend: ``B`` picture, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.losses.presence import presence_loss
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
@@ -46,11 +46,11 @@ class AttendAndExcite(Control):
             one list for each prompt of a batch.
         strength: weight of the loss; 0 is the untouched model.
         smoothing: kernel on the maps.
-        rivals: tokens that compete with a concept for each place: ``"row"``, all but the start token
-            and the last position; ``"words"``, those before the end token; ``"auto"``, as published
+        normalize_over: tokens that compete with a concept for each place: ``"all_tokens"``, all but the start token
+            and the last position; ``"prompt_words"``, those before the end token; ``"auto"``, as published
             for the model; ``"none"``, the attention probabilities themselves. Where a model parks its
             attention on one token, competition with that token leaves every other almost none.
-        sites: layer filter; empty for cross-attention at the model's semantic size.
+        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
         refinement: extra updates until every concept is present, or None.
@@ -68,10 +68,10 @@ class AttendAndExcite(Control):
     concepts: Concepts = setting(default=(), help="words that must appear; empty: all objects")
     strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    rivals: Rivals = setting(default="auto", help="tokens that compete with a concept for each place")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a concept for each place")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
-    step: StepRule = setting(default=StepRule(), help="how far latents move")
+    step: StepSize = setting(default=StepSize(), help="how far latents move")
     refinement: Refinement | None = setting(default=Refinement(), help="extra updates until every concept is present")
     parity: bool = setting(default=False, help="decide exactly as the published code does")
 
@@ -79,7 +79,7 @@ class AttendAndExcite(Control):
         """Make the objective for the concepts of these prompts."""
         refinement = self.refinement
         if refinement is not None and self.parity:
-            refinement = replace(refinement, stale=True)
+            refinement = replace(refinement, decide_before_update=True)
 
         def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
             """Take the weakest concept."""

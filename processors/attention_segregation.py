@@ -11,7 +11,7 @@ losses of the paper with the schedule and map preparation of Attend-and-Excite, 
 paper adopts. The regions come from the conditional half of the guided pass, which costs
 no extra forward pass.
 
-Legend: ``B`` picture, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import ConceptMaps, Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.controls.concepts import ConceptMaps, Concepts, NormalizeOver, Smoothing, chosen_concepts
 from t2ictl.controls.layouts import Layout, Region
 from t2ictl.controls.registry import register_control
 from t2ictl.errors import BadSetting
 from t2ictl.guidance.objectives import Losses, Objective
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.losses.overlap import overlap_loss
 from t2ictl.losses.presence import presence_loss
 from t2ictl.losses.retention import retention_loss
@@ -60,14 +60,14 @@ class AttentionSegregation(Control):
         presence: weight of Attend-and-Excite's loss, which pulls up the weakest concept (0 in the paper).
         layout: regions that replace ``B`` for their words, in every step from the first.
         region: how a region is cut out of a map.
-        regions_from: ``"guided"``: maps of the pass that makes the picture, after the move, at no
+        regions_from: ``"guided"``: maps of the pass that makes the image, after the move, at no
             cost; ``"update"``: maps of the update's own pass, before the move.
         smoothing: kernel on the maps.
-        rivals: tokens that compete with a concept for each place: ``"row"``, all but the start token
-            and the last position; ``"words"``, those before the end token; ``"auto"``, as published
+        normalize_over: tokens that compete with a concept for each place: ``"all_tokens"``, all but the start token
+            and the last position; ``"prompt_words"``, those before the end token; ``"auto"``, as published
             for the model; ``"none"``, the attention probabilities themselves. Where a model parks its
             attention on one token, competition with that token leaves every other almost none.
-        sites: layer filter; empty for cross-attention at the model's semantic size.
+        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
         refinement: extra updates until every concept is present, or None as in the paper.
@@ -93,10 +93,10 @@ class AttentionSegregation(Control):
     region: Literal["otsu", "half_max", "top20"] = setting(default="otsu", help="how a region is cut out of a map")
     regions_from: Literal["guided", "update"] = setting(default="guided", help="which maps give the regions")
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    rivals: Rivals = setting(default="auto", help="tokens that compete with a concept for each place")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a concept for each place")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(), help="part of the schedule in which latents move")
-    step: StepRule = setting(default=StepRule(), help="how far latents move")
+    step: StepSize = setting(default=StepSize(), help="how far latents move")
     refinement: Refinement | None = setting(default=None, help="extra updates until every concept is present")
 
     def __post_init__(self) -> None:
@@ -111,17 +111,17 @@ class AttentionSegregation(Control):
         spans = chosen_concepts(self.concepts, context, control=self.name)
         if self.strength == 0 or not any(spans):
             return Plan()
-        maps = ConceptMaps.of(context, spans, self.sites, self.smoothing, self.rivals)
-        state = _Regions(self, maps, Layout.of(self.layout, context, spans))
+        maps = ConceptMaps.from_context(context, spans, self.layers, self.smoothing, self.normalize_over)
+        state = _Regions(self, maps, Layout.from_regions(self.layout, context, spans))
         objective = Objective(
             name=self.name,
-            sites=maps.sites,
+            layers=maps.layers,
             evaluate=state.evaluate,
             strength=self.strength,
             window=self.window,
-            rule=self.step,
+            step_size=self.step,
             refinement=self.refinement,
-            observe=state.observe if self.regions_from == "guided" and self.retention else None,
+            on_maps=state.on_maps if self.regions_from == "guided" and self.retention else None,
         )
         return Plan(objectives=(objective,))
 
@@ -150,8 +150,8 @@ class _Regions:
             terms["presence"] = settings.presence * presence
         return Losses(terms=terms, presence=None if presence is None else 1 - presence)
 
-    def observe(self, maps_BYXT: Tensor, step: Step) -> None:
-        """Take the regions from the pass that made the picture; they serve at the next step."""
+    def on_maps(self, maps_BYXT: Tensor, step: Step) -> None:
+        """Take the regions from the pass that made the image; they serve at the next step."""
         self._serving = binarize(self._maps(maps_BYXT), self._settings.region)
 
     def _take_update(self, maps_BNYX: Tensor, step: Step) -> None:

@@ -6,7 +6,7 @@ map, seen from above and from the side, becomes that of the box.
 What differs from the published code. The outline is compared at every row and column, not near the corners alone; no
 refinement by the presence of words.
 
-Legend: ``B`` picture, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
 from t2ictl.controls.layouts import Layout, Region, strips
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.boxes import box_losses
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
@@ -46,15 +46,15 @@ class BoxDiff(Control):
         inner: weight of being strong inside.
         outer: weight of being weak outside.
         corner: weight of having the outline of the box.
-        share: of the cells of a region, the strongest that count.
+        topk_ratio: of the cells of a region, the strongest that count.
         smoothing: kernel on the maps.
-        rivals: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        sites: layer filter; empty for cross-attention at the model's semantic size.
+        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
+        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
 
     Example:
-        >>> BoxDiff(layout=(Region(word="cat", box=(0, 0, 0.5, 1)),)).share
+        >>> BoxDiff(layout=(Region(word="cat", box=(0, 0, 0.5, 1)),)).topk_ratio
         0.2
 
     Reference:
@@ -67,22 +67,24 @@ class BoxDiff(Control):
     inner: float = setting(default=1.0, help="weight of being strong inside", low=0.0)
     outer: float = setting(default=1.0, help="weight of being weak outside", low=0.0)
     corner: float = setting(default=1.0, help="weight of having the outline of the box", low=0.0)
-    share: float = setting(default=0.2, help="of the cells of a region, the strongest that count", low=0.01, high=1.0)
+    topk_ratio: float = setting(
+        default=0.2, help="of the cells of a region, the strongest that count", low=0.01, high=1.0
+    )
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    rivals: Rivals = setting(default="auto", help="tokens that compete with a word for each place")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
-    step: StepRule = setting(default=StepRule(), help="how far latents move")
+    step: StepSize = setting(default=StepSize(), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
         spans = chosen_concepts(self.concepts, context, control=self.name)
-        places = Layout.of(self.layout, context, spans) if self.layout else strips(spans)
+        places = Layout.from_regions(self.layout, context, spans) if self.layout else strips(spans)
 
         def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
             """Compare maps with their boxes."""
             boxes_BNYX, given_BN = places.masks(maps_BNYX)
-            inner_B, outer_B, corner_B = box_losses(maps_BNYX, boxes_BNYX, given_BN & mask_BN, self.share)
+            inner_B, outer_B, corner_B = box_losses(maps_BNYX, boxes_BNYX, given_BN & mask_BN, self.topk_ratio)
             terms = {"inner": self.inner * inner_B, "outer": self.outer * outer_B, "corner": self.corner * corner_B}
             return Losses(terms=terms)
 

@@ -3,11 +3,11 @@
 Idea. Words are seen as classes: an object with what describes it. A contrastive loss over the maps of this step, and of
 the step before, pulls maps of a class together and pushes classes apart.
 
-What differs from the published code. Maps of the step before come from the pass that makes the picture, which costs
+What differs from the published code. Maps of the step before come from the pass that makes the image, which costs
 nothing, and are stored as they were (the published code multiplies what it stores again at every call); refinement is
 off by default, where the published code makes 20 updates at three steps whatever they find.
 
-Legend: ``B`` picture, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from t2ictl.controls.attributes import bound_concepts
+from t2ictl.controls.attributes import resolve_concepts
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, Rivals, Smoothing
+from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.contrast import contrastive_loss
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
@@ -46,11 +46,11 @@ class ContrastiveAttention(Control):
             them is found in the prompt.
         strength: weight of the whole loss; 0 is the untouched model.
         temperature: of the contrast.
-        memory: whether maps of the step before count too. A prompt of one word to an object has positives through it
-            alone.
+        previous_maps: whether maps of the step before count too. A prompt of one word to an object has positives
+            through it alone.
         smoothing: kernel on the maps.
-        rivals: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        sites: layer filter; empty for cross-attention at the model's semantic size.
+        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
+        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
 
@@ -65,19 +65,19 @@ class ContrastiveAttention(Control):
     concepts: Concepts = setting(default=(), help="nouns; empty: all objects, with what describes them")
     strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     temperature: float = setting(default=0.5, help="of the contrast", low=0.01, high=10.0)
-    memory: bool = setting(default=True, help="whether maps of the step before count too")
+    previous_maps: bool = setting(default=True, help="whether maps of the step before count too")
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    rivals: Rivals = setting(default="auto", help="tokens that compete with a word for each place")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.6), help="part of the schedule in which latents move")
-    step: StepRule = setting(default=StepRule(), help="how far latents move")
+    step: StepSize = setting(default=StepSize(), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
-        words = bound_concepts(self.concepts, context, control=self.name)
+        words = resolve_concepts(self.concepts, context, control=self.name)
         contrast = _Contrast(words.owner_BN, self.temperature)
-        observe = contrast.observe if self.memory else None
-        return loss_plan(self, context, words.spans, contrast.loss, observe=observe)
+        on_maps = contrast.on_maps if self.previous_maps else None
+        return loss_plan(self, context, words.spans, contrast.loss, on_maps=on_maps)
 
 
 class _Contrast:
@@ -95,6 +95,6 @@ class _Contrast:
             owner_BN, mask_BN = owner_BN.repeat(1, 2), mask_BN.repeat(1, 2)
         return Losses(terms={"contrast": contrastive_loss(maps_BNYX, owner_BN, mask_BN, self._temperature)})
 
-    def observe(self, maps_BNYX: Tensor) -> None:
-        """Take the maps of the pass that made the picture; they count at the next step."""
+    def on_maps(self, maps_BNYX: Tensor) -> None:
+        """Take the maps of the pass that made the image; they count at the next step."""
         self._before = maps_BNYX

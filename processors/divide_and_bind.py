@@ -7,20 +7,20 @@ What differs from the published code, which is under a license that this project
 read: everything is written from the formulas. Its vertical variation is known to compare rows with the last one alone;
 here neighbors are compared, as in the paper.
 
-Legend: ``B`` picture, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from t2ictl.controls.attributes import bound_concepts
+from t2ictl.controls.attributes import resolve_concepts
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, Rivals, Smoothing
+from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.losses.variation import attendance_loss, binding_loss
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
@@ -28,7 +28,7 @@ from t2ictl.settings.windows import Window
 __all__ = ["DivideAndBind"]
 
 # Published thresholds of the total variation at steps 0, 10 and 20 of 50, and the most updates at one of them.
-PUBLISHED = Refinement(targets=((0.0, 0.05), (0.2, 0.2), (0.4, 0.3)), most=50)
+PUBLISHED = Refinement(thresholds=((0.0, 0.05), (0.2, 0.2), (0.4, 0.3)), max_iterations=50)
 
 
 @register_control(
@@ -49,8 +49,8 @@ class DivideAndBind(Control):
         attendance: weight of the total variation of the flattest noun.
         binding: weight of the divergence of modifiers from their nouns.
         smoothing: kernel on the maps.
-        rivals: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        sites: layer filter; empty for cross-attention at the model's semantic size.
+        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
+        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
         refinement: extra updates until the flattest noun has that total variation, or None.
@@ -68,15 +68,15 @@ class DivideAndBind(Control):
     attendance: float = setting(default=1.0, help="weight of the variation of the flattest noun", low=0.0)
     binding: float = setting(default=1.0, help="weight of modifiers being far from their nouns", low=0.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    rivals: Rivals = setting(default="auto", help="tokens that compete with a word for each place")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
-    step: StepRule = setting(default=StepRule(), help="how far latents move")
+    step: StepSize = setting(default=StepSize(), help="how far latents move")
     refinement: Refinement | None = setting(default=PUBLISHED, help="extra updates until every map has edges")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
-        words = bound_concepts(self.concepts, context, control=self.name)
+        words = resolve_concepts(self.concepts, context, control=self.name)
 
         def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
             """Take the flattest noun, and modifiers beside their nouns."""

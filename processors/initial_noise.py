@@ -1,14 +1,14 @@
 """InitNO: before the first step, the initial noise is optimized until every object is attended to and none conflict.
 
 Idea. Some noise cannot become the prompt. Mean and variance of the initial latent are moved until cross-attention finds
-every object and the self-attention of the objects' strongest places does not overlap; then the picture is made as
+every object and the self-attention of the objects' strongest places does not overlap; then the image is made as
 always.
 
 What differs from the published code. The noise of the user's seed is kept and only its mean and variance move; nothing
 is drawn anew behind the user's back, so there are no rounds. No term for the outline of maps, and no updates in later
-steps: join Attend-and-Excite for those. Pictures of a batch search on their own.
+steps: join Attend-and-Excite for those. Images of a batch search on their own.
 
-Legend: ``B`` picture, ``N`` concept, ``T`` prompt token, ``P`` place, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` concept, ``T`` prompt token, ``P`` place, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
@@ -47,12 +47,12 @@ class InitialNoise(Control):
         presence: weight of the weakest object.
         conflict: weight of the overlap of self-attention.
         smoothing: kernel on the maps.
-        rivals: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        sites: layer filter of cross-attention; empty for the model's semantic size.
+        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
+        layers: layer filter of cross-attention; empty for the model's semantic size.
         search: how far and how long.
 
     Example:
-        >>> InitialNoise(search=NoiseSearch(most=10)).search.most
+        >>> InitialNoise(search=NoiseSearch(max_steps=10)).search.max_steps
         10
 
     Reference:
@@ -64,8 +64,8 @@ class InitialNoise(Control):
     presence: float = setting(default=1.0, help="weight of the weakest object", low=0.0)
     conflict: float = setting(default=1.0, help="weight of the overlap of self-attention", low=0.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    rivals: Rivals = setting(default="auto", help="tokens that compete with a word for each place")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     search: NoiseSearch = setting(default=NoiseSearch(), help="how far and how long")
 
     def plan(self, context: PlanContext) -> Plan:

@@ -6,7 +6,7 @@ which decide where things are.
 What differs from the published code. Maps are the mean over heads and layers at the semantic size, where it takes the
 energy of every head of the middle and the first upper block; one update a step, where it makes up to five.
 
-Legend: ``B`` picture, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
 from t2ictl.controls.layouts import Layout, Region, strips
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.boxes import layout_energy
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
@@ -44,8 +44,8 @@ class LayoutGuidance(Control):
             some words have a region, those without are left alone.
         strength: weight of the whole loss; 0 is the untouched model.
         smoothing: kernel on the maps.
-        rivals: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        sites: layer filter; empty for cross-attention at the model's semantic size.
+        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
+        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
 
@@ -62,15 +62,15 @@ class LayoutGuidance(Control):
     layout: tuple[Region, ...] = setting(default=(), help="regions of words; empty: strips from left to right")
     strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     smoothing: Smoothing = setting(default="none", help="kernel on maps")
-    rivals: Rivals = setting(default="none", help="tokens that compete with a word for each place")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    normalize_over: NormalizeOver = setting(default="none", help="tokens that compete with a word for each place")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.2), help="part of the schedule in which latents move")
-    step: StepRule = setting(default=StepRule(size=30.0), help="how far latents move")
+    step: StepSize = setting(default=StepSize(scale=30.0), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
         spans = chosen_concepts(self.concepts, context, control=self.name)
-        places = Layout.of(self.layout, context, spans) if self.layout else strips(spans)
+        places = Layout.from_regions(self.layout, context, spans) if self.layout else strips(spans)
 
         def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
             """Take what lies outside of the regions."""

@@ -3,23 +3,23 @@
 Idea. An energy of the maps, conditioned on the nouns: the cosine between a noun and its modifiers is made larger, that
 between the noun and other words smaller, and the strongest cell of every noun stronger.
 
-What differs from the published code. All pictures of a batch are moved, and no forward pass is made at steps without
+What differs from the published code. All images of a batch are moved, and no forward pass is made at steps without
 an update.
 
-Legend: ``B`` picture, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from t2ictl.controls.attributes import bound_concepts
+from t2ictl.controls.attributes import resolve_concepts
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, Rivals, Smoothing
+from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.alignment import alignment_loss
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
@@ -45,8 +45,8 @@ class MapAlignment(Control):
         binding: weight of the cosines.
         intensity: weight of the strongest cells of nouns.
         smoothing: kernel on the maps.
-        rivals: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        sites: layer filter; empty for cross-attention at the model's semantic size.
+        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
+        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
 
@@ -64,14 +64,14 @@ class MapAlignment(Control):
     binding: float = setting(default=1.0, help="weight of the cosines", low=0.0)
     intensity: float = setting(default=0.5, help="weight of the strongest cells of nouns", low=0.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    rivals: Rivals = setting(default="auto", help="tokens that compete with a word for each place")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
-    step: StepRule = setting(default=StepRule(decay=1.0), help="how far latents move")
+    step: StepSize = setting(default=StepSize(final_scale_sq=1.0), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
-        words = bound_concepts(self.concepts, context, control=self.name, others=True)
+        words = resolve_concepts(self.concepts, context, control=self.name, others=True)
 
         def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
             """Compare nouns with all words."""

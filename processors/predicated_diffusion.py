@@ -1,4 +1,4 @@
-"""Predicated Diffusion: latents move so that statements about the picture hold, in fuzzy logic.
+"""Predicated Diffusion: latents move so that statements about the image hold, in fuzzy logic.
 
 Idea. "There is a dog", "the dog is black", "the black is not the bird's" are statements about maps, read as degrees of
 truth at each place. Minus the logarithm of their truth is the loss.
@@ -6,20 +6,20 @@ truth at each place. Minus the logarithm of their truth is the loss.
 What differs from the paper. Means over places stand where it has products, so that weights hold at every resolution.
 Its code was not at hand: weights are those of a public rewriting.
 
-Legend: ``B`` picture, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` word, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from t2ictl.controls.attributes import bound_concepts
+from t2ictl.controls.attributes import resolve_concepts
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, Rivals, Smoothing
+from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.predicates import correspondence_loss, existence_loss, stretched
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
@@ -34,7 +34,7 @@ __all__ = ["PredicatedDiffusion"]
 )
 @settings_class
 class PredicatedDiffusion(Control):
-    """Make statements about the picture hold: objects are there, and have their own attributes (Predicated Diffusion).
+    """Make statements about the image hold: objects are there, and have their own attributes (Predicated Diffusion).
 
     ``L = existence E + correspondence C + leak K``: there is each noun; modifier and noun hold at the same places; a
     modifier holds nowhere where another noun does.
@@ -47,8 +47,8 @@ class PredicatedDiffusion(Control):
         correspondence: weight of modifiers holding where their nouns do.
         leak: weight of modifiers holding where other nouns do.
         smoothing: kernel on the maps.
-        rivals: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        sites: layer filter; empty for cross-attention at the model's semantic size.
+        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
+        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
 
@@ -66,14 +66,14 @@ class PredicatedDiffusion(Control):
     correspondence: float = setting(default=1.0, help="weight of modifiers holding where their nouns do", low=0.0)
     leak: float = setting(default=0.3, help="weight of modifiers holding where other nouns do", low=0.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    rivals: Rivals = setting(default="auto", help="tokens that compete with a word for each place")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
-    step: StepRule = setting(default=StepRule(), help="how far latents move")
+    step: StepSize = setting(default=StepSize(), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
-        words = bound_concepts(self.concepts, context, control=self.name)
+        words = resolve_concepts(self.concepts, context, control=self.name)
 
         def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
             """Take the truth of all statements."""

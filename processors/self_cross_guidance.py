@@ -5,9 +5,9 @@ self-attention of its places, found by its cross-attention map, is compared with
 
 What differs from the published code. It is a loss of its own that joins any other of the session, where the published
 one sits on top of two hosts; masks are made in one go on the device, where it loops over places. Self-attention is read
-at the size of the maps, 16 x 16 by default, as a mean over heads: 256 x 256 numbers a picture.
+at the size of the maps, 16 x 16 by default, as a mean over heads: 256 x 256 numbers an image.
 
-Legend: ``B`` picture, ``N`` concept, ``T`` prompt token, ``P`` place, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` concept, ``T`` prompt token, ``P`` place, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, Rivals, Smoothing, chosen_concepts
+from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.presence import presence_loss
 from t2ictl.losses.self_attention import gathered, self_cross_loss
 from t2ictl.maps.ops import binarize
@@ -46,16 +46,16 @@ class SelfCrossGuidance(Control):
         strength: weight of the whole loss; 0 is the untouched model.
         conflict: weight of looking at each other's places.
         presence: weight of Attend-and-Excite's loss, on which the published method stands.
-        enough: the conflict counts only in pictures whose weakest object is at least this present, as a share of the
-            strongest cell; places of an object that is nowhere mean nothing.
+        presence_threshold: the conflict counts only in images whose weakest object is at least this present, as a share
+            of the strongest cell; places of an object that is nowhere mean nothing.
         smoothing: kernel on the maps.
-        rivals: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        sites: layer filter of cross-attention; empty for the model's semantic size.
+        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
+        layers: layer filter of cross-attention; empty for the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
 
     Example:
-        >>> SelfCrossGuidance(concepts=("cat", "tiger")).enough
+        >>> SelfCrossGuidance(concepts=("cat", "tiger")).presence_threshold
         0.5
 
     Reference:
@@ -67,14 +67,14 @@ class SelfCrossGuidance(Control):
     strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     conflict: float = setting(default=1.0, help="weight of looking at each other's places", low=0.0)
     presence: float = setting(default=1.0, help="weight of pulling up the weakest object", low=0.0)
-    enough: float = setting(
+    presence_threshold: float = setting(
         default=0.5, help="how present all objects are before the conflict counts", low=0.0, high=1.0
     )
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    rivals: Rivals = setting(default="auto", help="tokens that compete with a word for each place")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
+    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
-    step: StepRule = setting(default=StepRule(), help="how far latents move")
+    step: StepSize = setting(default=StepSize(), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the objects of these prompts."""
@@ -85,7 +85,7 @@ class SelfCrossGuidance(Control):
             neglect_B = presence_loss(maps_BNYX, mask_BN)
             looks_BNYX = gathered(self_BYXP.float(), binarize(maps_BNYX))
             conflict_B = self_cross_loss(looks_BNYX, maps_BNYX, mask_BN)
-            is_there_B = (neglect_B.detach() <= 1 - self.enough).to(conflict_B.dtype)
+            is_there_B = (neglect_B.detach() <= 1 - self.presence_threshold).to(conflict_B.dtype)
             terms = {"presence": self.presence * neglect_B, "conflict": self.conflict * is_there_B * conflict_B}
             return Losses(terms=terms)
 

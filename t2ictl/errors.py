@@ -42,8 +42,8 @@ class PromptUnknown(T2ictlError):
     """The pipeline was given embeddings only, and a control needs to know the words."""
 
 
-class NoSiteMatched(T2ictlError, LookupError):
-    """A site filter matches no attention layer of this model."""
+class NoLayerMatched(T2ictlError, LookupError):
+    """A layer filter matches no attention layer of this model."""
 
 
 class UnsupportedPipeline(T2ictlError, TypeError):

@@ -1,4 +1,4 @@
-"""One line from prompt to picture, with everything that made the picture in it."""
+"""One line from prompt to image, with everything that made the image in it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Request:
     Args:
         prompt: one prompt, or several.
         negative_prompt: what guidance leads away from.
-        seed: seed of the first picture; the next ones have the next seeds.
+        seed: seed of the first image; the next ones have the next seeds.
         steps: denoising steps.
-        width: picture width (pixels); None for the model's own.
-        height: picture height (pixels); None for the model's own.
+        width: image width (pixels); None for the model's own.
+        height: image height (pixels); None for the model's own.
         guidance_scale: strength of classifier-free guidance; 1 or less is none.
-        images_per_prompt: pictures for each prompt.
+        images_per_prompt: images for each prompt.
         parser: how objects and attributes are found.
 
     Example:
@@ -49,28 +49,28 @@ class Request:
 
     prompt: str | tuple[str, ...] = setting(default="", help="one prompt, or several")
     negative_prompt: str = setting(default="", help="what guidance leads away from")
-    seed: int = setting(default=0, help="seed of the first picture", low=0)
+    seed: int = setting(default=0, help="seed of the first image", low=0)
     steps: int = setting(default=25, help="denoising steps", low=1)
-    width: int | None = setting(default=None, help="picture width (pixels); empty: the model's own", low=8)
-    height: int | None = setting(default=None, help="picture height (pixels); empty: the model's own", low=8)
+    width: int | None = setting(default=None, help="image width (pixels); empty: the model's own", low=8)
+    height: int | None = setting(default=None, help="image height (pixels); empty: the model's own", low=8)
     guidance_scale: float = setting(default=7.5, help="strength of classifier-free guidance; 1: none", low=0.0)
-    images_per_prompt: int = setting(default=1, help="pictures for each prompt", low=1)
+    images_per_prompt: int = setting(default=1, help="images for each prompt", low=1)
     parser: str = setting(default="grammar", help="how objects are found: grammar or spacy")
 
     def __post_init__(self) -> None:
         texts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
         if not texts or not all(text.strip() for text in texts):
-            raise BadSetting(f"The prompt {self.prompt!r} is empty.", "Say what the picture shall show.")
+            raise BadSetting(f"The prompt {self.prompt!r} is empty.", "Say what the image shall show.")
 
     @property
-    def pictures(self) -> int:
-        """How many pictures this asks for."""
+    def images(self) -> int:
+        """How many images this asks for."""
         return (1 if isinstance(self.prompt, str) else len(self.prompt)) * self.images_per_prompt
 
     def arguments(self) -> dict[str, Any]:
         """Give the arguments of the pipeline call.
 
-        Every picture has a generator of its own, on the CPU: it comes out the same alone, in
+        Every image has a generator of its own, on the CPU: it comes out the same alone, in
         a batch, and on another device.
         """
         return {
@@ -81,7 +81,7 @@ class Request:
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
             "num_images_per_prompt": self.images_per_prompt,
-            "generator": [torch.Generator("cpu").manual_seed(self.seed + number) for number in range(self.pictures)],
+            "generator": [torch.Generator("cpu").manual_seed(self.seed + number) for number in range(self.images)],
             **({"width": self.width} if self.width else {}),
             **({"height": self.height} if self.height else {}),
         }
@@ -104,10 +104,10 @@ class Progress:
 
 @dataclass(kw_only=True)
 class Generation:
-    """Pictures, and everything that made them.
+    """Images, and everything that made them.
 
     Args:
-        images: the pictures.
+        images: the images.
         settings: request, controls, pipeline and versions as plain JSON data.
         cost: the work it took.
         trace: losses and moves, one entry a pass of the inner loop.
@@ -122,20 +122,20 @@ class Generation:
 
     @property
     def image(self) -> Image.Image:
-        """The first picture."""
+        """The first image."""
         return self.images[0]
 
     def save(self, path: str | Path, number: int = 0) -> Path:
-        """Write a picture as PNG with its settings inside; all of it is written, or nothing.
+        """Write an image as PNG with its settings inside; all of it is written, or nothing.
 
         Args:
             path: the file to write.
-            number: which picture.
+            number: which image.
 
         Returns:
             The path.
         """
-        return write_png(self.images[number], path, {**self.settings, "picture": number})
+        return write_png(self.images[number], path, {**self.settings, "image": number})
 
 
 def generate(
@@ -148,20 +148,20 @@ def generate(
     checkpointing: Checkpointing = "off",
     **request: Any,
 ) -> Generation:
-    """Make pictures of a prompt under control.
+    """Make images of a prompt under control.
 
     Args:
-        pipe: a diffusers pipeline that makes pictures from text.
+        pipe: a diffusers pipeline that makes images from text.
         prompt: one prompt, or several.
         controls: what to do; none for the plain model.
         record: keep the attention maps of words.
         on_step: called after each step; return False to stop.
-        checkpointing: less memory for more work, as in :func:`t2ictl.controlled`; it does not change the pictures.
+        checkpointing: less memory for more work, as in :func:`t2ictl.controlled`; it does not change the images.
         **request: further fields of :class:`Request`: ``seed``, ``steps``, ``width``, ``height``,
             ``guidance_scale``, ``negative_prompt``, ``images_per_prompt``, ``parser``.
 
     Returns:
-        The pictures with settings, cost, loss trace and record.
+        The images with settings, cost, loss trace and record.
 
     Raises:
         BadSetting: if a field has a bad value.
@@ -201,7 +201,7 @@ def _callback(on_step: Callable[[Progress], bool | None]) -> Callable[..., dict[
 
 
 def _settings(pipe: Any, request: Request, controls: Sequence[Control]) -> dict[str, Any]:
-    """Everything that made the picture, as plain JSON data."""
+    """Everything that made the image, as plain JSON data."""
     from pydantic import TypeAdapter
 
     return {
@@ -212,7 +212,7 @@ def _settings(pipe: Any, request: Request, controls: Sequence[Control]) -> dict[
 
 
 def provenance(pipe: Any, parser: str) -> dict[str, Any]:
-    """Say what beside its settings makes a picture what it is.
+    """Say what beside its settings makes an image what it is.
 
     Args:
         pipe: the pipeline.
@@ -236,7 +236,7 @@ def provenance(pipe: Any, parser: str) -> dict[str, Any]:
 
 
 def replay(pipe: Any, settings: str | Path | Mapping[str, Any], *, record: bool | Recording = False) -> Generation:
-    """Make a picture again from the settings inside it.
+    """Make an image again from the settings inside it.
 
     Args:
         pipe: the pipeline; its model is not part of the file.
@@ -262,7 +262,7 @@ def replay(pipe: Any, settings: str | Path | Mapping[str, Any], *, record: bool 
 
 
 def _warn_of_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Say what is not as it was: the picture may come out another one."""
+    """Say what is not as it was: the image may come out another one."""
     differing = [
         f"{part}.{key} was {was!r}, is {now[part].get(key)!r}"
         for part in ("pipeline", "parser", "versions")
@@ -270,4 +270,4 @@ def _warn_of_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Non
         if now[part].get(key) != was
     ]
     if differing:
-        warnings.warn("The picture may differ: " + "; ".join(differing) + ".", UserWarning, stacklevel=3)
+        warnings.warn("The image may differ: " + "; ".join(differing) + ".", UserWarning, stacklevel=3)

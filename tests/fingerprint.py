@@ -26,7 +26,7 @@ import transformers
 import t2ictl
 from t2ictl.controls.base import Control
 from t2ictl.controls.layouts import Region
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.processors import (
     AttendAndExcite,
     AttentionSegregation,
@@ -39,7 +39,7 @@ from t2ictl.processors import (
 from t2ictl.processors.isolation_reposition.story.scenes import Scene
 from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests import tiny
-from tests.processors.picture_cases import LATENT
+from tests.processors.image_cases import LATENT
 
 TABLE = Path(__file__).parent / "data" / "fingerprint.txt"
 SINGLE = "a red circle and a blue square"
@@ -62,7 +62,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {"shapes": shapes, "sd": tiny.sd, "sdx
 def default(cls: type[Control]) -> Control:
     """A control with its defaults; a search for noise ends early."""
     names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
-    settings: dict[str, Any] = {"search": {"most": 2}} if "search" in names else {}
+    settings: dict[str, Any] = {"search": {"max_steps": 2}} if "search" in names else {}
     return cls(**settings)
 
 
@@ -71,7 +71,7 @@ def variants() -> dict[str, Callable[[], Sequence[Control]]]:
     left = Region(word="circle", box=(0.0, 0.0, 0.5, 1.0))
     portraits = (Subject(name="cat", prompt="photo of a cat"), Subject(name="dog", prompt="photo of a dog"))
     return {
-        "merging, rows merged": lambda: [TokenMerging(merge=True, semantic=2, end_tokens="on")],
+        "merging, rows merged": lambda: [TokenMerging(merge=True, binding_steps=2, end_tokens="on")],
         "merging, members masked": lambda: [TokenMerging(merge=True, removal="mask", pooled="merged")],
         "merging, members zero": lambda: [TokenMerging(merge=True, removal="zero", pooled="zero", stretch=False)],
         "merging, objects": lambda: [TokenMerging(preset="object", merge=True, noun_weight=0.5)],
@@ -83,22 +83,27 @@ def variants() -> dict[str, Callable[[], Sequence[Control]]]:
         "flow, alone": lambda: [TokenFlow(how="alone", special="empty", pooled="empty")],
         "segregation, refined": lambda: [
             AttentionSegregation(
-                presence=0.5, layout=(left,), region="half_max", refinement=Refinement(targets=((0.0, 0.9),), most=2)
+                presence=0.5,
+                layout=(left,),
+                region="half_max",
+                refinement=Refinement(thresholds=((0.0, 0.9),), max_iterations=2),
             )
         ],
         "segregation, regions of the update": lambda: [AttentionSegregation(regions_from="update", region="top20")],
         "segregation, one step length": lambda: [
-            AttentionSegregation(step=StepRule(size=0.05, mode="normalized", limit=0.02, every=2))
+            AttentionSegregation(step=StepSize(scale=0.05, mode="normalized", max_norm=0.02, every=2))
         ],
         "excite, parity": lambda: [AttendAndExcite(parity=True)],
-        "excite, the words alone": lambda: [AttendAndExcite(rivals="words", smoothing="none", sites=("up",))],
-        "excite, no competition": lambda: [AttendAndExcite(rivals="none", smoothing="attend_and_excite")],
-        "boxes": lambda: [BoxDiff(layout=(left,), share=0.5)],
+        "excite, the words alone": lambda: [
+            AttendAndExcite(normalize_over="prompt_words", smoothing="none", layers=("up",))
+        ],
+        "excite, no competition": lambda: [AttendAndExcite(normalize_over="none", smoothing="attend_and_excite")],
+        "boxes": lambda: [BoxDiff(layout=(left,), topk_ratio=0.5)],
         "several at once": lambda: [AttendAndExcite(), AttentionSegregation(), StructuredGuidance(), TokenFlow()],
         "isolation, portraits": lambda: [IsolationReposition(subjects=portraits)],
-        "isolation, latents": lambda: [IsolationReposition(**LATENT, told="spliced")],
+        "isolation, latents": lambda: [IsolationReposition(**LATENT, subject_text="inserted")],
         "isolation, spelled": lambda: [
-            IsolationReposition(subjects=portraits, told="spelled", branch="cond", aspect="fit", isolation=0.5)
+            IsolationReposition(subjects=portraits, subject_text="in_full", branch="cond", aspect="fit", isolation=0.5)
         ],
     }
 
@@ -231,7 +236,7 @@ def verb_cases() -> Iterator[Case]:
 
     def standalone(control: Any, **more: Any) -> bytes:
         pipe = tiny.sd()
-        pipe.unet.set_attn_processor(control.processors(pipe, [SINGLE], **more))
+        pipe.unet.set_attn_processor(control.attn_processors(pipe, [SINGLE], **more))
         found = Bits()
         found.add(tiny.run(pipe, SINGLE, steps=STEPS))
         return found.value()

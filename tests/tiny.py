@@ -79,7 +79,7 @@ TEXT_WIDTH = 32
 VAE_CHANNELS = (8, 8, 8)  # three levels: a factor of 4
 CONTROL_CHANNELS = (8, 8, 8)  # as many levels as the VAE, so that the control image lands on the latent grid
 # Random projections give nearly uniform maps, hence losses almost without gradient. With queries and keys times 4 the
-# entropy of the maps lies between 0.4 and 0.9 of the uniform one and they vary over the picture by about their mean;
+# entropy of the maps lies between 0.4 and 0.9 of the uniform one and they vary over the image by about their mean;
 # times 8 they saturate, and gradients vanish again. With values and outputs times 2 another word moves the predicted
 # noise by about a tenth.
 SHARPEN, LOUDEN = 4.0, 2.0
@@ -341,7 +341,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def picture(seed: int = 0, side: int = 4 * SAMPLE) -> torch.Tensor:
+def image(seed: int = 0, side: int = 4 * SAMPLE) -> torch.Tensor:
     """A smooth random image, values 0 to 1, shape (1, 3, side, side): input of image-to-image and ControlNet."""
     coarse = torch.rand(1, 3, 4, 4, generator=generator(seed))
     return torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=False)
@@ -358,12 +358,12 @@ def inputs(pipe: Any) -> dict[str, Any]:
     """The images that this kind of pipeline demands besides the prompt."""
     accepted = inspect.signature(type(pipe).__call__).parameters
     if "control_image" in accepted or "ControlNet" in type(pipe).__name__:
-        return {"image": picture()}
+        return {"image": image()}
     given: dict[str, Any] = {}
     if "mask_image" in accepted:
         given["mask_image"] = mask()
     if "strength" in accepted:
-        given |= {"image": picture(), "strength": 0.75}
+        given |= {"image": image(), "strength": 0.75}
     return given
 
 

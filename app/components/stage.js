@@ -1,4 +1,4 @@
-// One picture or two, a word's map over them, a comparison by slider or by flick, and pointing.
+// One image or two, a word's map over them, a comparison by slider or by flick, and pointing.
 // Everything shown comes in `data`; the one thing that goes back is where somebody pointed.
 
 const clamp = (value) => Math.min(1, Math.max(0, value));
@@ -13,11 +13,11 @@ function element(name, className, parent) {
 function layer(frame, pane, data) {
   const group = element("div", "layer", frame);
   group.style.cssText = "position:absolute;inset:0;pointer-events:none";
-  const picture = element("img", data.pixelated ? "pixels" : "", group);
-  picture.src = pane.src;
-  picture.alt = pane.alt;
+  const image = element("img", data.pixelated ? "pixels" : "", group);
+  image.src = pane.src;
+  image.alt = pane.alt;
   if (pane.heat) {
-    picture.classList.add("under");
+    image.classList.add("under");
     const heat = element("img", "heat", group);
     heat.src = pane.heat;
     heat.alt = "";
@@ -84,7 +84,7 @@ function slider(root, data, send, kept) {
   range.min = 0;
   range.max = 100;
   range.value = kept.split ?? 50;
-  range.setAttribute("aria-label", "Where the plain picture ends and the controlled one begins");
+  range.setAttribute("aria-label", "Where the plain image ends and the controlled one begins");
   const show = () => {
     kept.split = Number(range.value);
     over.style.clipPath = `inset(0 ${100 - kept.split}% 0 0)`;

@@ -1,4 +1,4 @@
-"""The stage: pictures, a word's map over them, comparison, and pointing. One component for all of it."""
+"""The stage: images, a word's map over them, comparison, and pointing. One component for all of it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _STAGE = st.components.v2.component(
 
 @dataclass(frozen=True, kw_only=True)
 class Pane:
-    """One picture of the stage.
+    """One image of the stage.
 
     Args:
-        src: data address of the picture.
+        src: data address of the image.
         alt: what it shows, in words.
         label: its caption.
         note: what stands at the right of the caption.
         heat: data address of a map that lies over it; empty for none.
-        which: 0 for the picture itself, 1 for the plain one: whose maps are meant when somebody points.
+        which: 0 for the image itself, 1 for the plain one: whose maps are meant when somebody points.
     """
 
     src: str
@@ -52,15 +52,15 @@ def stage(
     key: str,
     on_point: Callable[[], None],
 ) -> Mapping[str, Any] | None:
-    """Show pictures, and tell where somebody pointed.
+    """Show images, and tell where somebody pointed.
 
     Args:
-        panes: one picture, or the picture and the plain one.
+        panes: one image, or the image and the plain one.
         mode: ``"one"``, ``"side"``, ``"slider"`` or ``"flick"``.
         aspect: width over height.
         opacity: of the maps, in [0, 1].
         point: the marked place: ``x`` and ``y`` as fractions; None for none.
-        pixelated: whether pixels are shown as they are, for small pictures.
+        pixelated: whether pixels are shown as they are, for small images.
         key: of the component.
         on_point: called when somebody pointed.
 

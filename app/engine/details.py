@@ -1,4 +1,4 @@
-"""What can be seen of a picture beside itself: word maps, losses and cost, as plain arrays in one file.
+"""What can be seen of an image beside itself: word maps, losses and cost, as plain arrays in one file.
 
 A page is run again at every click and may not hold tensors; so the worker turns a record into this once.
 
@@ -27,12 +27,12 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """A word at a place of the picture.
+    """A word at a place of the image.
 
     Args:
         word: the word.
         mass: share of the place's attention that goes to it, in [0, 1].
-        lift: that share over the word's mean over the picture.
+        lift: that share over the word's mean over the image.
     """
 
     word: str
@@ -42,7 +42,7 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class Maps:
-    """The maps of a picture's words.
+    """The maps of an image's words.
 
     Args:
         words: in the order of the prompt.
@@ -103,7 +103,7 @@ class Maps:
         return {word: float(map_YX.max()) for word, map_YX in zip(self.words, maps_NYX, strict=True)}
 
     def at(self, x: float, y: float, place: str = ALL, step: int | None = None) -> tuple[Ranked, ...]:
-        """Point at a place of the picture and get its words, the one that acts there most first.
+        """Point at a place of the image and get its words, the one that acts there most first.
 
         Args:
             x: from the left edge, fraction of the width, in [0, 1].
@@ -115,10 +115,10 @@ class Maps:
             All words by falling mass.
 
         Raises:
-            NotRecorded: if the place lies outside of the picture.
+            NotRecorded: if the place lies outside of the image.
         """
         if not (0 <= x <= 1 and 0 <= y <= 1):
-            raise NotRecorded(f"The place ({x:g}, {y:g}) is outside of the picture.", "Point inside of it.")
+            raise NotRecorded(f"The place ({x:g}, {y:g}) is outside of the image.", "Point inside of it.")
         maps_NYX = self._all(place, step)
         height, width = maps_NYX.shape[1:]
         row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
@@ -171,7 +171,7 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """Maps, losses and cost of a picture.
+    """Maps, losses and cost of an image.
 
     Args:
         maps: the word maps, or None if nothing was recorded.
@@ -218,7 +218,7 @@ class Details:
                 texts = json.loads(held["texts"].tobytes())
                 by_place = {name: held[f"maps{number}"] for number, name in enumerate(texts["places"])}
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise NotRecorded(f"The maps cannot be read: {error}.", "Generate the picture again.") from error
+            raise NotRecorded(f"The maps cannot be read: {error}.", "Generate the image again.") from error
         maps = Maps(words=tuple(texts["words"]), by_place=by_place, merged=texts["merged"]) if by_place else None
         return cls(maps=maps, losses=tuple(Loss(**each) for each in texts["losses"]), cost=texts["cost"])
 
@@ -228,7 +228,7 @@ def details_of(made: Generation, image: int = 0) -> Details:
 
     Args:
         made: the generation.
-        image: which of its pictures.
+        image: which of its images.
 
     Returns:
         Its details.

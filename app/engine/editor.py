@@ -20,7 +20,7 @@ from t2ictl.app.engine.work import Maker, Order
 
 __all__ = ["Editor", "Seat"]
 
-#: Details that are kept in memory; a page reads those of two pictures at every click.
+#: Details that are kept in memory; a page reads those of two images at every click.
 DETAILS_KEPT = 4
 #: Results of a session that nobody has looked at for this long are removed (seconds).
 FORGOTTEN = 24 * 3600.0
@@ -68,7 +68,7 @@ class Editor:
         self._details: OrderedDict[Path, Details] = OrderedDict()
 
     def submit(self, session: str, order: Order) -> Job:
-        """Ask for a picture.
+        """Ask for an image.
 
         Args:
             session: who asks.
@@ -110,7 +110,7 @@ class Editor:
         return self.models.models()
 
     def memory(self) -> MemoryReport:
-        """Look at the memory of the device."""
+        """MapChoice at the memory of the device."""
         return report(self.models.device, self.models.dtype if self.models.loaded else "")
 
     def estimate(self, order: Order, words: int) -> Estimate:

@@ -36,10 +36,10 @@ class Job:
         session: whose job it is.
         request: what was asked for; nobody changes it.
         state: where it is.
-        part: which of its pictures it is at; empty where there is one.
+        part: which of its images it is at; empty where there is one.
         step: steps done.
         steps: steps in all; 0 until known.
-        preview: bytes of a small picture of the way.
+        preview: bytes of a small image of the way.
         result: what the work gave; what it gave so far, while it is at work or if it was cancelled.
         error: cause and remedy, if it failed.
         began: when it was taken from the queue (seconds of a clock that only counts up), or None.
@@ -85,10 +85,10 @@ class Job:
 
         Args:
             state: what it does now.
-            part: which of its pictures it is at.
+            part: which of its images it is at.
             step: steps done.
             steps: steps in all.
-            preview: bytes of a small picture.
+            preview: bytes of a small image.
 
         Raises:
             Cancelled: if somebody has asked to end it. The work lets this through.
@@ -149,7 +149,7 @@ class JobRunner:
                 raise BadSetting("The editor is shutting down.", "Start it again.")
             if sum(job.session == session for job in self._queue) >= MOST_WAITING:
                 raise BadSetting(
-                    f"{MOST_WAITING} of your pictures are waiting already.", "Wait for one of them, or cancel it."
+                    f"{MOST_WAITING} of your images are waiting already.", "Wait for one of them, or cancel it."
                 )
             job = Job(number=next(self._numbers), session=session, request=request)
             self._queue.append(job)

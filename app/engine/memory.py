@@ -1,4 +1,4 @@
-"""Memory: what there is, and about how much a picture will take, said before it is made.
+"""Memory: what there is, and about how much an image will take, said before it is made.
 
 The figures a latent cell are counted on the real layer shapes (``python -m t2ictl.benchmarks.speed.memory`` and
 ``... .update``); other widths are scaled. Allocators and kernels take some more: an estimate, not a promise.
@@ -35,7 +35,7 @@ WEIGHTS = (".safetensors", ".bin")
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryReport:
-    """The memory of the device that pictures are made on.
+    """The memory of the device that images are made on.
 
     Args:
         device: its name.
@@ -60,7 +60,7 @@ class ModelFacts:
         family: ``"sd"`` or ``"sdxl"``.
         weights: bytes of the weights, in float32.
         unet_width: channels of the first block of the U-Net.
-        decoder_width: channels of the decoder where pictures are large.
+        decoder_width: channels of the decoder where images are large.
         cells: latent cells a side by default.
         factor: pixels a latent cell.
     """
@@ -94,7 +94,7 @@ class Estimate:
 
 
 def report(device: str | None = None, dtype: str = "") -> MemoryReport:
-    """Look at the memory now.
+    """MapChoice at the memory now.
 
     Args:
         device: of torch; None for CUDA where there is one.

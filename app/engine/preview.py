@@ -1,7 +1,7 @@
-"""Small pictures of the way: a linear map from latent channels to colors, fitted to the model's own decoder.
+"""Small images of the way: a linear map from latent channels to colors, fitted to the model's own decoder.
 
 Decoding every step would cost more than the step. The map is fitted once to a decoded patch of noise, and then to
-each finished picture, so it holds for any number of channels and any autoencoder.
+each finished image, so it holds for any number of channels and any autoencoder.
 
 Legend: ``C`` latent channels, ``P`` places, ``R`` colors, ``Y`` ``X`` rows and columns.
 """
@@ -20,11 +20,11 @@ __all__ = ["LatentColors"]
 
 LARGEST = 128  # pixels of the longer side of a preview
 PATCH = 16  # latent cells a side of the patch of noise
-RIDGE = 1e-3  # keeps the fit finite where a picture has one color
+RIDGE = 1e-3  # keeps the fit finite where an image has one color
 
 
 class LatentColors:
-    """Colors of latents, near enough to see where a picture is going.
+    """Colors of latents, near enough to see where an image is going.
 
     Args:
         channels: of the latent.
@@ -36,7 +36,7 @@ class LatentColors:
         self._spread = 1.0
 
     @classmethod
-    def of(cls, pipe: Any) -> LatentColors:
+    def from_pipeline(cls, pipe: Any) -> LatentColors:
         """Fit to a decoded patch of noise.
 
         Args:
@@ -52,19 +52,19 @@ class LatentColors:
             scaled = noise.to(vae.device, vae.dtype) / vae.config.scaling_factor
             decoded = vae.decode(scaled).sample[0].float().cpu()
         if torch.isfinite(decoded).all():  # some autoencoders overflow in half precision
-            colors.fit(noise[0], _picture(decoded))
+            colors.fit(noise[0], _image(decoded))
         return colors
 
-    def fit(self, latent_CYX: Tensor, picture: Image.Image) -> None:
-        """Fit to a finished picture.
+    def fit(self, latent_CYX: Tensor, image: Image.Image) -> None:
+        """Fit to a finished image.
 
         Args:
             latent_CYX: the last latent.
-            picture: what the decoder made of it.
+            image: what the decoder made of it.
         """
         latent_CYX = latent_CYX.detach().float().cpu()
         height, width = latent_CYX.shape[1:]
-        small = picture.convert("RGB").resize((width, height), Image.Resampling.BOX)
+        small = image.convert("RGB").resize((width, height), Image.Resampling.BOX)
         target_PR = torch.from_numpy(np.asarray(small).copy()).float().div(255).reshape(-1, 3)
         self._spread = float(latent_CYX.std())
         input_PC = self._input(latent_CYX)
@@ -97,6 +97,6 @@ class LatentColors:
         return torch.cat([flat_PC, torch.ones(len(flat_PC), 1)], dim=1)
 
 
-def _picture(decoded_RYX: Tensor) -> Image.Image:
+def _image(decoded_RYX: Tensor) -> Image.Image:
     values_YXR = decoded_RYX.div(2).add(0.5).clamp(0, 1).mul(255).byte().permute(1, 2, 0)
     return Image.fromarray(np.ascontiguousarray(values_YXR.numpy()))

@@ -1,6 +1,6 @@
 """Results on disk: what a session made, bounded, and gone when the session is.
 
-Pages keep the numbers of results, never pictures: a page's state outlives its tab, and memory with it.
+Pages keep the numbers of results, never images: a page's state outlives its tab, and memory with it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from t2ictl.errors import BadSetting
 __all__ = ["Result", "ResultStore"]
 
 THUMBNAIL = 128  # pixels of the longer side
-NO_ROOM = ("There is no room: all older pictures are pinned.", "Unpin or delete some of them.")
+NO_ROOM = ("There is no room: all older images are pinned.", "Unpin or delete some of them.")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One picture of a session.
+    """One image of a session.
 
     Args:
         number: counts up within the store.
@@ -37,9 +37,9 @@ class Result:
         thumbnail: a small JPEG file.
         size: bytes of its files.
         details: a file of word maps and losses.
-        plain: number of the picture of the same seed without controls, if it was made.
-        key: what it was made of, for plain pictures that others are compared with; else empty.
-        is_listed: whether the history shows it; a plain picture made only to compare with is not listed.
+        plain: number of the image of the same seed without controls, if it was made.
+        key: what it was made of, for plain images that others are compared with; else empty.
+        is_listed: whether the history shows it; a plain image made only to compare with is not listed.
         is_pinned: whether it stays when room is made.
     """
 
@@ -92,11 +92,11 @@ class ResultStore:
         key: str = "",
         is_listed: bool = True,
     ) -> Result:
-        """Keep a picture.
+        """Keep an image.
 
         Args:
             session: whose it is.
-            made: the picture with its settings.
+            made: the image with its settings.
             prompt: what it was asked for.
             details: word maps and losses.
             key: what it was made of, if others may be compared with it.
@@ -130,13 +130,13 @@ class ResultStore:
             return own[number]
 
     def require_room(self, session: str) -> None:
-        """Find out before a picture is made whether it could be kept.
+        """Find out before an image is made whether it could be kept.
 
         Args:
             session: whose.
 
         Raises:
-            BadSetting: if all room is taken by pinned pictures.
+            BadSetting: if all room is taken by pinned images.
         """
         with self._lock:
             pinned = [each for each in self._results.get(session, {}).values() if each.is_pinned]
@@ -159,7 +159,7 @@ class ResultStore:
             return sorted(listed, key=lambda each: -each.number)
 
     def plain(self, session: str, key: str) -> Result | None:
-        """Find a plain picture that was made already.
+        """Find a plain image that was made already.
 
         Args:
             session: whose.
@@ -173,12 +173,12 @@ class ResultStore:
             return max(found, key=lambda each: each.number, default=None)
 
     def compare(self, session: str, number: int, plain: int) -> Result:
-        """Say which plain picture belongs to a result.
+        """Say which plain image belongs to a result.
 
         Args:
             session: whose.
             number: the result.
-            plain: number of the plain picture.
+            plain: number of the plain image.
 
         Returns:
             The result as it is now.
@@ -321,7 +321,7 @@ class ResultStore:
             raise BadSetting(*NO_ROOM)
 
     def _remove_unused(self, session: str, newest: int = 0) -> None:
-        """Plain pictures that are not listed go with the last one that is compared with them."""
+        """Plain images that are not listed go with the last one that is compared with them."""
         own = self._results.get(session, {})
         used = {each.plain for each in own.values()}
         for number in [each.number for each in own.values() if not each.is_listed]:

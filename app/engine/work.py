@@ -1,6 +1,6 @@
-"""What the worker does with an order: first the controlled picture, then the plain one of the same seed.
+"""What the worker does with an order: first the controlled image, then the plain one of the same seed.
 
-The plain picture is kept by what it is made of, so switching controls uses it again. Probes leave pictures bit-equal,
+The plain image is kept by what it is made of, so switching controls uses it again. Probes leave images bit-equal,
 so the maps of both come from the passes that make them.
 """
 
@@ -40,9 +40,9 @@ class Order:
 
     Args:
         model: source of a found model.
-        request: what the pipeline is asked for; one prompt, one picture.
+        request: what the pipeline is asked for; one prompt, one image.
         controls: what to do.
-        compare: whether the plain picture of the same seed is wanted too.
+        compare: whether the plain image of the same seed is wanted too.
     """
 
     model: str
@@ -52,7 +52,7 @@ class Order:
 
     @property
     def plain_key(self) -> str:
-        """What the plain picture is made of."""
+        """What the plain image is made of."""
         return json.dumps([self.model, _asked(self.request)], sort_keys=True)
 
 
@@ -61,8 +61,8 @@ class Made:
     """What the worker made.
 
     Args:
-        number: the picture's result.
-        plain: the plain picture's result, if there is one.
+        number: the image's result.
+        plain: the plain image's result, if there is one.
     """
 
     number: int
@@ -70,7 +70,7 @@ class Made:
 
 
 class Maker:
-    """Makes pictures; only the worker calls it.
+    """Makes images; only the worker calls it.
 
     Args:
         models: gives the model.
@@ -89,7 +89,7 @@ class Maker:
             job: its request is an :class:`Order`.
 
         Returns:
-            What was made; it is in ``job.result`` already while the plain picture is being made.
+            What was made; it is in ``job.result`` already while the plain image is being made.
 
         Raises:
             Cancelled: if the job was.
@@ -102,19 +102,19 @@ class Maker:
         if plain is not None and not order.controls:
             job.result = Made(number=self._keep_listed(job.session, plain))
             return job.result
-        result = self._picture(job, pipe, order, order.controls, "")
+        result = self._image(job, pipe, order, order.controls, "")
         job.result = Made(number=result.number)
         if order.controls and order.compare:
-            plain = plain or self._picture(job, pipe, order, (), "plain picture to compare with")
+            plain = plain or self._image(job, pipe, order, (), "plain image to compare with")
             self._store.compare(job.session, result.number, plain.number)
             job.result = Made(number=result.number, plain=plain.number)
         return job.result
 
     def _keep_listed(self, session: str, plain: Result) -> int:
-        """A plain picture that was made to compare with, and is now asked for itself."""
+        """A plain image that was made to compare with, and is now asked for itself."""
         return self._store.list_it(session, plain.number).number
 
-    def _picture(self, job: Job, pipe: Any, order: Order, controls: Sequence[Control], part: str) -> Result:
+    def _image(self, job: Job, pipe: Any, order: Order, controls: Sequence[Control], part: str) -> Result:
         job.tell("running", part=part, step=0, steps=order.request.steps)
         try:
             made = self._generate(job, pipe, order.request, controls)
@@ -131,7 +131,7 @@ class Maker:
         last, seen = None, time.monotonic()
 
         def on_step(progress: Any) -> bool:
-            """Tell how far it is, at times with a small picture."""
+            """Tell how far it is, at times with a small image."""
             nonlocal last, seen
             preview = None
             last = progress.latents[0]
@@ -147,9 +147,9 @@ class Maker:
         asked = {**_asked(request), "on_step": on_step, "checkpointing": self._checkpointing}
         prompt = asked.pop("prompt")
         try:
-            made = t2ictl.generate(pipe, prompt, controls, record=Recording(sites=RECORDED, by="size"), **asked)
-        except BudgetExceeded:  # a long prompt on a large picture: the mean over steps is still worth having
-            recording = Recording(sites=RECORDED, by="size", per_step=False)
+            made = t2ictl.generate(pipe, prompt, controls, record=Recording(layers=RECORDED, by="size"), **asked)
+        except BudgetExceeded:  # a long prompt on a large image: the mean over steps is still worth having
+            recording = Recording(layers=RECORDED, by="size", per_step=False)
             made = t2ictl.generate(pipe, prompt, controls, record=recording, **asked)
         if last is not None:
             colors.fit(last, made.image)
@@ -158,7 +158,7 @@ class Maker:
     def _colors_of(self, pipe: Any) -> LatentColors:
         source = str(self._models.loaded)
         if self._colors is None or self._colors[0] != source:
-            self._colors = (source, LatentColors.of(pipe))
+            self._colors = (source, LatentColors.from_pipeline(pipe))
         return self._colors[1]
 
 
@@ -170,6 +170,6 @@ def _out_of_memory(error: Exception) -> Exception:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return BadSetting(
-        "There was not enough memory for this picture.",
+        "There was not enough memory for this image.",
         "Lower the size first; then start the editor with --checkpointing all, or leave out what moves latents.",
     )

@@ -24,7 +24,7 @@ _COLORS = {"object": ":blue[**{}**]", "attribute": ":violet[*{}*]", "word": "{}"
 
 
 def compose(page: Page, seat: Seat) -> None:
-    """Show everything that makes the next picture, and the button that asks for it.
+    """Show everything that makes the next image, and the button that asks for it.
 
     Args:
         page: of this session.
@@ -53,7 +53,7 @@ def example_choice(page: Page, seat: Seat) -> None:
         seat: of this session.
     """
     with st.popover("Examples", width="stretch"):
-        st.caption("Each makes a picture and the plain one of the same seed.")
+        st.caption("Each makes an image and the plain one of the same seed.")
         for example in examples():
             st.button(
                 f"**{plain(example.name)}**: {plain(example.about)}", key=f"example/{example.name}", width="stretch",
@@ -70,7 +70,7 @@ def _chips(page: Page, seat: Seat) -> ReadPrompt | None:
     """The words of the prompt; what was chosen is kept by word and occurrence, so an edit elsewhere moves nothing."""
     draft = page.draft
     if not draft.prompt.strip():
-        st.caption("Write what the picture shall show; its words appear here.")
+        st.caption("Write what the image shall show; its words appear here.")
         return None
     try:
         read = seat.editor.read(draft.model, draft.prompt)
@@ -124,7 +124,7 @@ def _seed(page: Page) -> None:
             "",
             icon=":material/casino:",
             key="dice",
-            help="Another seed. With “Keep it” off, every picture has a new one.",
+            help="Another seed. With “Keep it” off, every image has a new one.",
             on_click=_roll,
             args=(page,),
         )
@@ -233,9 +233,9 @@ def _generate(page: Page, seat: Seat, read: ReadPrompt | None, problems: list[st
         shortcut="Ctrl+Enter",
     )  # fmt: skip
     draft.compare = st.checkbox(
-        "and the plain picture of the same seed", value=draft.compare, key=page.key("compare"),
+        "and the plain image of the same seed", value=draft.compare, key=page.key("compare"),
         disabled=not draft.chosen,
-        help=None if draft.chosen else "Choose a control first; without one the picture itself is plain.",
+        help=None if draft.chosen else "Choose a control first; without one the image itself is plain.",
     )  # fmt: skip
     if why:
         st.caption(why)

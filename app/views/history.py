@@ -9,7 +9,7 @@ import streamlit as st
 import t2ictl
 from t2ictl.app.engine.editor import Seat
 from t2ictl.app.engine.store import Result
-from t2ictl.app.recipes import LARGEST_UPLOAD, Recipe, of_settings, uploaded
+from t2ictl.app.recipes import LARGEST_UPLOAD, Recipe, from_settings, uploaded
 from t2ictl.app.state import Draft, Page
 from t2ictl.app.text import plain
 from t2ictl.errors import T2ictlError
@@ -32,12 +32,12 @@ def history(page: Page, seat: Seat) -> None:
     st.markdown("##### History")
     results = seat.editor.store.results(seat.session)
     if not results:
-        st.caption("Pictures that you make stay here while this page is open; pinned ones last.")
+        st.caption("Images that you make stay here while this page is open; pinned ones last.")
         return
     count = len(results)
     shown = results
     line, everything = st.columns([3, 2], vertical_alignment="center")
-    line.caption(f"{count} picture{'s' if count > 1 else ''} of this session, the newest first")
+    line.caption(f"{count} image{'s' if count > 1 else ''} of this session, the newest first")
     if count > SHOWN and not everything.toggle(f"Show all {count}", key="all-history"):
         shown = [result for result in results if result.is_pinned or result in results[:SHOWN]]
     for start in range(0, len(shown), COLUMNS):
@@ -48,7 +48,7 @@ def history(page: Page, seat: Seat) -> None:
 
 
 def file_choice(page: Page, seat: Seat) -> None:
-    """Take settings out of a picture or a JSON file.
+    """Take settings out of an image or a JSON file.
 
     Args:
         page: of this session.
@@ -64,7 +64,7 @@ def file_choice(page: Page, seat: Seat) -> None:
 def _result(page: Page, seat: Seat, result: Result) -> None:
     mark = " · pinned" if result.is_pinned else ""
     here = " · shown" if result.number == page.shown else ""
-    st.image(str(result.thumbnail), width="stretch", alt=f"Picture of “{result.prompt}”")
+    st.image(str(result.thumbnail), width="stretch", alt=f"Image of “{result.prompt}”")
     st.caption(f"{plain(result.prompt, 48)}{mark}{here}")
     with st.popover("Use", width="stretch"):
         for name, act in _verbs(page, seat, result).items():
@@ -77,12 +77,12 @@ def _verbs(page: Page, seat: Seat, result: Result) -> dict[str, Callable[[], Non
         page.point = None
 
     def recall(take: Callable[[Draft, Recipe], None]) -> Callable[[], None]:
-        """Make what a button does that takes settings of this picture."""
+        """Make what a button does that takes settings of this image."""
 
         def act() -> None:
             """Take them, or say why they cannot be read."""
             try:
-                recipe = of_settings(t2ictl.read_settings(result.path))
+                recipe = from_settings(t2ictl.read_settings(result.path))
             except T2ictlError as error:
                 page.say("error", plain(str(error), 500))
                 return

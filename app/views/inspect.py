@@ -17,14 +17,14 @@ from t2ictl.app.text import plain
 if TYPE_CHECKING:
     from t2ictl.app.views.shown import Shown
 
-__all__ = ["Look", "inspect"]
+__all__ = ["MapChoice", "inspect"]
 
 TABS = {"words": "Words", "overlap": "Overlap", "losses": "Losses"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """Which map lies over the picture.
+class MapChoice:
+    """Which map lies over the image.
 
     Args:
         word: whose; empty for none.
@@ -41,8 +41,8 @@ class Look:
     heat_top: float = 0.0
 
 
-def inspect(page: Page, shown: Shown | None, read: ReadPrompt | None) -> Look:
-    """Show what the words of a picture look at.
+def inspect(page: Page, shown: Shown | None, read: ReadPrompt | None) -> MapChoice:
+    """Show what the words of an image look at.
 
     Args:
         page: of this session.
@@ -50,13 +50,13 @@ def inspect(page: Page, shown: Shown | None, read: ReadPrompt | None) -> Look:
         read: its prompt, for the roles of words.
 
     Returns:
-        The map to lay over the picture.
+        The map to lay over the image.
     """
     st.markdown("##### Inspect")
     if shown is None or shown.details.maps is None:
         with st.container(border=True):
-            st.markdown("What each word looks at appears here, once there is a picture.")
-        return Look()
+            st.markdown("What each word looks at appears here, once there is an image.")
+        return MapChoice()
     look = _map_choice(shown, read)
     tab = st.segmented_control(
         "What", list(TABS), default="words", required=True, format_func=TABS.__getitem__, key="tab",
@@ -78,7 +78,7 @@ def content_words(maps: Maps, read: ReadPrompt | None) -> list[str]:
     return content or list(maps.words)
 
 
-def _map_choice(shown: Shown, read: ReadPrompt | None) -> Look:
+def _map_choice(shown: Shown, read: ReadPrompt | None) -> MapChoice:
     maps = shown.details.maps
     assert maps is not None
     everything = st.session_state.get("all-words", False)
@@ -107,11 +107,11 @@ def _map_choice(shown: Shown, read: ReadPrompt | None) -> Look:
         top = max(tops)
         if word in maps.merged:
             st.caption(f"It was merged into {plain(maps.merged[word])!s}: this is the map of the whole.")
-    return Look(word=word, place=place, step=step, opacity=strength, heat_top=top)
+    return MapChoice(word=word, place=place, step=step, opacity=strength, heat_top=top)
 
 
 def _both(shown: Shown) -> list[Details]:
-    """The picture and the plain one have one scale, or they could not be compared."""
+    """The image and the plain one have one scale, or they could not be compared."""
     return [each for each in (shown.details, shown.plain_details) if each is not None and each.maps is not None]
 
 
@@ -138,7 +138,7 @@ def _layers(maps: Maps, name: str) -> str:
     return "all layers" if name == ALL else f"{name.partition('@')[0]} {width}×{height}"
 
 
-def _ranked(page: Page, shown: Shown, look: Look, read: ReadPrompt | None) -> None:
+def _ranked(page: Page, shown: Shown, look: MapChoice, read: ReadPrompt | None) -> None:
     if page.point is None:
         _place_by_numbers(page)
         return
@@ -148,7 +148,7 @@ def _ranked(page: Page, shown: Shown, look: Look, read: ReadPrompt | None) -> No
         return
     x, y = page.point["x"], page.point["y"]
     place, clear = st.columns([3, 1], vertical_alignment="center")
-    place.caption(f"At {x:.0%} from the left and {y:.0%} from the top of the {'plain ' if is_plain else ''}picture:")
+    place.caption(f"At {x:.0%} from the left and {y:.0%} from the top of the {'plain ' if is_plain else ''}image:")
     clear.button("Clear", key="point-clear", on_click=_clear, args=(page,))
     maps = details.maps
     step = look.step if look.step is None or look.step < maps.steps else None
@@ -167,7 +167,7 @@ def _ranked(page: Page, shown: Shown, look: Look, read: ReadPrompt | None) -> No
 
 
 def _place_by_numbers(page: Page) -> None:
-    st.caption("Click on the picture, and the words that act there are ranked here.")
+    st.caption("Click on the image, and the words that act there are ranked here.")
     with st.expander("Or give the place by numbers"):
         x = st.slider("From the left", 0.0, 1.0, 0.5, 0.01, key="point-x")
         y = st.slider("From the top", 0.0, 1.0, 0.5, 0.01, key="point-y")
@@ -180,7 +180,7 @@ def _clear(page: Page) -> None:
     page.point = None
 
 
-def _overlap(maps: Maps, look: Look, read: ReadPrompt | None) -> None:
+def _overlap(maps: Maps, look: MapChoice, read: ReadPrompt | None) -> None:
     """Which words share places: the pairs first, then the table."""
     words = list(maps.words) if st.session_state.get("all-words") else content_words(maps, read)
     if len(words) < 2:
@@ -213,7 +213,7 @@ def short_names(names: Collection[str]) -> dict[str, str]:
 
 def _losses(details: Details) -> None:
     if not details.losses:
-        st.caption("No control of this picture moves anything by a loss.")
+        st.caption("No control of this image moves anything by a loss.")
         return
     first = [loss for loss in details.losses if loss.iteration == 0]
     names = short_names({name for loss in first for name in loss.terms})

@@ -21,9 +21,9 @@ class Shown:
     """What is on the stage.
 
     Args:
-        result: the picture.
+        result: the image.
         details: its maps and losses.
-        plain: the plain picture of the same seed, if there is one.
+        plain: the plain image of the same seed, if there is one.
         plain_details: maps of that.
     """
 

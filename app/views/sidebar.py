@@ -41,7 +41,7 @@ def _models(page: Page, seat: Seat) -> None:
         "Model", sources, index=sources.index(draft.model), key=page.key("model"), label_visibility="collapsed",
         format_func=lambda source: usable[source].name,
     )  # fmt: skip
-    st.caption(f"{plain(usable[draft.model].family)}. It is loaded when a picture is asked for.")
+    st.caption(f"{plain(usable[draft.model].family)}. It is loaded when an image is asked for.")
     refused = [model for model in found if model.why_not]
     if refused:
         with st.expander(f"{len(refused)} more cannot be used"):
@@ -60,7 +60,7 @@ def _device(seat: Seat) -> None:
 
 
 def estimate_line(page: Page, seat: Seat, words: int) -> None:
-    """Say about how much memory the next picture takes, and warn where that is more than is free.
+    """Say about how much memory the next image takes, and warn where that is more than is free.
 
     Args:
         page: of this session.

@@ -52,7 +52,7 @@ def compare(
 
     Raises:
         BadSetting: the folder is no run, results are missing, an arm or outcome is unknown, or two arms have no
-            picture in common.
+            image in common.
         MissingExtra: the extra ``bench`` is not installed.
     """
     _need_statistics()
@@ -107,7 +107,7 @@ def compare_command(
 
 def power_command(
     prompts: Annotated[int, typer.Option(help="Prompts of a category.")] = 400,
-    seeds: Annotated[int, typer.Option(help="Pictures a prompt and arm.")] = 4,
+    seeds: Annotated[int, typer.Option(help="Images a prompt and arm.")] = 4,
     pilot: Annotated[Path | None, typer.Option(help="A run folder to take the spread from.")] = None,
     share: Annotated[float, typer.Option(help="Expected share, without a pilot.")] = 0.5,
     sd: Annotated[float, typer.Option(help="Standard deviation of the prompts' own shares, without a pilot.")] = 0.3,

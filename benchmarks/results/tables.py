@@ -21,7 +21,7 @@ INCOMPLETE = "INCOMPLETE RUN: not a result"
 #: Marks of intervals that were not made by the method of the header.
 MARKS = {ALL_ALIKE: "=", STUDENT: "t", COMBINED: "m"}
 INTERVALS = "Intervals: 95 %, two-sided, for other prompts with the same seeds."
-ALIKE_NOTE = "'=': all prompts alike; Wilson's interval with every prompt as one picture."
+ALIKE_NOTE = "'=': all prompts alike; Wilson's interval with every prompt as one image."
 SHARE_NOTES = (
     INTERVALS + " macro: mean of the categories, their intervals combined (MOVER). " + ALIKE_NOTE,
     "forwards, backwards: denoiser passes per image; x plain: their sum over that of the plain arm.",

@@ -1,1 +1,1 @@
-"""A run of many pictures: plan, batches, shards, resumable storage, and the table that comes out."""
+"""A run of many images: plan, batches, shards, resumable storage, and the table that comes out."""

@@ -8,10 +8,10 @@ A control's name, or a label with settings
     Latents move where that arm moved them, as far, in a random direction. What such a move gains is
     owed to moving at all, and not to the direction.
 ``best-of-N``
-    The best of N plain pictures. The judge that reports selects, so it is an oracle: what more samples could
+    The best of N plain images. The judge that reports selects, so it is an oracle: what more samples could
     give with perfect selection.
 ``best-of-N:<arm>``
-    Of the same N pictures the one that the arm's own loss finds best: what the loss is worth as a selector.
+    Of the same N images the one that the arm's own loss finds best: what the loss is worth as a selector.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Arm:
         kind: ``"plain"``, ``"control"``, ``"random"`` or ``"best"``.
         controls: what acts; of a random arm and of a selection by loss, the controls of the arm behind it.
         base: label of the arm behind a random arm or a selection by loss.
-        candidates: number of plain pictures to choose from.
+        candidates: number of plain images to choose from.
     """
 
     label: str
@@ -75,7 +75,7 @@ def control_settings(control: Control) -> dict[str, Any]:
         control: a registered control.
 
     Returns:
-        ``{"control": name, field: value, ...}``, as in the settings of a picture.
+        ``{"control": name, field: value, ...}``, as in the settings of an image.
 
     Example:
         >>> from t2ictl.processors import AttendAndExcite
@@ -86,13 +86,13 @@ def control_settings(control: Control) -> dict[str, Any]:
 
 
 def measurable(controls: Iterable[Control]) -> tuple[Control, ...]:
-    """Keep the controls whose losses can be read from the pass that makes the picture.
+    """Keep the controls whose losses can be read from the pass that makes the image.
 
     Args:
         controls: the controls of an arm.
 
     Returns:
-        Those with losses on latents; losses on text rows need passes of their own.
+        Those with losses on latents; losses on text rows need extra passes.
     """
     return tuple(control for control in controls if control.has_losses and not control.moves_words)
 
@@ -144,7 +144,7 @@ def _arm(label: str, spec: ArmSpec | None, controls: Mapping[str, tuple[Control,
     behind = controls.get(base or "", ())
     if best and base is not None and not measurable(behind):
         raise BadSetting(
-            f"The arm {label!r} cannot choose: {base!r} has no losses, or such that need passes of their own.",
+            f"The arm {label!r} cannot choose: {base!r} has no losses, or such that need extra passes.",
             f"Leave it out; best-of-{best['count']} chooses by the judge.",
         )
     if random and not any(control.has_losses for control in behind):

@@ -18,14 +18,14 @@ from t2ictl.benchmarks.runs.units import Unit
 from t2ictl.benchmarks.suites.base import Judgement, Suite, find_suite
 from t2ictl.errors import BadSetting
 
-__all__ = ["Place", "UnitMaker", "opened"]
+__all__ = ["Runtime", "UnitMaker", "opened"]
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where pictures are made; rounding may depend on it.
+class Runtime:
+    """Where images are made; rounding may depend on it.
 
     Args:
         device: of torch; None for CUDA where there is one.
@@ -67,13 +67,13 @@ class UnitMaker:
     def make(
         self, unit: Unit, folder: Folder, worker: str, tell: Callable[[str, int], None] = lambda arm, count: None
     ) -> list[dict[str, Any]]:
-        """Put a unit through all arms. Pictures are on disk before their rows are.
+        """Put a unit through all arms. Images are on disk before their rows are.
 
         Args:
             unit: the unit.
-            folder: gets the pictures and the times.
+            folder: gets the images and the times.
             worker: name of the file with the times.
-            tell: gets an arm's label and number of pictures, when they are made.
+            tell: gets an arm's label and number of images, when they are made.
 
         Returns:
             The rows, which are not written yet.
@@ -82,10 +82,10 @@ class UnitMaker:
         steps = UnitRun(unit=unit, arms=self.arms, sampler=sampler, judge=self.suite.judge or _not_judged)
         rows = []
         for result in steps.results():
-            for picture in result.pictures:
-                made = picture.generation
-                rows.append(picture.row | ({} if made is None else folder.save_image(made, picture.row)))
-            count = len(result.pictures)
+            for image in result.images:
+                made = image.generation
+                rows.append(image.row | ({} if made is None else folder.save_image(made, image.row)))
+            count = len(result.images)
             timing = {
                 "unit": unit.number,
                 "arm": result.arm.label,
@@ -103,7 +103,7 @@ def _not_judged(image: Any, prompt: str) -> Judgement:
     return Judgement(outcomes={})
 
 
-def _check(place: Place) -> None:
+def _check(place: Runtime) -> None:
     """Name a precision or device that is not there."""
     import torch
 
@@ -120,7 +120,7 @@ def _check(place: Place) -> None:
 
 
 @contextmanager
-def opened(plan: RunPlan, place: Place) -> Iterator[UnitMaker]:
+def opened(plan: RunPlan, place: Runtime) -> Iterator[UnitMaker]:
     """Load the model of a plan, without progress bars of its own, on a fixed number of threads.
 
     Args:

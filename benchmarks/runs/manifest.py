@@ -1,7 +1,7 @@
 """plan.json: everything that reproduces the rows of a folder, and the refusal to mix two of them.
 
 Legend of its keys: the fields of the plan under their own names; ``arms`` with all settings; ``items`` the prompts;
-``instrument`` the judge and what it measures with; ``source`` the code that makes pictures.
+``instrument`` the judge and what it measures with; ``source`` the code that makes images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def make_manifest(plan: RunPlan, arms: Sequence[Arm], items: Sequence[Item], pip
         plan: what was asked for.
         arms: the arms, resolved.
         items: the prompts.
-        pipe: the pipeline that will make the pictures.
+        pipe: the pipeline that will make the images.
 
     Returns:
         JSON data with a hash of itself.

@@ -66,11 +66,11 @@ class RunPlan(BaseModel):
         kinds: categories of the suite.
         split: tuning prompts for choosing settings; report prompts for the final figures, once.
         prompts: prompts of each kind, one number or one for each kind.
-        seeds: pictures of each prompt and arm.
+        seeds: images of each prompt and arm.
         first_seed: the first of the seeds; the others follow.
         steps: denoising steps.
         guidance: strength of classifier-free guidance; 1 is none.
-        batch: pictures in one tensor batch.
+        batch: images in one tensor batch.
         limit: most prompts in all, for a smoke run; marks the run as no result.
 
     Example:

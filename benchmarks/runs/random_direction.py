@@ -5,7 +5,7 @@ far, and reach the denoiser in the same way; only the direction knows nothing of
 hundreds of dimensions it is as good as orthogonal to the gradient. What a control does to text rows without a
 loss (merging them, say) is done here too.
 
-Legend: ``B`` picture, ``C`` channels, ``Y`` ``X`` rows and columns, ``K`` position of the text row.
+Legend: ``B`` image, ``C`` channels, ``Y`` ``X`` rows and columns, ``K`` position of the text row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RandomDirection(Control):
 
     Args:
         trace: ``session.trace`` of the controlled run of the same batch.
-        seeds: seed of the direction of each picture.
+        seeds: seed of the direction of each image.
         base: the controls of that run.
     """
 
@@ -54,28 +54,28 @@ class RandomDirection(Control):
             if plans[-1].text is not None:  # as in a session, the others see where words have moved
                 context = replace(context, prompts=plans[-1].text.prompts)
         text = next((plan.text for plan in plans if plan.text is not None), None)
-        pin = next((plan.pin for plan in plans if plan.pin is not None), None)
+        pin = next((plan.fixed_latents for plan in plans if plan.fixed_latents is not None), None)
         # What the base does without moving anything stays: the two arms differ by the direction alone.
         edits = tuple(edit for plan in plans for edit in plan.edits)
-        watches = tuple(watch for plan in plans for watch in plan.watches)
+        map_hooks = tuple(watch for plan in plans for watch in plan.map_hooks)
 
         def push(x_BCYX: Tensor, step: Any) -> list[Tensor]:
             found = self._lengths.get(("latents", step.index), ())
             return [torch.stack(_vectors(torch.ones_like(x_BCYX), length_B, for_latents)) for length_B in found]
 
         if text is None:
-            return Plan(push=push, pin=pin, edits=edits, watches=watches)
-        mask_BK = torch.stack([each.rows for each in text.objectives]).any(dim=0) if text.objectives else None
+            return Plan(perturb=push, fixed_latents=pin, edits=edits, map_hooks=map_hooks)
+        mask_BK = torch.stack([each.movable for each in text.objectives]).any(dim=0) if text.objectives else None
 
-        def push_rows(rows_BKC: Tensor, step: Any) -> list[Tensor]:
+        def push_rows(embeds_BTC: Tensor, step: Any) -> list[Tensor]:
             if mask_BK is None:
                 return []
-            free_BKC = mask_BK[..., None].expand(rows_BKC.shape).to(rows_BKC)
+            free_BKC = mask_BK[..., None].expand(embeds_BTC.shape).to(embeds_BTC)
             found = self._lengths.get(("tokens", step.index), ())
             return [torch.stack(_vectors(free_BKC, length_B, for_rows)) for length_B in found]
 
-        moved = replace(text, objectives=(), push=push_rows)
-        return Plan(push=push, pin=pin, edits=edits, watches=watches, text=moved)
+        moved = replace(text, objectives=(), perturb=push_rows)
+        return Plan(perturb=push, fixed_latents=pin, edits=edits, map_hooks=map_hooks, text=moved)
 
 
 def _vectors(free: Tensor, length_B: Tensor, generators: Sequence[torch.Generator]) -> list[Tensor]:
@@ -83,7 +83,7 @@ def _vectors(free: Tensor, length_B: Tensor, generators: Sequence[torch.Generato
 
 
 def _vector(free: Tensor, length: float, generator: torch.Generator) -> Tensor:
-    """A vector of this length where ``free`` is 1; a picture that did not move draws nothing."""
+    """A vector of this length where ``free`` is 1; an image that did not move draws nothing."""
     if length == 0:
         return torch.zeros(free.shape, dtype=torch.float64)
     vector = torch.randn(free.shape, generator=generator, dtype=torch.float64) * free.cpu()

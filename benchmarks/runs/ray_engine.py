@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ictl.benchmarks.extras import need
-from t2ictl.benchmarks.runs.making import Place, opened
+from t2ictl.benchmarks.runs.making import Runtime, opened
 from t2ictl.benchmarks.runs.manifest import check_same
 from t2ictl.benchmarks.runs.plan import RunPlan
 from t2ictl.benchmarks.runs.store import Folder
@@ -37,7 +37,7 @@ class Made:
     Args:
         unit: its number.
         rows: its rows.
-        files: pictures and times by path in the folder.
+        files: images and times by path in the folder.
         problem: what went wrong in the worker, as cause and remedy; nothing else is there then.
     """
 
@@ -50,7 +50,7 @@ class Made:
 class _Worker:
     """What runs in a worker's process."""
 
-    def __init__(self, plan: RunPlan, place: Place) -> None:
+    def __init__(self, plan: RunPlan, place: Runtime) -> None:
         self._context = opened(plan, place)
         self._maker = self._context.__enter__()  # for as long as the process lives
 
@@ -131,12 +131,12 @@ class RayWorkers:
 
 
 @contextmanager
-def started(plan: RunPlan, place: Place, workers: int) -> Iterator[RayWorkers]:
+def started(plan: RunPlan, place: Runtime, workers: int) -> Iterator[RayWorkers]:
     """Start workers, in the cluster that ray's own settings name (RAY_ADDRESS), or else on this machine.
 
     Args:
         plan: what is run.
-        place: where each worker makes its pictures; with CUDA, or with None where the cluster has GPUs, each takes one.
+        place: where each worker makes its images; with CUDA, or with None where the cluster has GPUs, each takes one.
         workers: how many.
 
     Yields:
@@ -176,7 +176,7 @@ def started(plan: RunPlan, place: Place, workers: int) -> Iterator[RayWorkers]:
             ray.shutdown()
 
 
-def _resources(ray: Any, place: Place, workers: int) -> dict[str, float]:
+def _resources(ray: Any, place: Runtime, workers: int) -> dict[str, float]:
     """What each worker takes; refused at once if the cluster can never give it."""
     if place.device is not None and ":" in place.device:
         raise BadSetting(

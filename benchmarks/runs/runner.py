@@ -1,7 +1,7 @@
 """The run: take the units of a shard that are not done, put them through all arms, and merge when all are there.
 
 It may be killed at any moment. What it goes on from is on disk: a unit is done if all its rows are
-there and its pictures are as they were written; any other is made again, whole.
+there and its images are as they were written; any other is made again, whole.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from t2ictl.benchmarks.extras import need
 from t2ictl.benchmarks.runs.arms import Arm, resolve_arms
 from t2ictl.benchmarks.runs.files import write_whole
-from t2ictl.benchmarks.runs.making import Place, UnitMaker, opened
+from t2ictl.benchmarks.runs.making import Runtime, UnitMaker, opened
 from t2ictl.benchmarks.runs.manifest import check_same, read_manifest
 from t2ictl.benchmarks.runs.plan import RunPlan, plan_items
 from t2ictl.benchmarks.runs.store import Block, Folder, Key
@@ -32,7 +32,7 @@ from t2ictl.errors import BadSetting, Cancelled
 if TYPE_CHECKING:
     from t2ictl.benchmarks.runs.ray_engine import Made, RayWorkers
 
-__all__ = ["ENGINES", "Outcome", "Place", "foretell", "merge", "run"]
+__all__ = ["ENGINES", "Outcome", "Runtime", "foretell", "merge", "run"]
 
 ENGINES = ("local", "ray")
 
@@ -63,7 +63,7 @@ def run(
     *,
     shard: Shard | None = None,
     retry_failed: bool = False,
-    place: Place | None = None,
+    place: Runtime | None = None,
     engine: str = "local",
     workers: int = 1,
 ) -> Outcome:
@@ -75,7 +75,7 @@ def run(
         shard: the share of the work to do; None for all of it.
         retry_failed: make units with failed rows again.
         place: device, precision and threads.
-        engine: ``"local"``, in this process, or ``"ray"``, in workers; pictures and rows are the same.
+        engine: ``"local"``, in this process, or ``"ray"``, in workers; images and rows are the same.
         workers: of ray.
 
     Returns:
@@ -89,7 +89,7 @@ def run(
     Example:
         >>> from t2ictl.benchmarks.runs.plan import make_plan
         >>> plan = make_plan({"arms": "plain,best-of-2", "limit": 1, "seeds": 1, "steps": 2})
-        >>> outcome = run(plan, Path("smoke"), place=Place(device="cpu"))
+        >>> outcome = run(plan, Path("smoke"), place=Runtime(device="cpu"))
         >>> len(outcome.rows), outcome.failed, merge(Path("smoke")).missing
         (2, 0, 0)
     """
@@ -101,7 +101,7 @@ def run(
         raise BadSetting(f"{workers} workers make no sense here.", "Workers are of ray: --engine ray --workers 2.")
     shard = shard or Shard()
     arms, _ = _checked(plan)
-    with _engine(plan, place or Place(), engine, workers, shard) as worker:
+    with _engine(plan, place or Runtime(), engine, workers, shard) as worker:
         manifest = worker.manifest
         folder = Folder(out)
         folder.prepare()
@@ -132,18 +132,18 @@ def foretell(plan: RunPlan) -> str:
     Example:
         >>> from t2ictl.benchmarks.runs.plan import make_plan
         >>> foretell(make_plan({"arms": "plain,best-of-2", "limit": 3, "seeds": 2, "batch": 4}))
-        '3 prompts x 2 seeds x 2 arms (plain, best-of-2): 12 pictures in 2 batches; 12 pictures are generated'
+        '3 prompts x 2 seeds x 2 arms (plain, best-of-2): 12 images in 2 batches; 12 images are generated'
     """
     arms, _ = _checked(plan)
     items = plan_items(plan)
     pairs = len(items) * plan.seeds
     batches = -(-pairs // plan.batch)
-    # Best-of arms share their candidates, the first of which is the plain arm's picture.
+    # Best-of arms share their candidates, the first of which is the plain arm's image.
     shared = max((arm.candidates for arm in arms if arm.kind in ("plain", "best")), default=0)
     made = pairs * (shared + sum(arm.kind not in ("plain", "best") for arm in arms))
     return (
         f"{len(items)} prompts x {plan.seeds} seeds x {len(arms)} arms ({', '.join(arm.label for arm in arms)}): "
-        f"{pairs * len(arms)} pictures in {batches} batches; {made} pictures are generated"
+        f"{pairs * len(arms)} images in {batches} batches; {made} images are generated"
     )
 
 
@@ -153,7 +153,7 @@ def _checked(plan: RunPlan) -> tuple[tuple[Arm, ...], Suite]:
     plan_items(plan)
     if suite.judge is None and (oracles := [arm.label for arm in arms if arm.kind == "best" and arm.base is None]):
         raise BadSetting(
-            f"{oracles[0]} lets the judge choose, and pictures of {plan.suite} are judged later.",
+            f"{oracles[0]} lets the judge choose, and images of {plan.suite} are judged later.",
             "Leave it out, or choose by a control's loss: best-of-N:<arm>.",
         )
     return arms, suite
@@ -221,7 +221,7 @@ def _done(folder: Folder, blocks: Mapping[int, Block], retry_failed: bool) -> se
 
 
 def _bar(units: Sequence[Unit], done: set[int], arms: int) -> Any:
-    """Progress in pictures; what was there before counts as done."""
+    """Progress in images; what was there before counts as done."""
     from tqdm import tqdm
 
     sizes = {unit.number: len(unit.pairs) * arms for unit in units}
@@ -266,7 +266,7 @@ class _OnRay:
         """Make units and write them."""
 
         def write(made: Made) -> None:
-            """Pictures first: a row on disk means that its picture is there."""
+            """Images first: a row on disk means that its image is there."""
             for inside, content in made.files.items():
                 if inside.startswith("timings/"):
                     for line in content.splitlines():
@@ -282,7 +282,7 @@ class _OnRay:
 
 
 @contextmanager
-def _engine(plan: RunPlan, place: Place, engine: str, workers: int, shard: Shard) -> Iterator[_Local | _OnRay]:
+def _engine(plan: RunPlan, place: Runtime, engine: str, workers: int, shard: Shard) -> Iterator[_Local | _OnRay]:
     if engine == "ray":
         from t2ictl.benchmarks.runs import ray_engine
 

@@ -1,4 +1,4 @@
-"""Making one batch of pictures, and what is known of each: moves, own losses, and the passes it took."""
+"""Making one batch of images, and what is known of each: moves, own losses, and the passes it took."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Sample", "Sampler"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A batch of pictures.
+    """A batch of images.
 
     Args:
-        images: the pictures.
+        images: the images.
         seeds: seed of the noise from which each started.
         trace: losses and moves of the session.
-        losses: for each measured control its loss on each picture, at the last evaluation in which it acts.
+        losses: for each measured control its loss on each image, at the last evaluation in which it acts.
         cost: the session's.
     """
 
@@ -35,27 +35,27 @@ class Sample:
 
     @property
     def passes(self) -> int:
-        """Denoiser forward passes of the pipeline for one picture, in both branches of the guidance."""
+        """Denoiser forward passes of the pipeline for one image, in both branches of the guidance."""
         return int(self.cost.forwards) // len(self.images)
 
     def moves(self, row: int) -> list[tuple[int, float, str]]:
-        """List the moves of one picture.
+        """List the moves of one image.
 
         Args:
-            row: which picture.
+            row: which image.
 
         Returns:
             Triples (evaluation, length, what moved) in the order in which they were made; latents in scaled space, text
-            rows in their own. Passes in which the picture waited for others of its batch are none.
+            rows in their own. Passes in which the image waited for others of its batch are none.
         """
         moves = [(entry.step.index, float(entry.length[row]), entry.moved) for entry in self.trace]
         return [each for each in moves if each[1] > 0]
 
     def extra_forwards(self, row: int) -> int:
-        """Count the forward passes that moving one picture took.
+        """Count the forward passes that moving one image took.
 
         Args:
-            row: which picture.
+            row: which image.
 
         Returns:
             The number; a push, which looks at nothing, takes none.
@@ -63,10 +63,10 @@ class Sample:
         return sum(1 if each.forwards is None else int(each.forwards[row]) for each in self._looks(row))
 
     def backwards(self, row: int) -> int:
-        """Count the passes back that moving one picture took.
+        """Count the passes back that moving one image took.
 
         Args:
-            row: which picture.
+            row: which image.
 
         Returns:
             The number.
@@ -74,24 +74,24 @@ class Sample:
         return sum(1 if each.backwards is None else int(each.backwards[row]) for each in self._looks(row))
 
     def _looks(self, row: int) -> list[Any]:
-        """Entries of the trace that are a picture's own, and not only of others in its batch."""
+        """Entries of the trace that are an image's own, and not only of others in its batch."""
         found, goes_on = [], False
         for entry in self.trace:
             if entry.moved == "tokens":
                 found += [entry] if entry.terms else []
                 continue
-            # A pass is the picture's own if it is the first at its evaluation, or the one before it asked for more.
+            # A pass is the image's own if it is the first at its evaluation, or the one before it asked for more.
             goes_on = bool(entry.terms) and (entry.iteration == 0 or goes_on)
             found += [entry] if goes_on else []
             goes_on = goes_on and bool(entry.refined[row])
         return found
 
     def loss(self, controls: Sequence[Control], row: int) -> float | None:
-        """Give the loss that some controls, which were measured, find in one picture.
+        """Give the loss that some controls, which were measured, find in one image.
 
         Args:
             controls: the controls of an arm.
-            row: which picture.
+            row: which image.
 
         Returns:
             Their sum; None if none of them acted, or a loss is not finite.
@@ -102,7 +102,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Makes batches of pictures on one pipeline.
+    """Makes batches of images on one pipeline.
 
     Args:
         pipe: a diffusers pipeline.
@@ -120,13 +120,13 @@ class Sampler:
         """Make one batch.
 
         Args:
-            prompts: one prompt a picture.
+            prompts: one prompt an image.
             seeds: seed of the noise of each, drawn by a generator of its own on the CPU.
             controls: what acts.
-            measure: whose losses are measured on the way; the pictures do not change by it.
+            measure: whose losses are measured on the way; the images do not change by it.
 
         Returns:
-            The pictures and what is known of them.
+            The images and what is known of them.
         """
         with controlled(self.pipe, controls, measure=measure) as session:
             images = self.pipe(

@@ -1,4 +1,4 @@
-"""The folder of a run: rows that survive a kill, pictures that are whole or absent, and locks.
+"""The folder of a run: rows that survive a kill, images that are whole or absent, and locks.
 
 Rows are appended, a whole unit in one write, and each worker has a file of its own. What a killed
 write left behind is an incomplete block at the end of one file; it is not read, and its worker cuts it off.
@@ -49,10 +49,10 @@ class Block:
 
 
 def pixel_hash(image: Image.Image) -> str:
-    """Hash what a picture shows, whatever file it is in.
+    """Hash what an image shows, whatever file it is in.
 
     Args:
-        image: the picture.
+        image: the image.
 
     Returns:
         SHA-256 of mode, size and pixels.
@@ -191,13 +191,13 @@ class Folder:
         with (self.root / "timings" / f"{worker}.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")
 
-    # -- pictures ---------------------------------------------------------------------------
+    # -- images ---------------------------------------------------------------------------
 
     def save_image(self, made: Generation, row: Row) -> dict[str, str]:
-        """Write a picture with its settings inside; the file is whole or absent.
+        """Write an image with its settings inside; the file is whole or absent.
 
         Args:
-            made: the picture; its settings hold no time, host or batch.
+            made: the image; its settings hold no time, host or batch.
             row: its row: arm, prompt id and seed name the file.
 
         Returns:
@@ -210,7 +210,7 @@ class Folder:
         return {"image": inside, "sha256": pixel_hash(made.image), "file_sha256": _file_hash(path)}
 
     def has_images(self, block: Block) -> bool:
-        """Say whether every picture of a unit is there as it was written.
+        """Say whether every image of a unit is there as it was written.
 
         Args:
             block: rows of the unit.

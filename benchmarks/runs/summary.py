@@ -38,7 +38,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], arms: Sequence[str] = ()) -> li
         arms: the arms in the order of the table; others come after them.
 
     Returns:
-        One entry a category and arm: pictures, failures, outcomes in percent, mean passes.
+        One entry a category and arm: images, failures, outcomes in percent, mean passes.
 
     Example:
         >>> row = {"arm": "plain", "category": "pair", "prompt_id": "a", "seed": 0, "status": "ok",

@@ -1,6 +1,6 @@
-"""One unit through all arms: pictures, verdicts, and one row for each.
+"""One unit through all arms: images, verdicts, and one row for each.
 
-Plain pictures are made once: the plain arm shows the first candidate, and every best-of-N chooses
+Plain images are made once: the plain arm shows the first candidate, and every best-of-N chooses
 among the same ones.
 """
 
@@ -20,19 +20,19 @@ from t2ictl.benchmarks.runs.units import Unit, direction_seed, noise_seed
 from t2ictl.benchmarks.suites.base import Judgement
 from t2ictl.errors import T2ictlError
 
-__all__ = ["ArmResult", "Picture", "UnitRun", "choose_by_judge", "choose_by_loss"]
+__all__ = ["ArmResult", "MadeImage", "UnitRun", "choose_by_judge", "choose_by_loss"]
 
 Judge = Callable[[Image.Image, str], Judgement]
 LONGEST_ERROR = 500  # characters of a message in a row; a traceback's worth of tensors helps nobody
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One row, and its picture where there is one.
+class MadeImage:
+    """One row, and its image where there is one.
 
     Args:
-        row: the fields of the row that are known before the picture is written.
-        generation: the picture with its settings, or None if making it failed.
+        row: the fields of the row that are known before the image is written.
+        generation: the image with its settings, or None if making it failed.
     """
 
     row: dict[str, Any]
@@ -45,13 +45,13 @@ class ArmResult:
 
     Args:
         arm: the arm.
-        pictures: one for each pair of the unit.
+        images: one for each pair of the unit.
         seconds: wall time of the batches that were made for this arm.
         peak_bytes: most memory in use.
     """
 
     arm: Arm
-    pictures: list[Picture]
+    images: list[MadeImage]
     seconds: float
     peak_bytes: int
 
@@ -99,7 +99,7 @@ class UnitRun:
         unit: the pairs.
         arms: all arms, each after those that it needs.
         sampler: makes batches.
-        judge: says what a picture of a prompt shows.
+        judge: says what an image of a prompt shows.
     """
 
     unit: Unit
@@ -119,56 +119,56 @@ class UnitRun:
         for arm in self.arms:
             before = len(self._candidates)
             try:
-                made, pictures = getattr(self, f"_run_{arm.kind}")(arm)
+                made, images = getattr(self, f"_run_{arm.kind}")(arm)
             except Exception as error:  # whatever a control raises must not end a run of hours
-                yield ArmResult(arm=arm, pictures=self._failed(arm, error), seconds=0.0, peak_bytes=0)
+                yield ArmResult(arm=arm, images=self._failed(arm, error), seconds=0.0, peak_bytes=0)
                 continue
             new = [each for each in self._candidates[before:] if isinstance(each, Sample)] + made
             yield ArmResult(
                 arm=arm,
-                pictures=pictures,
+                images=images,
                 seconds=sum(each.cost.seconds for each in new),
                 peak_bytes=max((each.cost.peak_bytes for each in new), default=0),
             )
 
     # -- the arms ---------------------------------------------------------------------------
 
-    def _run_plain(self, arm: Arm) -> tuple[list[Sample], list[Picture]]:
+    def _run_plain(self, arm: Arm) -> tuple[list[Sample], list[MadeImage]]:
         sample, verdicts = self._candidate(0), self._judged(0)
-        return [], [self._picture(arm, row, sample, verdicts[row]) for row in self._rows]
+        return [], [self._image(arm, row, sample, verdicts[row]) for row in self._rows]
 
-    def _run_control(self, arm: Arm) -> tuple[list[Sample], list[Picture]]:
+    def _run_control(self, arm: Arm) -> tuple[list[Sample], list[MadeImage]]:
         return self._moved(arm, arm.controls)
 
-    def _run_random(self, arm: Arm) -> tuple[list[Sample], list[Picture]]:
+    def _run_random(self, arm: Arm) -> tuple[list[Sample], list[MadeImage]]:
         base = self._controlled.get(arm.base or "")
         if base is None:
             raise T2ictlError(f"The arm {arm.base!r}, whose moves this one repeats, failed.")
         seeds = [direction_seed(pair, arm.label) for pair in self.unit.pairs]
         return self._moved(arm, (RandomDirection(base.trace, seeds, arm.controls),))
 
-    def _moved(self, arm: Arm, acting: Sequence[Control]) -> tuple[list[Sample], list[Picture]]:
+    def _moved(self, arm: Arm, acting: Sequence[Control]) -> tuple[list[Sample], list[MadeImage]]:
         sample = self.sampler(self._prompts, self._seeds(0), acting, measurable(arm.controls))
         verdicts = [self.judge(image, prompt) for image, prompt in zip(sample.images, self._prompts, strict=True)]
         self._controlled[arm.label] = sample
-        return [sample], [self._picture(arm, row, sample, verdicts[row]) for row in self._rows]
+        return [sample], [self._image(arm, row, sample, verdicts[row]) for row in self._rows]
 
-    def _run_best(self, arm: Arm) -> tuple[list[Sample], list[Picture]]:
+    def _run_best(self, arm: Arm) -> tuple[list[Sample], list[MadeImage]]:
         samples = [self._candidate(number) for number in range(arm.candidates)]
         verdicts = [self._judged(number) for number in range(arm.candidates)]
-        pictures = []
+        images = []
         for row in self._rows:
             if arm.base is None:
                 chosen = choose_by_judge([each[row] for each in verdicts])
             else:
                 chosen = choose_by_loss([each.loss(arm.controls, row) for each in samples])
-            picture = self._picture(arm, row, samples[chosen], verdicts[chosen][row])
+            image = self._image(arm, row, samples[chosen], verdicts[chosen][row])
             # All candidates had to be made, whichever was chosen.
-            picture.row.update(forwards=sum(each.passes for each in samples), chosen_seed=samples[chosen].seeds[row])
-            pictures.append(picture)
-        return [], pictures
+            image.row.update(forwards=sum(each.passes for each in samples), chosen_seed=samples[chosen].seeds[row])
+            images.append(image)
+        return [], images
 
-    # -- plain pictures, made once ----------------------------------------------------------
+    # -- plain images, made once ----------------------------------------------------------
 
     def _candidate(self, number: int) -> Sample:
         while len(self._candidates) <= number:
@@ -220,7 +220,7 @@ class UnitRun:
             "noise_seed": noise_seed(pair),
         }
 
-    def _picture(self, arm: Arm, row: int, sample: Sample, verdict: Judgement) -> Picture:
+    def _image(self, arm: Arm, row: int, sample: Sample, verdict: Judgement) -> MadeImage:
         moves = sample.moves(row)
         fields = {
             "status": "ok",
@@ -237,10 +237,10 @@ class UnitRun:
         }
         settings = self._settings(arm, row, sample.seeds[row])
         made = Generation(images=[sample.images[row]], settings=settings, cost=sample.cost, trace=())
-        return Picture(row=self._row(arm, row) | fields, generation=made)
+        return MadeImage(row=self._row(arm, row) | fields, generation=made)
 
     def _settings(self, arm: Arm, row: int, seed: int) -> dict[str, Any]:
-        """What a picture says of itself. ``t2ictl generate --from`` makes it again, but for random directions."""
+        """What an image says of itself. ``t2ictl generate --from`` makes it again, but for random directions."""
         pair = self.unit.pairs[row]
         settings: dict[str, Any] = {"bench": {"arm": arm.label, "prompt_id": pair.item.id, "seed": pair.seed}}
         if arm.kind == "random":
@@ -254,6 +254,6 @@ class UnitRun:
         acting = arm.controls if arm.kind == "control" else ()
         return settings | {"request": request, "controls": [control_settings(each) for each in acting]}
 
-    def _failed(self, arm: Arm, error: Exception) -> list[Picture]:
+    def _failed(self, arm: Arm, error: Exception) -> list[MadeImage]:
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_ERROR]
-        return [Picture(row=self._row(arm, row) | {"status": "error", "error": message}) for row in self._rows]
+        return [MadeImage(row=self._row(arm, row) | {"status": "error", "error": message}) for row in self._rows]

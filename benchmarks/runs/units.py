@@ -1,6 +1,6 @@
 """Units of work: batches of (prompt, seed) pairs, formed from the plan alone, and the shards that take them.
 
-A unit goes through all arms together. It is formed before the work is shared out, so a picture
+A unit goes through all arms together. It is formed before the work is shared out, so an image
 is always made in the same batch, whoever makes it; and it is done when all its rows are on disk.
 """
 
@@ -21,7 +21,7 @@ SEED_BITS = 32  # torch's CPU generator uses no more of a seed
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A prompt and a seed: one picture in every arm."""
+    """A prompt and a seed: one image in every arm."""
 
     item: Item
     seed: int
@@ -113,14 +113,14 @@ def _hashed(*parts: object) -> int:
 
 
 def noise_seed(pair: Pair, candidate: int = 0) -> int:
-    """Give the seed of the generator from which a picture starts.
+    """Give the seed of the generator from which an image starts.
 
     It depends on the prompt too: noises that all prompts shared would count as one draw where prompts are
     taken for independent. All arms have the same one; ``t2ictl generate --seed`` takes it as it is.
 
     Args:
         pair: prompt and seed.
-        candidate: 0 for the picture that every arm makes; the further ones are candidates of best-of-N.
+        candidate: 0 for the image that every arm makes; the further ones are candidates of best-of-N.
 
     Returns:
         A number of 32 bits.

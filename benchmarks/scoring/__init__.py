@@ -1,1 +1,1 @@
-"""Learned judges over the pictures of a finished run: metrics with their variant in their name, cached, compared."""
+"""Learned judges over the images of a finished run: metrics with their variant in their name, cached, compared."""

@@ -12,7 +12,7 @@ __all__ = ["Metric", "Score", "short"]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a metric says of one picture.
+    """What a metric says of one image.
 
     Args:
         value: the score.
@@ -30,7 +30,7 @@ class Metric(Protocol):
     facts: dict[str, Any]
 
     def __call__(self, image: Image.Image, prompt: str) -> Score:
-        """Score one picture."""
+        """Score one image."""
 
 
 def short(model: str) -> str:

@@ -1,4 +1,4 @@
-"""Text-text similarity: a caption of the picture against the prompt, both as CLIP reads them."""
+"""Text-text similarity: a caption of the image against the prompt, both as CLIP reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEAMS, SHORTEST, LONGEST = 3, 10, 30
 
 
 class CaptionCosine:
-    """Cosine of the prompt and of BLIP's caption of the picture, in the text space of CLIP.
+    """Cosine of the prompt and of BLIP's caption of the image, in the text space of CLIP.
 
     Attend-and-Excite reports it with both texts in 80 templates each; here they are taken as they are.
 
@@ -46,7 +46,7 @@ class CaptionCosine:
 
     @torch.no_grad()
     def caption(self, image: Image.Image) -> str:
-        """Describe a picture."""
+        """Describe an image."""
         inputs = self._see(images=image.convert("RGB"), return_tensors="pt").to(self._blip.device)
         made = self._blip.generate(**inputs, num_beams=BEAMS, min_length=SHORTEST, max_length=LONGEST, do_sample=False)
         text: str = self._see.decode(made[0], skip_special_tokens=True)
@@ -54,7 +54,7 @@ class CaptionCosine:
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, prompt: str) -> Score:
-        """Score one picture."""
+        """Score one image."""
         texts = [self.caption(image), prompt]
         inputs = self._read(text=texts, return_tensors="pt", padding=True, truncation=True).to(self._clip.device)
         made = self._clip.get_text_features(**inputs)

@@ -89,7 +89,7 @@ def broken_clauses(
     exclude: Sequence[Mapping[str, Any]],
     color_of: ColorOf,
 ) -> list[str]:
-    """Check a picture against the clauses of its prompt.
+    """Check an image against the clauses of its prompt.
 
     A clause of ``include`` looks at the ``count`` surest objects of its class: there must be so many, each of the
     color it names, and each in its relation to each object of the earlier clause it names, which must hold itself. A
@@ -103,7 +103,7 @@ def broken_clauses(
         color_of: names the color of an object of a class.
 
     Returns:
-        What is wrong, one entry a broken clause; empty if the picture is right.
+        What is wrong, one entry a broken clause; empty if the image is right.
 
     Example:
         >>> clock = Detected(box=(0, 0, 9, 9))
@@ -149,7 +149,7 @@ def _problem(
 
 
 class GenEval:
-    """GenEval's clauses: 1 for a picture that fulfils all of its prompt's, 0 for any other.
+    """GenEval's clauses: 1 for an image that fulfils all of its prompt's, 0 for any other.
 
     Args:
         models: a ``Mask2FormerForUniversalSegmentation`` of COCO instances and a ``CLIPModel``, with a comma between.
@@ -173,15 +173,15 @@ class GenEval:
         self.facts = {"detector": detector, "clip": clip, "thresholds": [THRESHOLD, COUNTING_THRESHOLD]}
 
     def __call__(self, image: Image.Image, prompt: str) -> Score:
-        """Check one picture; ``parts`` names broken clauses."""
+        """Check one given_image; ``parts`` names broken clauses."""
         if prompt not in self._prompts:
             raise BadSetting(f"The prompt {prompt!r} is not one of GenEval's.", "Run the suite geneval first.")
         known = self._prompts[prompt]
         include, exclude = known.facts["include"], known.facts["exclude"]
-        picture = image.convert("RGB")
+        given_image = image.convert("RGB")
         threshold = COUNTING_THRESHOLD if known.category == "counting" else THRESHOLD
-        found = self._find(picture, {clause["class"] for clause in (*include, *exclude)}, threshold)
-        wrong = broken_clauses(found, include, exclude, lambda each, name: self._color(picture, each, name))
+        found = self._find(given_image, {clause["class"] for clause in (*include, *exclude)}, threshold)
+        wrong = broken_clauses(found, include, exclude, lambda each, name: self._color(given_image, each, name))
         return Score(value=float(not wrong), parts=dict.fromkeys(wrong, 0.0))
 
     @torch.no_grad()

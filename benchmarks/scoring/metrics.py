@@ -1,9 +1,9 @@
-"""Metrics of a picture and its prompt, each with its variant in its name.
+"""Metrics of an image and its prompt, each with its variant in its name.
 
 A number that is not computed as in a paper has no right to the paper's name: the name says which checkpoint, which
 chunks, which question.
 
-Legend: ``I`` picture, ``C`` channels, ``V`` entry of the vocabulary.
+Legend: ``I`` image, ``C`` channels, ``V`` entry of the vocabulary.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class BlipVqa:
     """BLIP-VQA of T2I-CompBench: the product of the probabilities that each noun chunk is there.
 
     For each of the first eight noun chunks ``p = P(yes) / (P(yes) + P(no))`` for "CHUNK?", from the first token
-    of the answer, rounded to four places; ``score = product of p``. Pictures are squashed to 480 x 480.
+    of the answer, rounded to four places; ``score = product of p``. Images are squashed to 480 x 480.
 
     The original puts the token [ENC] first in the question; transformers does not, so it is done here.
 
@@ -84,7 +84,7 @@ class BlipVqa:
         return [chunk for chunk in found if chunk.lower() not in NO_OBJECTS][:CHUNKS]
 
     def __call__(self, image: Image.Image, prompt: str) -> Score:
-        """Score one picture; a prompt without chunks has the score 1."""
+        """Score one image; a prompt without chunks has the score 1."""
         parts: dict[str, float] = {}
         value = 1.0
         states = self._image(image)
@@ -125,7 +125,7 @@ class BlipVqa:
 
 
 class ClipCosine:
-    """CLIP's cosine of picture and prompt, as it is: not scaled, not cut off at 0.
+    """CLIP's cosine of image and prompt, as it is: not scaled, not cut off at 0.
 
     Args:
         model: folder or hub id of a ``CLIPModel``.
@@ -140,7 +140,7 @@ class ClipCosine:
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, prompt: str) -> Score:
-        """Score one picture."""
+        """Score one image."""
         inputs = self._processor(
             text=[prompt], images=image.convert("RGB"), return_tensors="pt", padding=True, truncation=True
         )
@@ -169,7 +169,7 @@ class VqaScore:
         self.name, self.facts = f"vqascore[{short(model)}]", {"checkpoint": model, "question": question}
 
     def __call__(self, image: Image.Image, prompt: str) -> Score:
-        """Score one picture."""
+        """Score one image."""
         return Score(value=float(self._judge([image], [prompt])[0, 0]))
 
 

@@ -1,4 +1,4 @@
-"""Score a finished run: every picture once, resumable, and the arms compared.
+"""Score a finished run: every image once, resumable, and the arms compared.
 
 Letters: ``P`` prompt.
 """
@@ -29,23 +29,23 @@ RESAMPLES = 10_000
 MACRO = "macro"
 
 
-def score_run(run: Path, metric: Metric, *, on_picture: Callable[[int, int], Any] | None = None) -> Any:
-    """Score all pictures of a run; what was scored before is taken from the run's folder.
+def score_run(run: Path, metric: Metric, *, on_image: Callable[[int, int], Any] | None = None) -> Any:
+    """Score all images of a run; what was scored before is taken from the run's folder.
 
-    A score belongs to the picture (its pixels), the prompt and the metric with all its facts, so a picture that is the
-    same in two arms is scored once, and a picture that changed is scored anew.
+    A score belongs to the image (its pixels), the prompt and the metric with all its facts, so an image that is the
+    same in two arms is scored once, and an image that changed is scored anew.
 
     Args:
         run: folder of a run that is done.
         metric: the metric.
-        on_picture: gets the number of pictures done and of all.
+        on_image: gets the number of images done and of all.
 
     Returns:
-        A table with one row a picture: ``arm``, ``category``, ``prompt_id``, ``seed``, ``sha256``, ``score``. It is
+        A table with one row an image: ``arm``, ``category``, ``prompt_id``, ``seed``, ``sha256``, ``score``. It is
         also written to the run's folder, where a report finds it.
 
     Raises:
-        BadSetting: if the run is not done, or pictures of it failed or are not there.
+        BadSetting: if the run is not done, or images of it failed or are not there.
     """
     table = run / "results.parquet"
     if not table.is_file():
@@ -53,7 +53,7 @@ def score_run(run: Path, metric: Metric, *, on_picture: Callable[[int, int], Any
     rows = need("pandas").read_parquet(table)
     failed = int((rows["status"] != "ok").sum())
     if failed:
-        raise BadSetting(f"{failed} pictures of the run failed.", "Make them again: --retry-failed.")
+        raise BadSetting(f"{failed} images of the run failed.", "Make them again: --retry-failed.")
     cache = _Cache(run, metric)
     found = []
     for number, row in enumerate(rows.to_dict("records"), start=1):
@@ -61,12 +61,12 @@ def score_run(run: Path, metric: Metric, *, on_picture: Callable[[int, int], Any
         if key not in cache.scores:
             path = run / row["image"]
             if not path.is_file():
-                raise BadSetting(f"The picture {row['image']!r} is not there.", "Run again: it is made anew.")
+                raise BadSetting(f"The image {row['image']!r} is not there.", "Run again: it is made anew.")
             with Image.open(path) as image:
                 cache.add(key, metric(image, row["prompt"]))
         found.append(cache.scores[key])
-        if on_picture is not None:
-            on_picture(number, len(rows))
+        if on_image is not None:
+            on_image(number, len(rows))
     scores = rows[["arm", "category", "prompt_id", "seed", "sha256"]].assign(score=found)
     write_whole(cache.table, scores.to_csv(index=False, lineterminator="\n").encode())
     return scores
@@ -117,7 +117,7 @@ def score_table(scores: Any, against: str) -> list[dict[str, Any]]:
         One entry a category and arm; of several categories also ``macro``, the mean in which each counts the same.
 
     Raises:
-        BadSetting: if there is no such arm, or an arm lacks pictures that another has.
+        BadSetting: if there is no such arm, or an arm lacks images that another has.
     """
     arms = list(scores["arm"].unique())
     if against not in arms:
@@ -130,7 +130,7 @@ def _entries(scores: Any, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
     for category, group in scores.groupby("category", sort=False):
         wide = group.pivot(index=["prompt_id", "seed"], columns="arm", values="score")
         if wide.isna().any(axis=None):
-            raise BadSetting(f"Some arms have no picture for prompts of {category!r}.", "Finish the run first.")
+            raise BadSetting(f"Some arms have no image for prompts of {category!r}.", "Finish the run first.")
         means = wide.groupby("prompt_id").mean()
         base_P = means[arms[0]].to_numpy(dtype=float)
         for arm in arms:
@@ -190,7 +190,7 @@ def table_text(table: Sequence[Mapping[str, Any]], name: str) -> str:
     Returns:
         Markdown.
     """
-    lines = [f"{name}, 95 % intervals over prompts", "", "| category | arm | prompts | pictures | mean | difference |"]
+    lines = [f"{name}, 95 % intervals over prompts", "", "| category | arm | prompts | images | mean | difference |"]
     lines.append("| --- " * 6 + "|")
     for entry in table:
         low, high = entry["interval"]
@@ -200,6 +200,6 @@ def table_text(table: Sequence[Mapping[str, Any]], name: str) -> str:
             change = f"{entry['difference']:+.4f} [{below:+.4f}, {above:+.4f}]"
         mean = f"{entry['mean']:.4f} [{low:.4f}, {high:.4f}]"
         lines.append(
-            f"| {entry['category']} | {entry['arm']} | {entry['prompts']} | {entry['pictures']} | {mean} | {change} |"
+            f"| {entry['category']} | {entry['arm']} | {entry['prompts']} | {entry['images']} | {mean} | {change} |"
         )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """What batching an analysis saves: ``python -m t2ictl.benchmarks.speed.flow``.
 
 All conditions of a prompt over shared noise, in batches, against one call of the pipeline for each condition and seed
-as the released code of Follow the Flow makes them; the pictures are the same up to rounding. On a CPU a
+as the released code of Follow the Flow makes them; the images are the same up to rounding. On a CPU a
 batch saves what a call costs beside its arithmetic; on a GPU it also fills the device.
 """
 
@@ -19,14 +19,14 @@ import t2ictl
 from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.generation import Request
 from t2ictl.processors.token_flow.analysis.scoring import Scoring
-from t2ictl.processors.token_flow.conditions import Condition
+from t2ictl.processors.token_flow.conditions import Intervention
 
 __all__ = ["main"]
 
 PROMPT = "a red circle and a blue square"
 
 
-def _conditions(scoring: Scoring) -> list[Condition]:
+def _conditions(scoring: Scoring) -> list[Intervention]:
     make = scoring.conditions
     found = [make.whole(), make.nothing()]
     for item in scoring.items:
@@ -37,7 +37,7 @@ def _conditions(scoring: Scoring) -> list[Condition]:
 
 def _run(pipe: Any, request: Request, seeds: int, batch: int) -> None:
     scoring = Scoring(pipe, request, ["circle", "square"], None, seeds=range(seeds), batch=batch)
-    scoring.pictures.of(scoring.cells(_conditions(scoring), scoring.seeds))
+    scoring.images.of(scoring.cells(_conditions(scoring), scoring.seeds))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     request = Request(prompt=PROMPT, steps=options.steps, guidance_scale=3.0)
     single, batched = (functools.partial(_run, pipe, request, options.seeds, size) for size in (1, options.batch))
     found = paired_ratios(single, {f"batches of {options.batch}": batched}, options.pairs)
-    pictures = f"{8 * options.seeds} pictures of {options.steps} steps"
-    print(f"{pictures}, {torch.get_num_threads()} threads, {options.device}; time over that of one call a picture")
+    images = f"{8 * options.seeds} images of {options.steps} steps"
+    print(f"{images}, {torch.get_num_threads()} threads, {options.device}; time over that of one call an image")
     for label, ratios in found.items():
         low, high = interval(ratios)
         print(f"{label}: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")

@@ -2,7 +2,7 @@
 
 Operations are those of a target row's self-attention, ``QK`` and ``PV``, counted on real layer shapes with the very
 groups that the control makes, over plain attention; beside them the formula ``1 - sum r_i r_j + p sum r_i^2`` over
-pairs of different subjects (``r``: share of the picture, ``p``: share of positions that read). A portrait's row costs
+pairs of different subjects (``r``: share of the image, ``p``: share of positions that read). A portrait's row costs
 what a plain row costs, and is made once a story: how many generations that takes stands beside the published code's.
 
 Run ``python -m t2ictl.benchmarks.speed.isolation``, with ``--pairs 0`` for the operations alone.
@@ -27,17 +27,17 @@ from torch.utils.flop_counter import FlopCounterMode
 import t2ictl
 from t2ictl import Scene, Subject
 from t2ictl.attention.grouped import Grouping, grouped_attention
-from t2ictl.attention.layers import Site
+from t2ictl.attention.layers import Layer
 from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.benchmarks.speed.update import MODELS
-from t2ictl.families.unet import unet_sites
+from t2ictl.families.unet import unet_layers
 from t2ictl.maps.masks import box_mask
-from t2ictl.processors.isolation_reposition.control import published_reading_sites
+from t2ictl.processors.isolation_reposition.control import published_reading_layers
 from t2ictl.processors.isolation_reposition.groups import Reading, isolated_groups, resampled_positions, subject_labels
 
 __all__ = ["Work", "generations", "main", "target_work", "time_ratios"]
 
-#: Share of the picture that one subject has, by the number of subjects.
+#: Share of the image that one subject has, by the number of subjects.
 SHARES = {1: 0.3, 2: 0.2, 3: 0.15}
 SIZES = {
     "SD 1.5, 512 x 512": ("SD 1.5, 512 x 512", (64, 64)),
@@ -62,7 +62,7 @@ class Work:
 
 
 def _labels(subjects: int, size: tuple[int, int]) -> Tensor:
-    """Columns of equal width, each with its share of the picture: ``labels_N``."""
+    """Columns of equal width, each with its share of the image: ``labels_N``."""
     centers = [(2 * number + 1) / (2 * subjects) for number in range(subjects)]
     boxes = [(center - SHARES[subjects] / 2, center + SHARES[subjects] / 2) for center in centers]
     covered = torch.stack([box_mask((left, 0.0, right, 1.0), *size).float() for left, right in boxes])
@@ -122,16 +122,16 @@ def target_work(name: str, subjects: int, *, reads: bool, dropout: float = 0.0) 
     model, cells = SIZES[name]
     with torch.device("meta"):
         unet = UNet2DConditionModel(**MODELS[model])
-    layers = [site for site in unet_sites(unet) if site.kind == "self"]
+    layers = [layer for layer in unet_layers(unet) if layer.kind == "self"]
     family = "sdxl" if model.startswith("SDXL") else "sd"
-    reading = set(published_reading_sites(family, layers)) if reads else set()
+    reading = set(published_reading_layers(family, layers)) if reads else set()
     known: dict[tuple[tuple[int, int], bool], tuple[float, float]] = {}
     total, counted, formula, worst = 0.0, 0.0, 0.0, 0.0
-    for site in layers:
-        key = (site.size(cells), site in reading)
+    for layer in layers:
+        key = (layer.size(cells), layer in reading)
         if key not in known:
             known[key] = _layer(key[0], subjects, dropout, key[1])
-        weight = _plain_work(site, unet, key[0])
+        weight = _plain_work(layer, unet, key[0])
         total += weight
         counted += weight * known[key][0]
         formula += weight * known[key][1]
@@ -139,14 +139,14 @@ def target_work(name: str, subjects: int, *, reads: bool, dropout: float = 0.0) 
     return Work(counted=counted / total, formula=formula / total, worst=worst)
 
 
-def _plain_work(site: Site, unet: UNet2DConditionModel, size: tuple[int, int]) -> float:
+def _plain_work(layer: Layer, unet: UNet2DConditionModel, size: tuple[int, int]) -> float:
     """Operations of plain attention in a layer: ``4 N^2 C``."""
-    width = unet.get_submodule(site.module).to_q.out_features
+    width = unet.get_submodule(layer.module).to_q.out_features
     return 4.0 * (size[0] * size[1]) ** 2 * width
 
 
 def generations(subjects: int, scenes: int) -> dict[str, int]:
-    """How many pictures' worth of denoising a story takes.
+    """How many images' worth of denoising a story takes.
 
     Args:
         subjects: S.
@@ -227,7 +227,7 @@ def _dense(labels_N: Tensor, subjects: int) -> Tensor:
 
 
 def story_ratios(pairs: int, steps: int = 10) -> dict[str, list[float]]:
-    """Time whole stories on the embedded model against plain calls for as many pictures.
+    """Time whole stories on the embedded model against plain calls for as many images.
 
     Args:
         pairs: measurements.

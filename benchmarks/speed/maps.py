@@ -1,4 +1,4 @@
-"""What recording the maps of words costs the pass that makes the picture, on real layer shapes.
+"""What recording the maps of words costs the pass that makes the image, on real layer shapes.
 
 Operations are counted on the ``meta`` device. Words add nothing by their number: a map needs the softmax over all
 tokens, whichever of them is kept. Times are those of the embedded model, in pairs::
@@ -19,14 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import t2ictl
 from t2ictl import Recording
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.layers import select
-from t2ictl.attention.passes import DenoiserPass, Switch
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.layers import select_layers
+from t2ictl.attention.passes import ActivePass, DenoiserPass
 from t2ictl.attention.processor import ControlledAttention
 from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention, _inputs
-from t2ictl.families.unet import unet_sites
-from t2ictl.maps.queries import POINTING_SITES
+from t2ictl.families.unet import unet_layers
+from t2ictl.maps.queries import POINTING_LAYERS
 from t2ictl.maps.record import MapTap
 from t2ictl.settings.windows import Step
 
@@ -34,15 +34,15 @@ __all__ = ["main", "operations"]
 
 PROMPT = "a small dotted red circle and a large blue square"  # ten words
 WORDS = ("small", "dotted", "red", "circle", "large", "blue", "square", "and")
-SITES = {"semantic size (default)": "cross@4", "down and up blocks (maps, editor)": POINTING_SITES}
+LAYERS = {"semantic size (default)": "cross@4", "down and up blocks (maps, editor)": POINTING_LAYERS}
 
 
-def operations(name: str, sites: Any) -> float:
+def operations(name: str, layers: Any) -> float:
     """Count one guided evaluation with maps of its conditional row.
 
     Args:
         name: one of the models of :mod:`t2ictl.benchmarks.speed.update`.
-        sites: the layers that are listened to.
+        layers: the layers that are listened to.
 
     Returns:
         Operations over those without maps.
@@ -50,15 +50,15 @@ def operations(name: str, sites: Any) -> float:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**MODELS[name]).half().eval()
     sample, keywords = _inputs(unet, rows=2)
-    heard = select(select(unet_sites(unet), sites), "cross")
-    switch = Switch()
-    for site in heard:
-        attention: Any = unet.get_submodule(site.module)
-        attention.set_processor(ControlledAttention(site, attention.processor, switch))
+    heard = select_layers(select_layers(unet_layers(unet), layers), "cross")
+    active_pass = ActivePass()
+    for layer in heard:
+        attention: Any = unet.get_submodule(layer.module)
+        attention.set_processor(ControlledAttention(layer, attention.processor, active_pass))
     counted = []
     for taps in ([], [MapTap(heard, slice(1, 2))]):
-        switch.current = DenoiserPass(
-            lanes=Lanes.of_batch(prompts=1, images_per_prompt=1, guided=True),
+        active_pass.current = DenoiserPass(
+            batch=BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=True),
             latent_size=(sample.shape[-2], sample.shape[-1]),
             step=Step(index=0, total=1, timestep=1.0),
             taps=taps,
@@ -70,13 +70,13 @@ def operations(name: str, sites: Any) -> float:
 
 
 def time_ratios(pairs: int) -> dict[str, list[float]]:
-    """Time whole pictures of the embedded model with eight words recorded.
+    """Time whole images of the embedded model with eight words recorded.
 
     Args:
         pairs: measurements of each.
 
     Returns:
-        Ratios over plain pictures, by layers.
+        Ratios over plain images, by layers.
     """
     pipe = t2ictl.load("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
@@ -86,7 +86,7 @@ def time_ratios(pairs: int) -> dict[str, list[float]]:
 
     ways = {
         "default": made(Recording(words=WORDS)),
-        "down and up blocks": made(Recording(words=WORDS, sites=POINTING_SITES)),
+        "down and up blocks": made(Recording(words=WORDS, layers=POINTING_LAYERS)),
     }
     return paired_ratios(made(False), ways, pairs)
 
@@ -104,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=10, help="timed pairs; 0: operations alone")
     chosen = parser.parse_args(arguments)
     for name in MODELS:
-        for label, sites in SITES.items():
-            print(f"{name}, {label}: {operations(name, sites):.4f} x plain operations")
+        for label, layers in LAYERS.items():
+            print(f"{name}, {label}: {operations(name, layers):.4f} x plain operations")
     if chosen.pairs:
         for label, ratios in time_ratios(chosen.pairs).items():
             low, high = interval(ratios)

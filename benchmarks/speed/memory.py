@@ -1,4 +1,4 @@
-"""How much memory a picture takes at its highest point, on the real layer shapes, without weights.
+"""How much memory an image takes at its highest point, on the real layer shapes, without weights.
 
 Everything runs on torch's ``meta`` device, where tensors have sizes and no contents; a counter follows which of them
 are alive. The editor's estimate before a run is made of these figures::
@@ -82,7 +82,7 @@ def denoiser_peak(name: str, rows: int = 2) -> float:
 
     Args:
         name: one of the models of :mod:`t2ictl.benchmarks.speed.update`.
-        rows: of the batch; two make one picture under guidance.
+        rows: of the batch; two make one image under guidance.
 
     Returns:
         Bytes a row and latent cell, in float16.
@@ -95,7 +95,7 @@ def denoiser_peak(name: str, rows: int = 2) -> float:
 
 
 def decoder_peak(side: int = 64) -> float:
-    """Count the decoding of one picture.
+    """Count the decoding of one image.
 
     Args:
         side: of the latent (cells).

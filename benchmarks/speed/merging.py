@@ -22,14 +22,14 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.layers import select
-from t2ictl.attention.passes import DenoiserPass, StopForward, Switch
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.layers import select_layers
+from t2ictl.attention.passes import ActivePass, DenoiserPass, StopForward
 from t2ictl.attention.processor import ControlledAttention
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention, _inputs
-from t2ictl.families.unet import unet_sites
+from t2ictl.families.unet import unet_layers
 from t2ictl.maps.record import MapTap
-from t2ictl.processors.token_merging.control import PRESETS, TokenMerging, published_sites
+from t2ictl.processors.token_merging.control import PRESETS, TokenMerging, published_layers
 from t2ictl.settings.windows import Step
 
 __all__ = ["main", "measure"]
@@ -44,11 +44,11 @@ def _flops(run: Callable[[], Any]) -> tuple[Any, int]:
     return found, counter.get_total_flops()
 
 
-def _look(unet: UNet2DConditionModel, switch: Switch, tokens: int, now: DenoiserPass) -> tuple[int, int]:
+def _look(unet: UNet2DConditionModel, active_pass: ActivePass, tokens: int, now: DenoiserPass) -> tuple[int, int]:
     """Operations of one pass with a text of some tokens, and of the way back to it."""
     sample, keywords = _inputs(unet)
     text = torch.zeros(1, tokens, unet.config.cross_attention_dim, device="meta", dtype=unet.dtype, requires_grad=True)
-    switch.current = now
+    active_pass.current = now
 
     def forward() -> Tensor:
         """Run to the last map, or to the noise where none is wanted."""
@@ -61,7 +61,7 @@ def _look(unet: UNet2DConditionModel, switch: Switch, tokens: int, now: Denoiser
 
     loss, there = _flops(forward)
     _, back = _flops(lambda: torch.autograd.grad(loss, text))
-    switch.current = None
+    active_pass.current = None
     return there, back
 
 
@@ -83,29 +83,31 @@ def measure(name: str, *, published: bool) -> dict[str, float]:
     sample, keywords = _inputs(unet)
     with _flash_attention():
         _, plain = _flops(lambda: torch.no_grad()(unet)(sample, torch.ones((), device="meta"), **keywords))
-        cross, switch = [site for site in unet_sites(unet) if site.kind == "cross"], Switch()
-        for site in cross:
-            attention: Any = unet.get_submodule(site.module)
-            attention.set_processor(ControlledAttention(site, attention.processor, switch))
-        read = select(cross, published_sites("sdxl" if unet.config.addition_embed_type else "sd", cross, factor=4))
+        cross, active_pass = [layer for layer in unet_layers(unet) if layer.kind == "cross"], ActivePass()
+        for layer in cross:
+            attention: Any = unet.get_submodule(layer.module)
+            attention.set_processor(ControlledAttention(layer, attention.processor, active_pass))
+        read = select_layers(
+            cross, published_layers("sdxl" if unet.config.addition_embed_type else "sd", cross, factor=4)
+        )
         shared: dict[str, Any] = {
-            "lanes": Lanes.of_batch(prompts=1, images_per_prompt=1, guided=False),
+            "batch": BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=False),
             "latent_size": (sample.shape[-2], sample.shape[-1]),
             "step": Step(index=0, total=1, timestep=1.0),
         }
         stop = None if published else read[-1].address
         entropy = _look(
             unet,
-            switch,
+            active_pass,
             77,
             DenoiserPass(taps=[MapTap(read, slice(None))], stop_after=stop, is_own=not published, **shared),
         )
-        semantic = _look(unet, switch, 1, DenoiserPass(is_free=not published, **shared))
+        semantic = _look(unet, active_pass, 1, DenoiserPass(is_free=not published, **shared))
     return {"target": 1.0, "semantic": sum(semantic) / plain, "entropy": sum(entropy) / plain}
 
 
 def total(pieces: dict[str, float], window: float, entropy: int, semantic: int, *, published: bool) -> float:
-    """Sum the pieces over a picture.
+    """Sum the pieces over an image.
 
     Args:
         pieces: as :func:`measure` gives them.
@@ -137,7 +139,7 @@ def main() -> int:
         ways = [
             ("published", True, 3),
             ("ours, with the semantic loss", False, 3),
-            ("ours", False, TokenMerging().semantic),
+            ("ours", False, TokenMerging().binding_steps),
         ]
         for way, published, semantic in ways:
             found = pieces[published]

@@ -1,12 +1,12 @@
 """Our latent updates beside those of diffusers' own Attend-and-Excite pipeline: one U-Net, loss, schedule and noise.
 
-The U-Net has the layer shapes of Stable Diffusion 1.5 and random weights, so the pictures mean nothing and the work is
+The U-Net has the layer shapes of Stable Diffusion 1.5 and random weights, so the images mean nothing and the work is
 the real one. Both pipelines are run as users run them, in turn; each update is timed inside of its run, from the call
 of the denoiser to the moved latent. Latents at the end are compared: the same work was done::
 
     python -m t2ictl.benchmarks.speed.published               # 512 x 512, about 10 minutes on two cores
     python -m t2ictl.benchmarks.speed.published --side 32     # 256 x 256
-    python -m t2ictl.benchmarks.speed.published --operations  # whole pictures of 50 steps, counted; seconds
+    python -m t2ictl.benchmarks.speed.published --operations  # whole images of 50 steps, counted; seconds
 
 On a CPU, times hang on what fresh memory costs: the C library takes large tensors from the system and gives them back
 each time. The page faults that this makes are printed. With glibc, ``MALLOC_MMAP_MAX_=0
@@ -32,10 +32,10 @@ import t2ictl
 from t2ictl import Window
 from t2ictl.benchmarks.speed.update import MODELS, measure
 from t2ictl.families import find_adapter
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 
-__all__ = ["Times", "main", "whole_picture"]
+__all__ = ["Times", "main", "whole_image"]
 
 PROMPT, WORDS = "a red circle and a blue square", ("circle", "square")
 
@@ -46,7 +46,7 @@ class Times:
 
     Args:
         updates: of each latent update.
-        whole: of the whole run, with the passes that make the picture.
+        whole: of the whole run, with the passes that make the image.
         faults: pages of memory that the system had to give during the run.
         latents: the result.
     """
@@ -109,7 +109,7 @@ def ours(pipe: Any, call: dict[str, Any], steps: int) -> Times:
         times.updates.append(_now() - start)
         return move
 
-    control = AttendAndExcite(concepts=WORDS, refinement=None, parity=True, window=Window(), step=StepRule())
+    control = AttendAndExcite(concepts=WORDS, refinement=None, parity=True, window=Window(), step=StepSize())
     start = _now()
     with mock.patch.object(calls, "optimize", timed), t2ictl.controlled(pipe, [control], prompt=PROMPT):
         times.latents = pipe(**call, num_inference_steps=steps).images
@@ -146,7 +146,7 @@ def theirs(pipe: Any, call: dict[str, Any], steps: int) -> Times:
 
     stock._update_latent = timed
     hook, processors = pipe.unet.register_forward_pre_hook(begin), pipe.unet.attn_processors
-    size = call["latents"].shape[-1] // find_adapter(pipe).semantic_factor  # the maps that ours look at
+    size = call["latents"].shape[-1] // find_adapter(pipe).semantic_stride  # the maps that ours look at
     prompt = t2ictl.parse(pipe, PROMPT)
     indices = [prompt.find(word).tokens[0] for word in WORDS]
     start = _now()
@@ -186,8 +186,8 @@ def _run(way: Callable[..., Times], pipe: Any, call: dict[str, Any], steps: int)
     return times
 
 
-def whole_picture(update: float, updates: int, steps: int = 50) -> float:
-    """Give the work of a picture over that of a plain one.
+def whole_image(update: float, updates: int, steps: int = 50) -> float:
+    """Give the work of an image over that of a plain one.
 
     Args:
         update: work of one latent update, in forward passes of one row.
@@ -198,7 +198,7 @@ def whole_picture(update: float, updates: int, steps: int = 50) -> float:
         The ratio.
 
     Example:
-        >>> whole_picture(1.08, 25)
+        >>> whole_image(1.08, 25)
         1.27
     """
     return (2 * steps + updates * update) / (2 * steps)
@@ -212,7 +212,7 @@ def _operations(numbers: Sequence[int]) -> None:
             found = measure(name, published=published)
             update = found["forward"] + found["backward"]
             way = "published" if published else "ours"
-            cells = "".join(f" {whole_picture(update, number):.3f} x plain |" for number in numbers)
+            cells = "".join(f" {whole_image(update, number):.3f} x plain |" for number in numbers)
             print(f"| {name} | {way} | {update:.3f} |{cells}")
 
 
@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=64, help="of the latent (cells)")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each, after one that is not counted")
     parser.add_argument("--steps", type=int, default=2, help="steps of a run")
-    parser.add_argument("--operations", action="store_true", help="count whole pictures, and time nothing")
+    parser.add_argument("--operations", action="store_true", help="count whole images, and time nothing")
     parser.add_argument("--updates", type=int, nargs="+", default=[25, 50], help="numbers of updates that are counted")
     chosen = parser.parse_args(arguments)
     if chosen.operations:

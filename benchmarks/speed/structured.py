@@ -2,7 +2,7 @@
 
 Operations are counted on the ``meta`` device for one guided evaluation (two rows, one of them edited). The published
 way computes attention once for each value; ours projects one averaged context. The phrases are encoded once a
-picture, in one batch; their share of a picture of 50 steps stands in a column of its own. Times are those of whole
+image, in one batch; their share of an image of 50 steps stands in a column of its own. Times are those of whole
 evaluations of the U-Net with random weights, plain and controlled in turn, so that a busy machine slows both.
 
 Run ``python -m t2ictl.benchmarks.speed.structured``, with ``--pairs 0`` for the operations alone.
@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, split_heads
-from t2ictl.attention.passes import DenoiserPass, Switch
+from t2ictl.attention.passes import ActivePass, DenoiserPass
 from t2ictl.attention.processor import ControlledAttention
 from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention
-from t2ictl.families.unet import unet_sites
+from t2ictl.families.unet import unet_layers
 from t2ictl.processors.structured_guidance.edits import AveragedMaps, AveragedValues, Structure
 from t2ictl.settings.windows import Step, Window
 
@@ -92,24 +92,24 @@ def _inputs(unet: UNet2DConditionModel, side: int, device: str) -> tuple[Tensor,
 def _evaluation(unet: UNet2DConditionModel, side: int, device: str) -> Callable[[Edit | None], Any]:
     """A guided evaluation, plain (None) or with an edit at every cross-attention."""
     sample, keywords = _inputs(unet, side, device)
-    sites, switch = [site for site in unet_sites(unet) if site.kind == "cross"], Switch()
+    layers, active_pass = [layer for layer in unet_layers(unet) if layer.kind == "cross"], ActivePass()
     plain = dict(unet.attn_processors)
     ours = {
         **plain,
         **{
-            f"{site.module}.processor": ControlledAttention(site, plain[f"{site.module}.processor"], switch)
-            for site in sites
+            f"{layer.module}.processor": ControlledAttention(layer, plain[f"{layer.module}.processor"], active_pass)
+            for layer in layers
         },
     }
     now: dict[str, Any] = {
-        "lanes": Lanes.of_batch(prompts=1, images_per_prompt=1, guided=True),
+        "batch": BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=True),
         "latent_size": (side, side),
         "step": Step(index=0, total=STEPS, timestep=1.0),
     }
 
     def run(edit: Edit | None) -> Any:
         unet.set_attn_processor(dict(plain if edit is None else ours))
-        switch.current = None if edit is None else DenoiserPass(edits={s.address: [edit] for s in sites}, **now)
+        active_pass.current = None if edit is None else DenoiserPass(edits={s.address: [edit] for s in layers}, **now)
         with torch.no_grad():
             return unet(sample, torch.ones((), device=device), **keywords)
 
@@ -130,7 +130,7 @@ def operations(name: str, phrases: int) -> dict[str, float]:
         phrases: how many.
 
     Returns:
-        Multiples of the plain evaluation by mode, and ``encoding``: the phrases, over a plain picture of 50 steps.
+        Multiples of the plain evaluation by mode, and ``encoding``: the phrases, over a plain image of 50 steps.
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel(**MODELS[name]).half()
@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=20, help="paired times; 0: operations only")
     parser.add_argument("--side", type=int, default=24, help="side of the latent for times (cells)")
     chosen = parser.parse_args()
-    print("| operations, one guided evaluation | phrases | values | keys | published values | encoding, of a picture |")
+    print("| operations, one guided evaluation | phrases | values | keys | published values | encoding, of an image |")
     print("|---|---|---|---|---|---|")
     for name in MODELS:
         for phrases in chosen.phrases:

@@ -59,7 +59,7 @@ class Synchronizations(TorchDispatchMode):
 
 
 def counts(steps: int = 20) -> dict[str, tuple[int, int]]:
-    """Count the waits of whole pictures, on the embedded model.
+    """Count the waits of whole images, on the embedded model.
 
     Args:
         steps: denoising steps.

@@ -24,10 +24,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.passes import DenoiserPass, StopForward, Switch
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.passes import ActivePass, DenoiserPass, StopForward
 from t2ictl.attention.processor import ControlledAttention
-from t2ictl.families.unet import unet_sites
+from t2ictl.families.unet import unet_layers
 from t2ictl.maps.record import MapTap
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
 from t2ictl.settings.windows import Step
@@ -85,21 +85,21 @@ def _inputs(unet: UNet2DConditionModel, rows: int = 1) -> tuple[Tensor, dict[str
 
 def _update(unet: UNet2DConditionModel, factor: int, *, truncate: bool) -> Callable[[], Tensor]:
     """Set up one update: forward, mean map of the semantic layers; returns what gives the loss."""
-    sites = [site for site in unet_sites(unet) if site.kind == "cross" and site.factor == factor]
-    switch, tap = Switch(), MapTap(sites, slice(None))
-    for site in sites:
-        attention: Any = unet.get_submodule(site.module)
-        attention.set_processor(ControlledAttention(site, attention.processor, switch))
+    layers = [layer for layer in unet_layers(unet) if layer.kind == "cross" and layer.stride == factor]
+    active_pass, tap = ActivePass(), MapTap(layers, slice(None))
+    for layer in layers:
+        attention: Any = unet.get_submodule(layer.module)
+        attention.set_processor(ControlledAttention(layer, attention.processor, active_pass))
     sample, keywords = _inputs(unet)
 
     def run() -> Tensor:
         """Run to the last map, and give a loss of it."""
-        switch.current = DenoiserPass(
-            lanes=Lanes.of_batch(prompts=1, images_per_prompt=1, guided=False),
+        active_pass.current = DenoiserPass(
+            batch=BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=False),
             latent_size=(sample.shape[-2], sample.shape[-1]),
             step=Step(index=0, total=1, timestep=1.0),
             taps=[tap],
-            stop_after=sites[-1].address if truncate else None,
+            stop_after=layers[-1].address if truncate else None,
             is_own=truncate,
         )
         try:

@@ -33,7 +33,7 @@ def _made(cls: type[Control], **settings: Any) -> Control:
     """A control with its defaults, but for what only costs time here: a search ends after one look."""
     names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
     if "search" in names:
-        settings["search"] = {"most": 1}
+        settings["search"] = {"max_steps": 1}
     if "refinement" in names:
         settings["refinement"] = None
     return cls(**settings)

@@ -1,7 +1,7 @@
 """Suites of prompts: what is asked, and a judge that says what came out.
 
-A suite is one entry of :data:`SUITES`: it yields items by kind and judges pictures. Published sets are suites, too;
-their prompts come from files that the user has, and their pictures are not judged while they are made.
+A suite is one entry of :data:`SUITES`: it yields items by kind and judges images. Published sets are suites, too;
+their prompts come from files that the user has, and their images are not judged while they are made.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What a judge says of one picture.
+    """What a judge says of one image.
 
     Args:
         outcomes: separate yes-or-no outcomes by name; never one number.
@@ -67,7 +67,7 @@ class Suite:
     Args:
         kinds: gives the names of the categories.
         items: gives the first prompts of a category and split: category, split, how many.
-        judge: says what a picture of a prompt shows; None where pictures are judged later, by a learned judge.
+        judge: says what an image of a prompt shows; None where images are judged later, by a learned judge.
         instrument: gives an id that changes when prompts, judge or what is measured with them change.
     """
 

@@ -1,7 +1,7 @@
 """Without a session: attention processors that know the rows of a batch by their order.
 
 Self-attention sees no text, so it cannot recognize a row by it. Stock pipelines lay out their batch in one order:
-unconditional rows first if there are any, then the prompts one after the other, pictures of one together. The order
+unconditional rows first if there are any, then the prompts one after the other, images of one together. The order
 is taken for granted in self-attention and checked by content in cross-attention, in every pass.
 
 Legend: ``B`` batch row, ``Q`` image position, ``K`` text token, ``C`` channels.
@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.cache import Latest
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.cache import TensorCache
 from t2ictl.attention.edits import AttentionCall, Edit
-from t2ictl.attention.layers import Site
-from t2ictl.attention.passes import Switch
+from t2ictl.attention.layers import Layer
+from t2ictl.attention.passes import ActivePass
 from t2ictl.attention.processor import Inputs, edited_attention
 from t2ictl.controls.base import Control, PlanContext
 from t2ictl.errors import NeedsSession, ShapeMismatch, UnsupportedPipeline
@@ -26,7 +26,7 @@ from t2ictl.families import find_adapter
 from t2ictl.families.base import listed
 from t2ictl.settings.windows import Step
 from t2ictl.standalone.by_content import RowMatcher
-from t2ictl.standalone.recorder import WithoutSession, check_free, edits_by_site, encode, plan_context, standing
+from t2ictl.standalone.recorder import WithoutSession, check_free, edits_by_layer, encode, plan_context, standing
 
 __all__ = ["OrderedRows", "ordered_processors"]
 
@@ -45,8 +45,8 @@ def ordered_processors(
         pipe: a diffusers pipeline.
         control: a control whose plan edits attention and does nothing else.
         prompts: the prompts that the pipeline will be called with, in their order.
-        size: height and width of the pictures (pixels); None for the model's own. A processor sees a row of positions.
-        images_per_prompt: pictures of each prompt.
+        size: height and width of the images (pixels); None for the model's own. A processor sees a row of positions.
+        images_per_prompt: images of each prompt.
 
     Returns:
         A new dict with one processor for each attention layer; those that are not edited are the ones set now.
@@ -60,23 +60,23 @@ def ordered_processors(
     check_free(adapter)
     context = plan_context(adapter, prompts, images_per_prompt)
     plan = control.plan(context)
-    if plan.watches:
+    if plan.map_hooks:
         raise NeedsSession(
             f"{type(control).__name__} would have to look at the maps of words to know where they are.",
             "Give every one a region, or use a session.",
         )
-    if plan.objectives or plan.push is not None or plan.pin is not None or plan.text is not None:
+    if plan.objectives or plan.perturb is not None or plan.fixed_latents is not None or plan.text is not None:
         raise NeedsSession(
             f"{type(control).__name__} acts on the latents between steps, which an attention processor cannot reach.",
             f"Use it in a session: with t2ictl.controlled(pipe, [{type(control).__name__}()]): ...",
         )
-    current, edits = standing(adapter), edits_by_site(plan)
+    current, edits = standing(adapter), edits_by_layer(plan)
     if edits:
         rows = OrderedRows(context, encode(adapter, prompts), adapter.cells(size))
-        first = min((site for site in adapter.sites if site.kind == "cross"), key=lambda site: site.order)
-        for site, own in {first: [], **edits}.items():
-            name = f"{site.module}.processor"
-            current[name] = _Ordered(site, current[name], own, rows)
+        first = min((layer for layer in adapter.layers if layer.kind == "cross"), key=lambda layer: layer.order)
+        for layer, own in {first: [], **edits}.items():
+            name = f"{layer.module}.processor"
+            current[name] = _Ordered(layer, current[name], own, rows)
     return current
 
 
@@ -84,7 +84,7 @@ class OrderedRows:
     """Says what each batch row is by its place, and finds out whether that is true.
 
     Args:
-        context: prompts and pictures.
+        context: prompts and images.
         encoded_PKC: text states of the prompts.
         cells: height and width of the latent.
     """
@@ -92,39 +92,39 @@ class OrderedRows:
     def __init__(self, context: PlanContext, encoded_PKC: Tensor, cells: tuple[int, int]) -> None:
         self.cells = cells
         self._texts = [prompt.text for prompt in context.prompts]
-        images_per_prompt = context.lanes.images // len(self._texts)
+        images_per_prompt = context.batch.images // len(self._texts)
         self._layouts = [
-            Lanes.of_batch(prompts=len(self._texts), images_per_prompt=images_per_prompt, guided=guided)
+            BatchLayout.from_counts(prompts=len(self._texts), images_per_prompt=images_per_prompt, guided=guided)
             for guided in (False, True)
         ]
-        self._match, self._latest = RowMatcher(encoded_PKC), Latest()
+        self._match, self._latest = RowMatcher(encoded_PKC), TensorCache()
 
-    def lanes(self, rows: int) -> Lanes:
+    def batch(self, rows: int) -> BatchLayout:
         """Give what the rows of a batch are.
 
         Raises:
-            UnsupportedPipeline: if it has neither one nor two rows a picture.
+            UnsupportedPipeline: if it has neither one nor two rows an image.
         """
-        for lanes in self._layouts:
-            if len(lanes) == rows:
-                return lanes
+        for batch in self._layouts:
+            if len(batch) == rows:
+                return batch
         images = self._layouts[0].images
         raise UnsupportedPipeline(
-            f"The batch has {rows} rows; for {images} pictures these processors expect {images} rows, or {2 * images}.",
+            f"The batch has {rows} rows; for {images} images these processors expect {images} rows, or {2 * images}.",
             "Call the pipeline with the same prompts and num_images_per_prompt, or make new processors.",
         )
 
-    def check(self, context_BKC: Tensor, lanes: Lanes) -> None:
+    def check(self, context_BKC: Tensor, batch: BatchLayout) -> None:
         """Compare the text states of all rows with those of the prompts in their order; once a pass.
 
         Raises:
             UnsupportedPipeline: if a row is another one.
         """
-        self._latest(context_BKC, None, lambda: self._compare(context_BKC, lanes))
+        self._latest(context_BKC, None, lambda: self._compare(context_BKC, batch))
 
-    def _compare(self, context_BKC: Tensor, lanes: Lanes) -> None:
-        for row, (lane, number) in enumerate(zip(lanes.lanes, self._match(context_BKC), strict=True)):
-            wanted = self._texts[lane.prompt] if lane.role == "cond" else None
+    def _compare(self, context_BKC: Tensor, batch: BatchLayout) -> None:
+        for row, (entry, number) in enumerate(zip(batch.rows, self._match(context_BKC), strict=True)):
+            wanted = self._texts[entry.prompt] if entry.role == "cond" else None
             found = None if number is None else self._texts[number]
             if found != wanted:
                 expected = "an unconditional row" if wanted is None else f"the row of {wanted!r}"
@@ -139,8 +139,8 @@ class OrderedRows:
 class _Ordered(WithoutSession):
     """A processor that edits rows by their order, and counts the evaluations by its own calls."""
 
-    def __init__(self, site: Site, previous: Any, edits: Sequence[Edit], rows: OrderedRows) -> None:
-        super().__init__(site, previous, Switch())
+    def __init__(self, layer: Layer, previous: Any, edits: Sequence[Edit], rows: OrderedRows) -> None:
+        super().__init__(layer, previous, ActivePass())
         self._edits, self._rows, self._calls = edits, rows, 0
 
     def __call__(
@@ -152,19 +152,19 @@ class _Ordered(WithoutSession):
         **kwargs: Any,
     ) -> Tensor:
         inputs = Inputs(attn, hidden_states, encoder_hidden_states, attention_mask, kwargs)
-        lanes, size = self._rows.lanes(len(hidden_states)), self.site.size(self._rows.cells)
+        batch, size = self._rows.batch(len(hidden_states)), self.layer.size(self._rows.cells)
         if hidden_states.ndim != 3 or hidden_states.shape[1] != size[0] * size[1]:
             raise ShapeMismatch(
-                f"Layer {self.site.address} got image states of shape {tuple(hidden_states.shape)} where "
+                f"Layer {self.layer.address} got image states of shape {tuple(hidden_states.shape)} where "
                 f"{size[0]} x {size[1]} positions were expected.",
-                "Give the height and width of the pictures (pixels) as size=.",
+                "Give the height and width of the images (pixels) as size=.",
             )
-        if self.site.kind == "cross":
+        if self.layer.kind == "cross":
             context = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
-            self._rows.check(context, lanes)
+            self._rows.check(context, batch)
         if not self._edits:
             return inputs.send(self.previous)
         step = Step(index=self._calls, total=1, timestep=0.0)
         self._calls += 1
-        call = AttentionCall(site=self.site, size=size, lanes=lanes, step=step, attention=attn)
+        call = AttentionCall(layer=self.layer, size=size, batch=batch, step=step, attention=attn)
         return edited_attention(self.previous, call, self._edits, inputs)

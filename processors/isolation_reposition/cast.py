@@ -1,11 +1,11 @@
-"""Who is in which picture of a batch, and which of its pictures shows them alone."""
+"""Who is in which image of a batch, and which of its images shows them alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.controls.base import PlanContext
 from t2ictl.controls.concepts import Concepts, chosen_concepts
 from t2ictl.controls.layouts import Layout, Region
@@ -14,35 +14,36 @@ from t2ictl.processors.isolation_reposition.subjects import Subject
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Prompt, Span
 
-__all__ = ["Cast", "Regions"]
+__all__ = ["SubjectAssignment", "Regions"]
 
 Regions = tuple[Region, ...] | tuple[tuple[Region, ...], ...]
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Who is in which picture of a batch.
+class SubjectAssignment:
+    """Who is in which image of a batch.
 
     Args:
-        rows: the subjects of each picture; of a portrait the one that it shows.
+        rows: the subjects of each image; of a portrait the one that it shows.
         regions: for each of them the region that the user gave, or None.
-        portraits: for each picture and subject the picture of the batch in which it is read, or None.
-        who: for each picture and subject the one with a portrait that it is, or None.
-        composites: the pictures that are not scenes of their own, but show the subjects of one where it wants them.
-        absent: names of subjects whose portraits an earlier call showed; these count as pictures behind the batch's.
-        shown: the pictures that are portraits.
+        portraits: for each image and subject the image of the batch in which it is read, or None.
+        subjects: for each image and subject the one with a portrait that it is, or None.
+        composites: the images that are not scenes of their own, but show the subjects of one where it wants them.
+        cached_subjects: names of subjects whose portraits an earlier call showed; these count as images behind the
+            batch's.
+        shown: the images that are portraits.
     """
 
     rows: tuple[tuple[Span, ...], ...]
     regions: tuple[tuple[Region | None, ...], ...]
     portraits: tuple[tuple[int | None, ...], ...]
-    who: tuple[tuple[Subject | None, ...], ...]
+    subjects: tuple[tuple[Subject | None, ...], ...]
     composites: tuple[int, ...] = ()
-    absent: tuple[str, ...] = ()
+    cached_subjects: tuple[str, ...] = ()
     shown: tuple[int, ...] = ()
 
     @classmethod
-    def of(
+    def from_context(
         cls,
         subjects: Sequence[Subject],
         concepts: Concepts,
@@ -51,11 +52,11 @@ class Cast:
         *,
         control: str,
         composed: bool = False,
-        absent: Sequence[str] = (),
-    ) -> Cast:
+        cached_subjects: Sequence[str] = (),
+    ) -> SubjectAssignment:
         """Find the subjects in the prompts of a call.
 
-        A picture whose prompt is that of a subject is its portrait. Of several pictures of one prompt the n-th reads
+        An image whose prompt is that of a subject is its portrait. Of several images of one prompt the n-th reads
         the n-th portrait.
 
         Args:
@@ -64,15 +65,15 @@ class Cast:
             layout: regions, for all prompts or one list for each.
             context: the pipeline call.
             control: name of the control, for messages.
-            composed: the first picture of each prompt is the composite that its others read; no portraits are made.
-            absent: names of subjects whose portraits an earlier call showed.
+            composed: the first image of each prompt is the composite that its others read; no portraits are made.
+            cached_subjects: names of subjects whose portraits an earlier call showed.
 
         Raises:
             SpanNotFound: if a named word is not in its prompt.
             BadSetting: for subjects alike, a missing portrait or composite, or a list of another length.
         """
         _check_names(subjects)
-        present = () if composed else [subject for subject in subjects if subject.name not in absent]
+        present = () if composed else [subject for subject in subjects if subject.name not in cached_subjects]
         shown = {subject.prompt.strip(): subject for subject in present}
         _check_portraits(shown, context)
         prompts = context.row_prompts
@@ -87,16 +88,16 @@ class Cast:
         portraits = (
             [tuple(_other(image, first[image], each) for each in own) for image, own in enumerate(who)]
             if composed
-            else _read_by(who, texts, showing, _places(len(prompts), absent, showing))
+            else _read_by(who, texts, showing, _places(len(prompts), cached_subjects, showing))
         )
         composites = dict.fromkeys(each for own in portraits for each in own if each is not None) if composed else ()
         found = cls(
             rows=tuple(rows),
             regions=_all_regions(layout, rows, context, showing),
             portraits=tuple(portraits),
-            who=tuple(who),
+            subjects=tuple(who),
             composites=tuple(composites),
-            absent=tuple(absent),
+            cached_subjects=tuple(cached_subjects),
             shown=tuple(showing),
         )
         if composed:
@@ -105,7 +106,7 @@ class Cast:
 
     @property
     def scenes(self) -> tuple[int, ...]:
-        """The pictures in which somebody is kept apart or reads a portrait."""
+        """The images in which somebody is kept apart or reads a portrait."""
         both = enumerate(zip(self.rows, self.portraits, strict=True))
         return tuple(
             image
@@ -115,7 +116,7 @@ class Cast:
 
 
 def _other(image: int, composite: int, subject: Subject | None) -> int | None:
-    """The composite in which a picture reads a subject; it does not read itself."""
+    """The composite in which an image reads a subject; it does not read itself."""
     return None if subject is None or composite == image else composite
 
 
@@ -125,7 +126,7 @@ def _read_by(
     showing: Mapping[int, Subject],
     places: Mapping[str, Sequence[int]],
 ) -> list[tuple[int | None, ...]]:
-    """The portrait that each subject of each picture reads: the n-th for the n-th picture of a prompt."""
+    """The portrait that each subject of each image reads: the n-th for the n-th image of a prompt."""
     found = []
     for image, own in enumerate(who):
         copy = texts[:image].count(texts[image])
@@ -137,17 +138,17 @@ def _read_by(
 def _rows(
     subjects: Sequence[Subject], shown: dict[str, Subject], concepts: Concepts, context: PlanContext, control: str
 ) -> list[tuple[Span, ...]]:
-    """Whom each picture is about, as words of its prompt."""
+    """Whom each image is about, as words of its prompt."""
     if not subjects:
         return list(chosen_concepts(concepts, context, control=control))
     names = _names(subjects, shown, concepts, context)
-    lanes = context.lanes.only("cond").lanes
-    return [context.prompts[lane.prompt].find_all(names[lane.prompt]) for lane in lanes]
+    batch = context.batch.only("cond").rows
+    return [context.prompts[row.prompt].find_all(names[row.prompt]) for row in batch]
 
 
-def _places(pictures: int, absent: Sequence[str], showing: dict[int, Subject]) -> dict[str, list[int]]:
-    """The pictures that show each subject; those of an earlier call are counted on behind those of this one."""
-    places = {name: [pictures + number] for number, name in enumerate(absent)}
+def _places(images: int, cached_subjects: Sequence[str], showing: dict[int, Subject]) -> dict[str, list[int]]:
+    """The images that show each subject; those of an earlier call are counted on behind those of this one."""
+    places = {name: [images + number] for number, name in enumerate(cached_subjects)}
     for image, subject in showing.items():
         places.setdefault(subject.name, []).append(image)
     return places
@@ -171,19 +172,19 @@ def _check_portraits(shown: dict[str, Subject], context: PlanContext) -> None:
             )
 
 
-def _check_composed(cast: Cast, first: Sequence[int], texts: Sequence[str]) -> None:
-    """A composite needs a picture of its own in the batch, and for each subject a picture and both places."""
-    for image, own in enumerate(cast.who):
-        for subject, region in zip(own, cast.regions[image], strict=True):
+def _check_composed(assignment: SubjectAssignment, first: Sequence[int], texts: Sequence[str]) -> None:
+    """A composite needs an image of its own in the batch, and for each subject an image and both places."""
+    for image, own in enumerate(assignment.subjects):
+        for subject, region in zip(own, assignment.regions[image], strict=True):
             if subject is None:
                 continue
             if first.count(first[image]) == 1:
                 raise BadSetting(
                     f"The prompt {texts[image]!r} is in the call once.",
-                    "With reposition='latent' give it twice: its first picture is the composite that the others read.",
+                    "With reposition='latent' give it twice: its first image is the composite that the others read.",
                 )
             if subject.image is None or subject.region is None or region is None:
-                missing = "picture" if subject.image is None else "place in it" if region is not None else "region"
+                missing = "image" if subject.image is None else "place in it" if region is not None else "region"
                 raise BadSetting(
                     f"With reposition='latent' the subject {subject.name!r} of {texts[image]!r} has no {missing}.",
                     "Give Subject(image=..., box=... or mask=...), and a region for it in layout=; "
@@ -234,7 +235,7 @@ def _subject_of(span: Span, prompt: Prompt, subjects: Sequence[Subject]) -> Subj
 def _all_regions(
     layout: Regions, rows: Sequence[Sequence[Span]], context: PlanContext, showing: Mapping[int, Subject]
 ) -> tuple[tuple[Region | None, ...], ...]:
-    """The region of each subject of each picture; of a portrait what its subject says, or else its own list."""
+    """The region of each subject of each image; of a portrait what its subject says, or else its own list."""
     regions = list(_regions(layout, rows, context))
     is_own = bool(layout) and not isinstance(layout[0], Region)  # a flat layout speaks of scenes
     for image, subject in showing.items():
@@ -243,14 +244,14 @@ def _all_regions(
 
 
 def _regions(layout: Regions, rows: Sequence[Sequence[Span]], context: PlanContext) -> list[tuple[Region | None, ...]]:
-    """The region of each subject of each picture."""
+    """The region of each subject of each image."""
     given = per_prompt(layout, len(context.prompts), setting="layout", things="regions")
     if all(isinstance(each, Region) for each in layout):
         # One word need not be in all prompts, but it has to be in one of them.
-        return list(Layout.of(given[0] if given else (), context, rows).regions)
-    alone = Lanes.of_batch(prompts=1, images_per_prompt=1, guided=False)
+        return list(Layout.from_regions(given[0] if given else (), context, rows).regions)
+    alone = BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=False)
     found = []
-    for image, lane in enumerate(context.lanes.only("cond").lanes):
-        here = replace(context, prompts=(context.prompts[lane.prompt],), lanes=alone)
-        found.append(Layout.of(given[lane.prompt], here, [rows[image]]).regions[0])
+    for image, row in enumerate(context.batch.only("cond").rows):
+        here = replace(context, prompts=(context.prompts[row.prompt],), batch=alone)
+        found.append(Layout.from_regions(given[row.prompt], here, [rows[image]]).regions[0])
     return found

@@ -1,4 +1,4 @@
-"""Composites: one picture with every subject cut out of its own and put where a scene wants it.
+"""Composites: one image with every subject cut out of its own and put where a scene wants it.
 
 Legend: ``N`` subject, ``Y`` ``X`` rows and columns.
 """
@@ -17,16 +17,16 @@ from t2ictl.controls.layouts import Region
 
 __all__ = ["Piece", "compose"]
 
-# What a picture of nothing but subjects leaves open.
+# What an image of nothing but subjects leaves open.
 NEUTRAL = (128, 128, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A subject in its own picture, and where it shall be.
+    """A subject in its own image, and where it shall be.
 
     Args:
-        image: the picture that shows it.
+        image: the image that shows it.
         source: where it is there.
         target: where it shall be.
     """
@@ -36,7 +36,7 @@ class Piece:
     target: Region
 
     def inside(self) -> np.ndarray:
-        """The subject's part of its picture, boolean, rows by columns."""
+        """The subject's part of its image, boolean, rows by columns."""
         if self.source.box is not None:
             return self.source.cells(self.image.height, self.image.width).numpy()
         mask = Image.fromarray(np.array(self.source.mask, dtype=np.uint8) * 255)
@@ -46,10 +46,10 @@ class Piece:
 
 
 def compose(pieces: Sequence[Piece], height: int, width: int) -> tuple[Image.Image, Tensor]:
-    """Put subjects into one picture.
+    """Put subjects into one image.
 
     Each is cut out along its mask, brought into its target box with one scale for both sides, and centered there; the
-    background has the median color of what lies around the subjects in their own pictures. Where two overlap the later
+    background has the median color of what lies around the subjects in their own images. Where two overlap the later
     one is in front.
 
     Args:
@@ -58,7 +58,7 @@ def compose(pieces: Sequence[Piece], height: int, width: int) -> tuple[Image.Ima
         width: columns (pixels).
 
     Returns:
-        The picture, and ``coverage_NYX``: how much of each pixel each of them covers, in [0, 1].
+        The image, and ``coverage_NYX``: how much of each pixel each of them covers, in [0, 1].
 
     Example:
         >>> left, right = (Region(word="cat", box=box) for box in ((0, 0, 0.5, 1), (0.5, 0, 1, 1)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, project_keys, split_heads
 from t2ictl.attention.grouped import Grouping, grouped_attention
-from t2ictl.attention.layers import Site
+from t2ictl.attention.layers import Layer
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.processors.isolation_reposition.scene_state import Scenes
 from t2ictl.settings.windows import Step
@@ -27,7 +27,7 @@ class Apart(Edit):
     """Self-attention: subjects do not see each other, and read their portraits."""
 
     scenes: Scenes
-    apart: frozenset[Site]
+    apart: frozenset[Layer]
 
     def acts(self, step: Step) -> bool:
         """Inside the window only."""
@@ -37,7 +37,7 @@ class Apart(Edit):
         """Attend group by group in the scenes, as ever in all other rows."""
         if heads.mask is not None:
             raise UnsupportedPipeline(
-                f"The self-attention of {call.site.address} has a mask.", "Keep this control's sites away from it."
+                f"The self-attention of {call.layer.address} has a mask.", "Keep this control's layers away from it."
             )
         self.scenes.keep(call, heads.context)
         states_BNC = self.scenes.absent_states(call, heads.context)
@@ -45,9 +45,9 @@ class Apart(Edit):
             k_BHND, v_BHND = projected(call.attention, states_BNC)
             heads = replace(heads, k=torch.cat([heads.k, k_BHND]), v=torch.cat([heads.v, v_BHND]))
         grouped: dict[tuple[int, ...], Grouping] = {}
-        for image in self.scenes.cast.scenes:
-            rows = self.scenes.rows(call.lanes, image)
-            grouping = self.scenes.grouping(call, image, rows, apart=call.site in self.apart) if rows else None
+        for image in self.scenes.assignment.scenes:
+            rows = self.scenes.rows(call.batch, image)
+            grouping = self.scenes.grouping(call, image, rows, apart=call.layer in self.apart) if rows else None
             if grouping is not None:
                 grouped[tuple(rows.values())] = grouping
         taken = {row for rows in grouped for row in rows}
@@ -76,8 +76,8 @@ class Retold(Edit):
         """Blend the two at the positions of subjects."""
         own_BHND, weight = fused(call.attention, heads), self.scenes.settings.cross * self.scenes.settings.strength
         out_BHND = own_BHND.clone()  # written into; what the kernel keeps for its own backward pass is not
-        for image in self.scenes.cast.scenes:
-            row = self.scenes.rows(call.lanes, image).get("cond")
+        for image in self.scenes.assignment.scenes:
+            row = self.scenes.rows(call.batch, image).get("cond")
             places = self.scenes.told_positions(image, call.size) if row is not None else ()
             for number, places_Q in enumerate(places):
                 text = self._text(call, heads, image, number) if len(places_Q) else None
@@ -99,10 +99,10 @@ class Retold(Edit):
             if attention.norm_cross:
                 states_1KC = attention.norm_encoder_hidden_states(states_1KC)
             return *projected(attention, states_1KC), None
-        portrait = self.scenes.cast.portraits[image][number - 1] if number else None
-        if self.scenes.settings.told != "portrait" or portrait not in self.scenes.cast.shown:
+        portrait = self.scenes.assignment.portraits[image][number - 1] if number else None
+        if self.scenes.settings.subject_text != "portrait_prompt" or portrait not in self.scenes.assignment.shown:
             return None
-        there = self.scenes.rows(call.lanes, portrait)["cond"]
+        there = self.scenes.rows(call.batch, portrait)["cond"]
         own = slice(there, there + 1)
         return heads.k[own], heads.v[own], None if heads.mask is None else heads.mask[own]
 

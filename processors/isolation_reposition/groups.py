@@ -1,4 +1,4 @@
-"""Who may look at what when several subjects share a picture: labels of positions, and the groups that follow.
+"""Who may look at what when several subjects share an image: labels of positions, and the groups that follow.
 
 Legend: ``S`` subject, ``N`` position of a map, ``Y`` ``X`` its rows and columns, ``M`` position taken from a reference.
 """
@@ -63,7 +63,7 @@ def resampled_positions(target_YX: Tensor, reference_YX: Tensor, aspect: Aspect 
 
     Args:
         target_YX: True where the subject shall be.
-        reference_YX: True where it is in its own picture.
+        reference_YX: True where it is in its own image.
         aspect: ``"stretch"`` to the whole target box (as published), or ``"fit"``: one scale for both sides.
 
     Returns:
@@ -150,7 +150,7 @@ def _group(where_N: Tensor, *sources: KeySource) -> AttentionGroup:
 
 
 def _own_keys(labels_N: Tensor, number: int, isolation: float) -> KeySource:
-    """What a subject reads of its own picture."""
+    """What a subject reads of its own image."""
     is_other_N = (labels_N != 0) & (labels_N != number)
     if isolation == 0 or not is_other_N.any():
         return KeySource()

@@ -1,6 +1,6 @@
-"""Where the subjects of each picture are: given regions, or those that their words look at.
+"""Where the subjects of each image are: given regions, or those that their words look at.
 
-Legend: ``B`` picture, ``N`` subject, ``Y`` ``X`` map rows and columns, ``T`` prompt token.
+Legend: ``B`` image, ``N`` subject, ``Y`` ``X`` map rows and columns, ``T`` prompt token.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from torch import Tensor
 from t2ictl.controls.concepts import ConceptMaps
 from t2ictl.controls.layouts import Region
 from t2ictl.maps.masks import binarize, resize_mask
-from t2ictl.processors.isolation_reposition.cast import Cast
+from t2ictl.processors.isolation_reposition.cast import SubjectAssignment
 
-__all__ = ["Places"]
+__all__ = ["SubjectRegions"]
 
 
-class Places:
-    """Where the subjects of each picture are: given regions, or those that their words look at.
+class SubjectRegions:
+    """Where the subjects of each image are: given regions, or those that their words look at.
 
     Maps are averaged over the evaluations, each new one with the weight ``1 - memory``. A cell belongs to the subject
     whose map, over its own mean, is largest there, if it lies above that map's Otsu threshold.
 
     Args:
-        cast: who is in which picture.
+        assignment: who is in which image.
         maps: concept maps of the subjects.
-        memory: weight of the maps before, in [0, 1).
+        ema: weight of the maps before, in [0, 1).
     """
 
-    def __init__(self, cast: Cast, maps: ConceptMaps, memory: float) -> None:
-        self.cast, self.maps = cast, maps
+    def __init__(self, assignment: SubjectAssignment, maps: ConceptMaps, memory: float) -> None:
+        self.assignment, self.maps = assignment, maps
         self.version = 0
         self._memory = memory
         self._held_BNYX: Tensor | None = None
@@ -38,7 +38,7 @@ class Places:
     @property
     def needs_maps(self) -> bool:
         """Whether some subject has no given region."""
-        return any(region is None for own in self.cast.regions for region in own)
+        return any(region is None for own in self.assignment.regions for region in own)
 
     def take(self, maps_BYXT: Tensor) -> None:
         """Learn from the maps of an evaluation."""
@@ -54,24 +54,24 @@ class Places:
         """Give where a subject is, as far as that is known.
 
         Args:
-            image: the picture.
+            image: the image.
             number: the subject.
 
         Returns:
             The region that was given, or one with a mask of where the maps show it; None if they do not.
         """
-        given = self.cast.regions[image][number]
+        given = self.assignment.regions[image][number]
         if given is not None or self._seen_BNYX is None:
             return given
         mask_YX = self._seen_BNYX[image, number] > 0
-        word = self.cast.rows[image][number].text
+        word = self.assignment.rows[image][number].text
         return Region(word=word, mask=tuple(map(tuple, mask_YX.int().tolist()))) if mask_YX.any() else None
 
     def found(self, image: int, number: int) -> Tensor:
         """Give where the maps show a subject.
 
         Args:
-            image: the picture.
+            image: the image.
             number: the subject.
 
         Returns:
@@ -87,16 +87,16 @@ class Places:
         return most_YX == most_YX.max()
 
     def coverage(self, image: int, size: tuple[int, int]) -> Tensor:
-        """Give the share of each cell of a map that each subject of a picture covers.
+        """Give the share of each cell of a map that each subject of an image covers.
 
         Args:
-            image: the picture.
+            image: the image.
             size: height and width of the map.
 
         Returns:
             ``coverage_NYX``; zero for a subject of which nothing is known yet.
         """
-        regions = self.cast.regions[image]
+        regions = self.assignment.regions[image]
         coverage = torch.zeros(len(regions), *size)
         for number, region in enumerate(regions):
             if region is not None:

@@ -62,7 +62,7 @@ class ReferenceBank:
             self._states.clear()
             return
         self._inside[subject, call.step.index, call.size] = inside_YX.cpu()
-        self._states[subject, call.step.index, call.site.address, role] = kept_MC
+        self._states[subject, call.step.index, call.layer.address, role] = kept_MC
 
     def inside(self, subject: str, call: AttentionCall) -> Tensor:
         """Give where a subject was in its portrait when this evaluation was made.
@@ -94,7 +94,7 @@ class ReferenceBank:
         Raises:
             NotRecorded: if it was not kept.
         """
-        kept_MC = self._found(self._states, (subject, call.step.index, call.site.address, role)).to(like)
+        kept_MC = self._found(self._states, (subject, call.step.index, call.layer.address, role)).to(like)
         states_NC = kept_MC.new_zeros(math.prod(call.size), kept_MC.shape[1])
         places_M = self.inside(subject, call).flatten().nonzero().flatten().to(like.device)
         return states_NC.index_copy(0, places_M, kept_MC)

@@ -1,4 +1,4 @@
-"""The pictures that rows of a call are held at: those that show a subject alone, and composites of several.
+"""The images that rows of a call are held at: those that show a subject alone, and composites of several.
 
 Legend: ``N`` subject, ``Y`` ``X`` rows and columns.
 """
@@ -14,39 +14,39 @@ from PIL import Image
 from torch import Tensor
 
 from t2ictl.maps.masks import resize_mask
-from t2ictl.processors.isolation_reposition.cast import Cast
+from t2ictl.processors.isolation_reposition.cast import SubjectAssignment
 from t2ictl.processors.isolation_reposition.composites import Piece, compose
 from t2ictl.processors.isolation_reposition.subjects import Subject
-from t2ictl.settings.images import open_picture
+from t2ictl.settings.images import open_image
 
-__all__ = ["ShownPictures"]
+__all__ = ["ReferenceImages"]
 
-# A picture is brought to the size of the call; sides that differ by more than this are a visible distortion.
+# An image is brought to the size of the call; sides that differ by more than this are a visible distortion.
 ASPECT_TOLERANCE = 0.02
 
 
-class ShownPictures:
-    """Gives the given pictures of a call, once its size is known.
+class ReferenceImages:
+    """Gives the given images of a call, once its size is known.
 
     Args:
-        cast: who is in which picture.
+        assignment: who is in which image.
     """
 
-    def __init__(self, cast: Cast) -> None:
-        self._cast = cast
+    def __init__(self, assignment: SubjectAssignment) -> None:
+        self._assignment = assignment
         self._covered: dict[int, Tensor] = {}
         self.by_image: dict[int, Callable[[int, int], Image.Image]] = {}
-        for image, own in enumerate(cast.who):
-            if image in cast.composites:
+        for image, own in enumerate(assignment.subjects):
+            if image in assignment.composites:
                 self.by_image[image] = partial(self._composite, image)
-            elif image in cast.shown and own[0] is not None and own[0].image:
+            elif image in assignment.shown and own[0] is not None and own[0].image:
                 self.by_image[image] = partial(_portrait, own[0])
 
     def coverage(self, image: int, size: tuple[int, int]) -> Tensor | None:
         """Give how much of each cell of a map the subjects of a composite cover.
 
         Args:
-            image: the picture.
+            image: the image.
             size: height and width of the map.
 
         Returns:
@@ -56,26 +56,28 @@ class ShownPictures:
         return None if covered_NYX is None else torch.stack([resize_mask(each, *size) for each in covered_NYX])
 
     def _composite(self, image: int, height: int, width: int) -> Image.Image:
-        cast, pieces, numbers = self._cast, [], []
-        for number, (subject, target) in enumerate(zip(cast.who[image], cast.regions[image], strict=True)):
+        assignment, pieces, numbers = self._assignment, [], []
+        for number, (subject, target) in enumerate(
+            zip(assignment.subjects[image], assignment.regions[image], strict=True)
+        ):
             if subject is None or target is None or subject.image is None or subject.region is None:
                 continue
-            pieces.append(Piece(image=open_picture(subject.image), source=subject.region, target=target))
+            pieces.append(Piece(image=open_image(subject.image), source=subject.region, target=target))
             numbers.append(number)
         made, coverage_NYX = compose(pieces, height, width)
-        covered_NYX = torch.zeros(len(cast.who[image]), height, width)
+        covered_NYX = torch.zeros(len(assignment.subjects[image]), height, width)
         covered_NYX[numbers] = coverage_NYX
         self._covered[image] = covered_NYX
         return made
 
 
 def _portrait(subject: Subject, height: int, width: int) -> Image.Image:
-    """The picture of a subject at the size of the call."""
+    """The image of a subject at the size of the call."""
     assert subject.image is not None
-    image = open_picture(subject.image)
+    image = open_image(subject.image)
     if abs(image.width * height / (image.height * width) - 1) > ASPECT_TOLERANCE:
         warnings.warn(
-            f"The picture of {subject.name!r} is {image.width} x {image.height} and is stretched to "
+            f"The image of {subject.name!r} is {image.width} x {image.height} and is stretched to "
             f"{width} x {height}. Crop it to the aspect of the call first.",
             UserWarning,
             stacklevel=2,

@@ -1,9 +1,9 @@
-"""Rows of a batch that are held at given pictures, noised as far as the schedule has come.
+"""Rows of a batch that are held at given images, noised as far as the schedule has come.
 
-Such a row shows the denoiser a known picture at every step, so that others can read its features: a photograph of a
+Such a row shows the denoiser a known image at every step, so that others can read its features: a photograph of a
 subject, or a composite of several.
 
-Legend: ``B`` picture, ``C`` channels, ``Y`` ``X`` rows and columns.
+Legend: ``B`` image, ``C`` channels, ``Y`` ``X`` rows and columns.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from t2ictl.families.base import WEIGHTS_AWAY, Adapter, hook_names
 from t2ictl.families.schedulers import noise_levels
 from t2ictl.settings.windows import Step
 
-__all__ = ["PinnedRows", "encode_picture"]
+__all__ = ["ReferenceLatents", "encode_image"]
 
 
-def encode_picture(adapter: Adapter, image: Image.Image) -> Tensor:
-    """Encode a picture as the pipeline's autoencoder does, without noise.
+def encode_image(adapter: Adapter, image: Image.Image) -> Tensor:
+    """Encode an image as the pipeline's autoencoder does, without noise.
 
     Args:
         adapter: the pipeline's family.
@@ -65,43 +65,43 @@ def encode_picture(adapter: Adapter, image: Image.Image) -> Tensor:
 def _check_autoencoder(vae: Any, is_upcast: bool) -> None:
     if vae is None:
         raise UnsupportedPipeline(
-            "A picture has to be encoded, and the pipeline has no autoencoder.",
+            "An image has to be encoded, and the pipeline has no autoencoder.",
             "Load the pipeline with its autoencoder (vae=...).",
         )
-    # Casting back what is cast or moved for each layer would not leave it as it was.
+    # Casting back what is assignment or moved for each layer would not leave it as it was.
     hooks = {name for each in vae.modules() for name in hook_names(each)} if is_upcast else set()
     if getattr(vae, "_hf_hook", None) is not None or hooks & WEIGHTS_AWAY:
         raise UnsupportedPipeline(
-            "A picture has to be encoded during the call, while offloading holds the autoencoder elsewhere.",
+            "An image has to be encoded during the call, while offloading holds the autoencoder elsewhere.",
             "Keep the whole pipeline on the device: pipe.to(device) in place of enable_model_cpu_offload().",
         )
 
 
 @dataclass(kw_only=True)
-class PinnedRows:
-    """Holds some pictures of a batch at given ones; the ``pin`` of a plan.
+class ReferenceLatents:
+    """Holds some images of a batch at given ones; the ``pin`` of a plan.
 
     ``x = sqrt(a) z0 + sqrt(1 - a) eps`` in the space of the denoiser, with noise that is the same at every step, and
     the same whatever else is in the batch.
 
     Args:
         adapter: the pipeline's family.
-        pictures: for a picture of the batch, what gives the one to hold it at, for its height and width (pixels).
+        images: for an image of the batch, what gives the one to hold it at, for its height and width (pixels).
         names: for each of them the text that its noise is drawn by.
         seed: of the noise.
     """
 
     adapter: Adapter
-    pictures: Mapping[int, Callable[[int, int], Image.Image]]
+    images: Mapping[int, Callable[[int, int], Image.Image]]
     names: Mapping[int, str]
     seed: int = 0
     _clean: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __call__(self, x_BCYX: Tensor, step: Step) -> Tensor:
-        """Put the noised pictures in their places.
+        """Put the noised images in their places.
 
         Args:
-            x_BCYX: the latents as the denoiser sees them, one row a picture.
+            x_BCYX: the latents as the denoiser sees them, one row an image.
             step: which evaluation this is.
 
         Returns:
@@ -109,7 +109,7 @@ class PinnedRows:
         """
         signal, noise = noise_levels(self.adapter.pipe.scheduler, step.timestep)
         held_BCYX = x_BCYX.clone()
-        for image in self.pictures:
+        for image in self.images:
             if image not in self._clean:
                 self._clean[image] = self._prepared(image, x_BCYX)
             clean_CYX, noise_CYX = self._clean[image]
@@ -119,7 +119,7 @@ class PinnedRows:
     def _prepared(self, image: int, x_BCYX: Tensor) -> tuple[Tensor, Tensor]:
         factor = int(self.adapter.pipe.vae_scale_factor)
         height, width = (side * factor for side in x_BCYX.shape[-2:])
-        clean_CYX = encode_picture(self.adapter, self.pictures[image](height, width))
+        clean_CYX = encode_image(self.adapter, self.images[image](height, width))
         dice = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}|{self.names[image]}".encode()))
         noise_CYX = torch.randn(clean_CYX.shape, generator=dice).to(clean_CYX.device)
         return clean_CYX, noise_CYX

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall
 from t2ictl.attention.grouped import Grouping
-from t2ictl.attention.layers import Site
+from t2ictl.attention.layers import Layer
 from t2ictl.controls.base import PlanContext
-from t2ictl.processors.isolation_reposition.cast import Cast
+from t2ictl.processors.isolation_reposition.cast import SubjectAssignment
 from t2ictl.processors.isolation_reposition.groups import (
     Aspect,
     Reading,
@@ -28,10 +28,10 @@ from t2ictl.processors.isolation_reposition.groups import (
     resampled_positions,
     subject_labels,
 )
-from t2ictl.processors.isolation_reposition.places import Places
-from t2ictl.processors.isolation_reposition.reference_images import ShownPictures
-from t2ictl.processors.isolation_reposition.story_context import Telling
-from t2ictl.processors.isolation_reposition.texts import Told
+from t2ictl.processors.isolation_reposition.places import SubjectRegions
+from t2ictl.processors.isolation_reposition.reference_images import ReferenceImages
+from t2ictl.processors.isolation_reposition.story_context import StoryContext
+from t2ictl.processors.isolation_reposition.texts import SubjectText
 from t2ictl.settings.windows import Step, Window
 
 __all__ = ["SceneRules", "Scenes"]
@@ -47,7 +47,7 @@ class SceneRules:
     ref_strength: float
     ref_dropout: float
     cross: float
-    told: Told
+    subject_text: SubjectText
     branch: Literal["both", "cond"]
     window: Window
     seed: int
@@ -59,11 +59,11 @@ class Scenes:
 
     settings: SceneRules
     context: PlanContext
-    cast: Cast
-    places: Places
-    reading: frozenset[Site]
-    shown: ShownPictures
-    telling: Telling | None = None
+    assignment: SubjectAssignment
+    places: SubjectRegions
+    reading: frozenset[Layer]
+    shown: ReferenceImages
+    story_context: StoryContext | None = None
     texts: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
     device: torch.device = field(init=False)
     _labels: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
@@ -77,37 +77,37 @@ class Scenes:
         """Learn where the subjects are."""
         self.places.take(maps_BYXT)
 
-    def rows(self, lanes: Lanes, image: int) -> dict[str, int]:
-        """The batch rows of a picture, by the side of the guidance."""
+    def rows(self, batch: BatchLayout, image: int) -> dict[str, int]:
+        """The batch rows of an image, by the side of the guidance."""
         roles = ("uncond", "cond") if self.settings.branch == "both" else ("cond",)
-        behind = image - lanes.images
+        behind = image - batch.images
         if behind >= 0:  # a portrait that an earlier call showed: its rows lie behind those of the batch
-            here = [role for role in roles if any(lane.role == role for lane in lanes.lanes)]
-            return {role: len(lanes) + behind * len(here) + place for place, role in enumerate(here)}
-        return {lane.role: row for row, lane in enumerate(lanes.lanes) if lane.image == image and lane.role in roles}
+            here = [role for role in roles if any(entry.role == role for entry in batch.rows)]
+            return {role: len(batch) + behind * len(here) + place for place, role in enumerate(here)}
+        return {entry.role: row for row, entry in enumerate(batch.rows) if entry.image == image and entry.role in roles}
 
     def absent_states(self, call: AttentionCall, context_BKC: Tensor) -> Tensor | None:
         """``states_BNC`` of the rows behind the batch, or None if there are none."""
-        bank, lanes = None if self.telling is None else self.telling.bank, call.lanes
-        if bank is None or not self.cast.absent or call.site not in self.reading:
+        bank, batch = None if self.story_context is None else self.story_context.bank, call.batch
+        if bank is None or not self.assignment.cached_subjects or call.layer not in self.reading:
             return None
         rows = [
             bank.states(name, call, role, context_BKC)
-            for number, name in enumerate(self.cast.absent)
-            for role in self.rows(lanes, lanes.images + number)
+            for number, name in enumerate(self.assignment.cached_subjects)
+            for role in self.rows(batch, batch.images + number)
         ]
         return torch.stack(rows)
 
     def keep(self, call: AttentionCall, context_BKC: Tensor) -> None:
         """Keep what this layer sees of the portraits, for later calls of the story."""
-        bank = None if self.telling is None else self.telling.bank
-        if bank is None or call.site not in self.reading:
+        bank = None if self.story_context is None else self.story_context.bank
+        if bank is None or call.layer not in self.reading:
             return
-        for image in self.cast.shown:
-            (subject,) = self.cast.who[image]
+        for image in self.assignment.shown:
+            (subject,) = self.assignment.subjects[image]
             assert subject is not None
             inside_YX = self._portrait(image, call)
-            for role, row in self.rows(call.lanes, image).items():
+            for role, row in self.rows(call.batch, image).items():
                 bank.keep(subject.name, call, role, context_BKC[row], inside_YX)
 
     def labels(self, image: int, size: tuple[int, int]) -> Tensor:
@@ -129,15 +129,15 @@ class Scenes:
         key = (self.places.version, image, size)
         if key not in self._told:
             self._told = {each: kept for each, kept in self._told.items() if each[0] == self.places.version}
-            labels_N, numbers = self.labels(image, size), range(len(self.cast.rows[image]) + 1)
+            labels_N, numbers = self.labels(image, size), range(len(self.assignment.rows[image]) + 1)
             places = [(labels_N == number).nonzero().flatten() for number in numbers]
-            places = [torch.arange(len(labels_N))] if self.settings.told == "spelled" else places
+            places = [torch.arange(len(labels_N))] if self.settings.subject_text == "in_full" else places
             self._told[key] = tuple(each.to(self.device) for each in places)
         return self._told[key]
 
     def grouping(self, call: AttentionCall, image: int, rows: dict[str, int], *, apart: bool) -> Grouping | None:
-        """Who reads what in a picture, made once for all layers of one size in a step."""
-        now, reads = (call.step.index, self.places.version), call.site in self.reading
+        """Who reads what in an image, made once for all layers of one size in a step."""
+        now, reads = (call.step.index, self.places.version), call.layer in self.reading
         key = (now, image, call.size, tuple(rows.values()), apart, reads)
         if key not in self._groupings:
             self._groupings = {each: kept for each, kept in self._groupings.items() if each[0] == now}
@@ -150,10 +150,10 @@ class Scenes:
         settings, labels_N = self.settings, self.labels(image, call.size)
         readings: dict[int, Reading] = {}
         drawn_N = self._drawn(call, image) if reads else labels_N
-        for number, portrait in enumerate(self.cast.portraits[image], start=1) if reads else ():
+        for number, portrait in enumerate(self.assignment.portraits[image], start=1) if reads else ():
             if portrait is None:
                 continue
-            there = self.rows(call.lanes, portrait)
+            there = self.rows(call.batch, portrait)
             readings[number] = Reading(
                 row=tuple(there[role] for role in rows),
                 positions=self._positions(labels_N == number, number, portrait, call),
@@ -166,16 +166,16 @@ class Scenes:
 
     def _positions(self, here_N: Tensor, number: int, portrait: int, call: AttentionCall) -> Tensor:
         """Positions of the portrait that a subject reads: resampled, or, in a composite, its own."""
-        if portrait in self.cast.composites:
+        if portrait in self.assignment.composites:
             covered_N = self.labels(portrait, call.size) == number
             return covered_N.nonzero().flatten()
         return resampled_positions(here_N.view(call.size), self._portrait(portrait, call), self.settings.aspect)
 
     def _portrait(self, image: int, call: AttentionCall) -> Tensor:
         """Where the subject is in its portrait; everywhere as long as nothing is known."""
-        if image >= call.lanes.images:
-            assert self.telling is not None and self.telling.bank is not None
-            return self.telling.bank.inside(self.cast.absent[image - call.lanes.images], call)
+        if image >= call.batch.images:
+            assert self.story_context is not None and self.story_context.bank is not None
+            return self.story_context.bank.inside(self.assignment.cached_subjects[image - call.batch.images], call)
         covered_YX = self.labels(image, call.size).view(call.size) > 0
         return covered_YX if covered_YX.any() else torch.ones_like(covered_YX)
 
@@ -183,7 +183,7 @@ class Scenes:
         """Positions that read in this step: the same whatever else is in the batch."""
         texts = [prompt.text for prompt in self.context.row_prompts]
         alone = f"{texts[image]}|{texts[:image].count(texts[image])}"
-        own = alone if self.telling is None else self.telling.names[image]
+        own = alone if self.story_context is None else self.story_context.names[image]
         name = f"{self.settings.seed}|{own}|{call.step.index}|{call.size}"
         dice = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         return torch.rand(math.prod(call.size), generator=dice) >= self.settings.ref_dropout

@@ -1,4 +1,4 @@
-"""Subjects: someone, or something, that shall look the same in several pictures."""
+"""Subjects: someone, or something, that shall look the same in several images."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from t2ictl.controls.layouts import Mask, Region
 from t2ictl.errors import BadSetting
 from t2ictl.maps.masks import box_mask
 from t2ictl.settings.fields import setting, settings_class
-from t2ictl.settings.images import Picture
+from t2ictl.settings.images import ImageField
 
 __all__ = ["Subject"]
 
 
 @settings_class
 class Subject:
-    """Someone, or something, that shall look the same in several pictures.
+    """Someone, or something, that shall look the same in several images.
 
     Args:
         name: the word or phrase by which prompts call it.
-        prompt: the prompt of the picture that shows it alone (its portrait).
-        image: a picture that shows it, in the place of a portrait that is generated: file, PIL image or array.
+        prompt: the prompt of the image that shows it alone (its portrait).
+        image: an image that shows it, in the place of a portrait that is generated: file, PIL image or array.
         box: where it is in its portrait, edges as fractions; or
-        mask: the same as a picture file, image, array or nested list; neither: where its word looks.
+        mask: the same as an image file, image, array or nested list; neither: where its word looks.
 
     Raises:
         BadSetting: without name or prompt, or with box and mask.
@@ -31,10 +31,10 @@ class Subject:
     """
 
     name: str = setting(default="", help="the word or phrase by which prompts call it")
-    prompt: str = setting(default="", help="prompt of the picture that shows it alone")
-    image: Picture | None = setting(default=None, help="a picture that shows it; empty: it is generated")
+    prompt: str = setting(default="", help="prompt of the image that shows it alone")
+    image: ImageField | None = setting(default=None, help="an image that shows it; empty: it is generated")
     box: tuple[float, float, float, float] | None = setting(default=None, help="where it is there: x0, y0, x1, y1")
-    mask: Mask | None = setting(default=None, help="where it is there: picture file or array")
+    mask: Mask | None = setting(default=None, help="where it is there: image file or array")
 
     def __post_init__(self) -> None:
         if not self.name or not self.prompt:

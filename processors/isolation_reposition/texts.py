@@ -11,48 +11,52 @@ from typing import Literal
 from torch import Tensor
 
 from t2ictl.controls.base import PlanContext
-from t2ictl.processors.isolation_reposition.cast import Cast
+from t2ictl.processors.isolation_reposition.cast import SubjectAssignment
 from t2ictl.processors.isolation_reposition.subjects import Subject
 from t2ictl.prompts.prompt import Prompt, Span
 
-__all__ = ["Told", "told_texts"]
+__all__ = ["SubjectText", "subject_texts"]
 
-Told = Literal["portrait", "spliced", "spelled"]
+SubjectText = Literal["portrait_prompt", "inserted", "in_full"]
 
 
-def told_texts(cast: Cast, context: PlanContext, told: Told) -> dict[tuple[int, int], Tensor]:
+def subject_texts(
+    assignment: SubjectAssignment, context: PlanContext, subject_text: SubjectText
+) -> dict[tuple[int, int], Tensor]:
     """Encode what positions are told where no row of the batch says it.
 
     Args:
-        cast: who is in which picture.
+        assignment: who is in which image.
         context: the pipeline call.
-        told: ``"portrait"``: a subject's positions its portrait's prompt; ``"spliced"``: the scene's prompt, with the
-            portrait's words for the subject in the place of its name. That keeps the others in the text, without
-            their attributes; the background, where anybody may yet appear, is told the attributes of all;
-            ``"spelled"``: all positions are.
+        subject_text: ``"portrait_prompt"``: a subject's positions its portrait's prompt; ``"inserted"``: the scene's
+            prompt, with the portrait's words for the subject in the place of its name. That keeps the others in the
+            text, without their attributes; the background, where anybody may yet appear, is told the attributes of all;
+            ``"in_full"``: all positions are.
 
     Returns:
-        ``states_KC`` by picture and number of the subject (from 1; 0 for the background, or, spelled, for all).
+        ``states_KC`` by image and number of the subject (from 1; 0 for the background, or, spelled, for all).
     """
     texts: dict[tuple[int, int], str] = {}
-    for image in cast.scenes:
-        read = [number for number, each in enumerate(cast.portraits[image], start=1) if each is not None]
-        among = range(1, len(cast.who[image]) + 1) if image in cast.composites else read
-        subjects = {number: subject for number in among if (subject := cast.who[image][number - 1]) is not None}
-        if told != "portrait":
-            prompt, spans = context.row_prompts[image], cast.rows[image]
+    for image in assignment.scenes:
+        read = [number for number, each in enumerate(assignment.portraits[image], start=1) if each is not None]
+        among = range(1, len(assignment.subjects[image]) + 1) if image in assignment.composites else read
+        subjects = {
+            number: subject for number in among if (subject := assignment.subjects[image][number - 1]) is not None
+        }
+        if subject_text != "portrait_prompt":
+            prompt, spans = context.row_prompts[image], assignment.rows[image]
             words = {spans[number - 1]: description(subject, context) for number, subject in subjects.items()}
-            alone = subjects if told == "spliced" else ()
+            alone = subjects if subject_text == "inserted" else ()
             own = {number: {spans[number - 1]: words[spans[number - 1]]} for number in alone}
             made = {number: spliced(prompt, each) for number, each in ({0: words} | own).items()}
             texts |= {(image, number): text for number, text in made.items() if text != prompt.as_written(prompt.text)}
         else:
-            there = [each for each in subjects if cast.portraits[image][each - 1] not in cast.shown]
+            there = [each for each in subjects if assignment.portraits[image][each - 1] not in assignment.shown]
             texts |= {(image, number): subjects[number].prompt for number in there}
     if not texts:
         return {}
     each = list(dict.fromkeys(texts.values()))
-    states = dict(zip(each, context.encoded(each).rows, strict=True))
+    states = dict(zip(each, context.encoded(each).embeds, strict=True))
     return {key: states[text] for key, text in texts.items()}
 
 

@@ -22,12 +22,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from t2ictl.attention.edits import Edit
-from t2ictl.attention.layers import Site, select
+from t2ictl.attention.layers import Layer, select_layers
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.registry import register_control
 from t2ictl.errors import NeedsSession, UnsupportedPipeline
 from t2ictl.processors.structured_guidance.edits import AveragedMaps, AveragedValues, Structure, Weighting
-from t2ictl.processors.structured_guidance.phrases import BoundPhrase, Levels, PhraseNames, bound_phrases
+from t2ictl.processors.structured_guidance.phrases import Levels, PhraseNames, ResolvedPhrase, resolve_phrases
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
 from t2ictl.standalone.recorder import attention_processors
@@ -71,7 +71,7 @@ class StructuredGuidance(Control):
             values call it the first one may take the place of that one.
         branch: which side of the guidance is edited; for the unconditional side by the phrases of the negative prompt.
         window: part of the schedule in which it acts.
-        sites: layer filter; empty for every cross-attention.
+        layers: layer filter; empty for every cross-attention.
 
     Example:
         >>> StructuredGuidance(strength=1.5, levels="lowest").mode
@@ -92,7 +92,7 @@ class StructuredGuidance(Control):
     positions: Literal["own", "prompt"] = setting(default="own", help="where a phrase is read when encoded alone")
     branch: Literal["cond", "uncond", "both"] = setting(default="cond", help="which side of the guidance")
     window: Window = setting(default=Window(), help="part of the schedule in which it acts")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: every cross-attention")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: every cross-attention")
 
     has_losses = False
 
@@ -100,11 +100,13 @@ class StructuredGuidance(Control):
         """Find and encode the phrases, and say at which layers they act."""
         if self.strength == 0:
             return Plan()
-        sites = select([site for site in context.adapter.sites if site.kind == "cross"], self.sites or "cross")
-        _check_layers(context, sites)
+        layers = select_layers(
+            [layer for layer in context.adapter.layers if layer.kind == "cross"], self.layers or "cross"
+        )
+        _check_layers(context, layers)
         sides = {"cond": (self.phrases, context.prompts), "uncond": ((), context.negative_prompts)}
         found = {
-            role: bound_phrases(named, self.levels, prompts, context.adapter, control=self.name)
+            role: resolve_phrases(named, self.levels, prompts, context.adapter, control=self.name)
             for role, (named, prompts) in sides.items()
             if self.branch in (role, "both")
         }
@@ -112,13 +114,13 @@ class StructuredGuidance(Control):
         if not states:
             return Plan()
         structures = {
-            (role, number): Structure.of([states[self._read(phrase)] for phrase in own], own)
+            (role, number): Structure.from_encodings([states[self._read(phrase)] for phrase in own], own)
             for role, prompts in found.items()
             for number, own in enumerate(prompts)
             if own
         }
         return Plan(
-            edits=((sites, self._edit(structures)),),
+            edits=((layers, self._edit(structures)),),
             owns=("cross.values", *(("cross.keys",) if self.mode == "keys" else ())),
         )
 
@@ -130,21 +132,21 @@ class StructuredGuidance(Control):
             structures, self.strength, self.window, conjunction=self.conjunction, aliasing=self.aliasing
         )
 
-    def _read(self, phrase: BoundPhrase) -> tuple[str, int]:
+    def _read(self, phrase: ResolvedPhrase) -> tuple[str, int]:
         """What is encoded for a phrase: its text, and the position from which on it is read."""
         return phrase.text, phrase.first if self.positions == "prompt" else 1
 
-    def _encoded(self, phrases: Sequence[BoundPhrase], context: PlanContext) -> dict[tuple[str, int], Tensor]:
+    def _encoded(self, phrases: Sequence[ResolvedPhrase], context: PlanContext) -> dict[tuple[str, int], Tensor]:
         """Encode every phrase once, all in one batch: ``states_KC`` by text and position."""
         once = list(dict.fromkeys(map(self._read, phrases)))
         if not once:
             return {}
         texts, first = zip(*once, strict=True)
         is_moved = any(place != 1 for place in first)
-        return dict(zip(once, context.encoded(texts, first if is_moved else None).rows, strict=True))
+        return dict(zip(once, context.encoded(texts, first if is_moved else None).embeds, strict=True))
 
     @classmethod
-    def processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
+    def attn_processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
         """Give plain attention processors that do the same without a session, on the rows of these prompts.
 
         Args:
@@ -162,7 +164,7 @@ class StructuredGuidance(Control):
             >>> import t2ictl
             >>> pipe, prompt = t2ictl.load("shapes"), "a red circle and a blue square"
             >>> before = pipe.unet.attn_processors
-            >>> pipe.unet.set_attn_processor(StructuredGuidance.processors(pipe, [prompt]))
+            >>> pipe.unet.set_attn_processor(StructuredGuidance.attn_processors(pipe, [prompt]))
             >>> image = pipe(prompt, num_inference_steps=2).images[0]
             >>> pipe.unet.set_attn_processor(dict(before))
         """
@@ -175,10 +177,10 @@ class StructuredGuidance(Control):
         return attention_processors(pipe, control, prompts)
 
 
-def _check_layers(context: PlanContext, sites: Sequence[Site]) -> None:
-    for site in sites:
-        if getattr(context.adapter.denoiser.get_submodule(site.module), "norm_cross", None):
+def _check_layers(context: PlanContext, layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        if getattr(context.adapter.denoiser.get_submodule(layer.module), "norm_cross", None):
             raise UnsupportedPipeline(
-                f"The layer {site.address} normalizes the text states, and a mean of them would not be one of values.",
-                "Keep this control's sites away from it.",
+                f"The layer {layer.address} normalizes the text states, and a mean of them would not be one of values.",
+                "Keep this control's layers away from it.",
             )

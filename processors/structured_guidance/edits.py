@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.cache import Latest
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.cache import TensorCache
 from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, project_keys
-from t2ictl.processors.structured_guidance.phrases import BoundPhrase
+from t2ictl.processors.structured_guidance.phrases import ResolvedPhrase
 from t2ictl.settings.windows import Step, Window
 
 __all__ = ["AveragedMaps", "AveragedValues", "Structure", "Weighting", "phrase_weights"]
@@ -74,7 +74,7 @@ class Structure:
     levels: Tensor
 
     @classmethod
-    def of(cls, encoded: Sequence[Tensor], phrases: Sequence[BoundPhrase]) -> Structure:
+    def from_encodings(cls, encoded: Sequence[Tensor], phrases: Sequence[ResolvedPhrase]) -> Structure:
         """Put the rows of each phrase where its tokens stand in the prompt.
 
         Args:
@@ -128,27 +128,27 @@ class _Structured(Edit):
     structures: dict[tuple[str, int], Structure]
     strength: float
     window: Window
-    _valued: Latest = field(default_factory=Latest)
-    _keyed: Latest = field(default_factory=Latest)
+    _valued: TensorCache = field(default_factory=TensorCache)
+    _keyed: TensorCache = field(default_factory=TensorCache)
 
     def acts(self, step: Step) -> bool:
         """Inside the window only."""
         return self.window.contains(step.index, step.total)
 
-    def _rows(self, lanes: Lanes, like: Tensor) -> list[tuple[int, Structure]]:
+    def _rows(self, batch: BatchLayout, like: Tensor) -> list[tuple[int, Structure]]:
         """The rows that have phrases, which lie where the context does: it may have moved since they were encoded."""
         found = []
-        for row, lane in enumerate(lanes.lanes):
-            key = (lane.role, lane.prompt)
+        for row, entry in enumerate(batch.rows):
+            key = (entry.role, entry.prompt)
             if key in self.structures:
                 self.structures[key] = self.structures[key].like(like)
                 found.append((row, self.structures[key]))
         return found
 
-    def _replaced(self, context_BKC: Tensor, lanes: Lanes, make: Callable[[Structure, Tensor], Tensor]) -> Tensor:
+    def _replaced(self, context_BKC: Tensor, batch: BatchLayout, make: Callable[[Structure, Tensor], Tensor]) -> Tensor:
         """A copy of the context in which the rows with phrases are made anew, computed in at least float32."""
         made_BKC = context_BKC.clone()
-        for row, structure in self._rows(lanes, context_BKC):
+        for row, structure in self._rows(batch, context_BKC):
             made_BKC[row] = make(structure, _exact(context_BKC[row])).to(made_BKC)
         return made_BKC
 
@@ -172,7 +172,7 @@ class AveragedValues(_Structured):
         def mean(structure: Structure, context_KC: Tensor) -> Tensor:
             return structure.mean(context_KC, self.weighting, self.strength)
 
-        return self._valued(context_BKC, call.lanes, lambda: self._replaced(context_BKC, call.lanes, mean))
+        return self._valued(context_BKC, call.batch, lambda: self._replaced(context_BKC, call.batch, mean))
 
 
 @dataclass(frozen=True)
@@ -207,12 +207,12 @@ class AveragedMaps(_Structured):
         def aligned(structure: Structure, context_KC: Tensor) -> Tensor:
             return torch.lerp(context_KC, structure.aligned(context_KC), self.strength)
 
-        return self._valued(context_BKC, call.lanes, lambda: self._replaced(context_BKC, call.lanes, aligned))
+        return self._valued(context_BKC, call.batch, lambda: self._replaced(context_BKC, call.batch, aligned))
 
     def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
         """Sum the attention under each key, one fused call a key: ``mean(maps) V`` without a map in memory."""
         out_BHQD = fused(call.attention, heads)
-        sets = self._keyed(heads.context, call.lanes, lambda: self._key_sets(heads.context, call.lanes))
+        sets = self._keyed(heads.context, call.batch, lambda: self._key_sets(heads.context, call.batch))
         rest_B = torch.ones(len(out_BHQD), device=out_BHQD.device)
         for each in sets:
             rest_B = rest_B.index_add(0, each.rows_G, -each.weight_G)
@@ -230,10 +230,10 @@ class AveragedMaps(_Structured):
             out_BHQD = out_BHQD.index_add(0, rows_G, part_GHQD)
         return out_BHQD
 
-    def _key_sets(self, context_BKC: Tensor, lanes: Lanes) -> list[_KeySet]:
+    def _key_sets(self, context_BKC: Tensor, batch: BatchLayout) -> list[_KeySet]:
         """The keys beside the prompt's own, the first of all rows together, then the second, and so on."""
         columns: list[list[tuple[int, Tensor, float]]] = []
-        for row, structure in self._rows(lanes, context_BKC):
+        for row, structure in self._rows(batch, context_BKC):
             context_KC = _exact(context_BKC[row])
             keys = list(structure.each(context_KC))
             weight = self.strength / (len(keys) + 1)

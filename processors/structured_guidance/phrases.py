@@ -15,7 +15,7 @@ from t2ictl.prompts.grammar import Range
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Prompt
 
-__all__ = ["BoundPhrase", "Levels", "PhraseNames", "bound_phrases"]
+__all__ = ["ResolvedPhrase", "Levels", "PhraseNames", "resolve_phrases"]
 
 Levels = Literal["all", "highest", "lowest"]
 PhraseNames = Annotated[
@@ -25,7 +25,7 @@ PhraseNames = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundPhrase:
+class ResolvedPhrase:
     """One phrase of one prompt.
 
     Args:
@@ -46,14 +46,14 @@ class BoundPhrase:
     first: int
     level: int = 0
 
-    def holds(self, other: BoundPhrase) -> bool:
+    def holds(self, other: ResolvedPhrase) -> bool:
         """Tell whether another phrase lies inside this one."""
         return self is not other and self.start <= other.start and other.end <= self.end
 
 
-def bound_phrases(
+def resolve_phrases(
     named: PhraseNames, levels: Levels, prompts: Sequence[Prompt], adapter: Adapter, *, control: str
-) -> tuple[tuple[BoundPhrase, ...], ...]:
+) -> tuple[tuple[ResolvedPhrase, ...], ...]:
     """Give the phrases of each prompt: those named by the user, or the noun phrases that the parser finds.
 
     A phrase that is the whole prompt is left out, since it says nothing new; and so, with a warning, is one that the
@@ -85,16 +85,16 @@ def bound_phrases(
 
 def _of_prompt(
     prompt: Prompt, named: Sequence[str] | None, levels: Levels, adapter: Adapter, control: str
-) -> tuple[BoundPhrase, ...]:
+) -> tuple[ResolvedPhrase, ...]:
     places = _named(prompt, named) if named is not None else [(each.start, each.end) for each in prompt.noun_phrases()]
     places = sorted(set(places), key=lambda place: (place[0], -place[1]))
     words = [(word.start, word.end) for word in prompt.words()]
     parts = [place for place in places if not all(place[0] <= start and end <= place[1] for start, end in words)]
-    bound: list[BoundPhrase] = []
+    bound: list[ResolvedPhrase] = []
     left: dict[str, list[str]] = {}
     for place in parts:
         made = _bound(prompt, place, adapter, is_named=named is not None)
-        if isinstance(made, BoundPhrase):
+        if isinstance(made, ResolvedPhrase):
             bound.append(made)
         else:
             left.setdefault(made, []).append(prompt.text[slice(*place)])
@@ -102,7 +102,7 @@ def _of_prompt(
         _warn(f"{control} leaves out {', '.join(map(repr, phrases))}: {why}.")
     if not parts and prompt.text.strip() and named != ():
         why = "holds no phrase but the whole of it" if places else "has no phrase"
-        _warn(f"{control}: {prompt.text!r} {why}, and its picture is left alone{'' if named else '; name phrases='}.")
+        _warn(f"{control}: {prompt.text!r} {why}, and its image is left alone{'' if named else '; name phrases='}.")
     return _at(levels if named is None else "all", _with_levels(bound))
 
 
@@ -114,7 +114,7 @@ def _named(prompt: Prompt, named: Sequence[str]) -> list[Range]:
     return [(span.start, span.end) for span in spans]
 
 
-def _bound(prompt: Prompt, place: Range, adapter: Adapter, *, is_named: bool) -> BoundPhrase | str:
+def _bound(prompt: Prompt, place: Range, adapter: Adapter, *, is_named: bool) -> ResolvedPhrase | str:
     """The phrase with its tokens, or why it has none of its own."""
     words = prompt.text[slice(*place)]
     if any(part[0] < place[1] and place[0] < part[1] for each in prompt.merges for part in each.parts):
@@ -137,10 +137,10 @@ def _bound(prompt: Prompt, place: Range, adapter: Adapter, *, is_named: bool) ->
             return "standing alone it has other tokens than in the prompt"
     written = prompt.encodings[0]
     first = min(written.written_at(*place) if written.text == prompt.text else positions)
-    return BoundPhrase(text=text, start=place[0], end=place[1], positions=positions, rows=rows, first=first)
+    return ResolvedPhrase(text=text, start=place[0], end=place[1], positions=positions, rows=rows, first=first)
 
 
-def _with_levels(phrases: Sequence[BoundPhrase]) -> list[BoundPhrase]:
+def _with_levels(phrases: Sequence[ResolvedPhrase]) -> list[ResolvedPhrase]:
     """Number the levels, narrow phrases first, so that what lies inside is numbered already."""
     level: dict[Range, int] = {}
     for each in sorted(phrases, key=lambda one: one.end - one.start):
@@ -149,7 +149,7 @@ def _with_levels(phrases: Sequence[BoundPhrase]) -> list[BoundPhrase]:
     return [replace(each, level=level[each.start, each.end]) for each in phrases]
 
 
-def _at(levels: Levels, phrases: Sequence[BoundPhrase]) -> tuple[BoundPhrase, ...]:
+def _at(levels: Levels, phrases: Sequence[ResolvedPhrase]) -> tuple[ResolvedPhrase, ...]:
     if levels == "lowest":
         return tuple(each for each in phrases if each.level == 0)
     if levels == "highest":

@@ -16,16 +16,16 @@ from typing import Literal
 import torch
 
 from t2ictl.errors import BadSetting
-from t2ictl.processors.token_flow.items import BoundItem
-from t2ictl.processors.token_flow.readings import Reading, Row, bare, by_reading
+from t2ictl.processors.token_flow.items import ResolvedItem
+from t2ictl.processors.token_flow.readings import EncodedVariant, Row, bare, by_reading
 from t2ictl.prompts.prompt import Prompt
 
-__all__ = ["Condition", "Conditions", "Isolation", "Patch", "Removal", "Special", "compose"]
+__all__ = ["Intervention", "Conditions", "Isolation", "Patch", "Removal", "Special", "compose"]
 
 Removal = Literal["clean_pad", "encoder_mask", "drop"]
 Isolation = Literal["masked", "alone", "pairwise"]
 Special = Literal["keep", "empty", "masked"]
-EMPTY = Reading(text="")
+EMPTY = EncodedVariant(text="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class Patch:
     """
 
     rows: tuple[int, ...]
-    source: Reading
+    source: EncodedVariant
     source_rows: tuple[int, ...]
     strength: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condition:
+class Intervention:
     """A mixture of readings.
 
     Args:
@@ -62,19 +62,19 @@ class Condition:
 
     name: str
     kind: str
-    base: Reading
+    base: EncodedVariant
     patches: tuple[Patch, ...] = ()
-    pooled: Reading
+    pooled: EncodedVariant
     pooled_strength: float = 1.0
     unseen: tuple[int, ...] = ()
 
-    def readings(self) -> Iterator[Reading]:
+    def readings(self) -> Iterator[EncodedVariant]:
         """Name all readings that it needs."""
         for each in (self.base, self.pooled, *(patch.source for patch in self.patches)):
             yield bare(each)
 
 
-def compose(condition: Condition, read: Mapping[Reading, Row], padding: Sequence[int]) -> Row:
+def compose(condition: Intervention, read: Mapping[EncodedVariant, Row], padding: Sequence[int]) -> Row:
     """Mix the rows of a condition.
 
     Args:
@@ -132,52 +132,52 @@ class Conditions:
         self.content = tuple(place for place, role in enumerate(roles) if role == "item")
         self.special = tuple(place for place, role in enumerate(roles) if role in ("end", "pad"))
         self.padding = tuple(place for place, role in enumerate(roles) if role == "pad")
-        self.full = Reading(text=prompt.as_written(prompt.text))
+        self.full = EncodedVariant(text=prompt.as_written(prompt.text))
 
     # -- readings -------------------------------------------------------------------------------------------------
 
-    def without(self, *items: BoundItem) -> Reading:
+    def without(self, *items: ResolvedItem) -> EncodedVariant:
         """The prompt read without some items, at its own places."""
         hidden = [each.span.by_encoder for each in items]
-        return Reading(text=self.full.text, hidden=_united(hidden))
+        return EncodedVariant(text=self.full.text, hidden=_united(hidden))
 
-    def without_tokens(self, tokens: Sequence[int]) -> Reading:
+    def without_tokens(self, tokens: Sequence[int]) -> EncodedVariant:
         """The prompt read without some positions, the same in every encoder."""
-        return Reading(text=self.full.text, hidden=(tuple(tokens),) * len(self.prompt.encodings))
+        return EncodedVariant(text=self.full.text, hidden=(tuple(tokens),) * len(self.prompt.encodings))
 
-    def isolated(self, item: BoundItem) -> Reading:
+    def isolated(self, item: ResolvedItem) -> EncodedVariant:
         """The prompt of which an item reads its own phrase, and start, end and padding, alone."""
         hidden = tuple(
             tuple(place for place, role in enumerate(encoding.roles) if role == "item" and place not in own)
             for encoding, own in zip(self.prompt.encodings, item.own, strict=True)
         )
-        return Reading(text=self.full.text, hidden=hidden)
+        return EncodedVariant(text=self.full.text, hidden=hidden)
 
     # -- conditions -----------------------------------------------------------------------------------------------
 
-    def whole(self) -> Condition:
+    def whole(self) -> Intervention:
         """The prompt as it is."""
-        return Condition(name="full", kind="full", base=self.full, pooled=self.full)
+        return Intervention(name="full", kind="full", base=self.full, pooled=self.full)
 
-    def at_depth(self, depth: float) -> Condition:
+    def at_depth(self, depth: float) -> Intervention:
         """The prompt as a share of the encoder's layers has read it (Diffusion Lens)."""
-        reading = Reading(text=self.full.text, depth=depth)
-        return Condition(name=f"depth:{depth:.2f}", kind="depth", base=reading, pooled=reading)
+        reading = EncodedVariant(text=self.full.text, depth=depth)
+        return Intervention(name=f"depth:{depth:.2f}", kind="depth", base=reading, pooled=reading)
 
-    def nothing(self) -> Condition:
+    def nothing(self) -> Intervention:
         """The empty prompt: how often is seen what nobody asked for."""
-        return Condition(name="empty", kind="empty", base=EMPTY, pooled=EMPTY)
+        return Intervention(name="empty", kind="empty", base=EMPTY, pooled=EMPTY)
 
-    def keep(self, name: str, rows: Sequence[int], source: Reading | None = None) -> Condition:
+    def keep(self, name: str, rows: Sequence[int], source: EncodedVariant | None = None) -> Intervention:
         """Some rows of a reading, and the empty prompt for all else (Follow the Flow, section 3)."""
         patch = Patch(rows=tuple(rows), source=source or self.full, source_rows=tuple(rows))
-        return Condition(name=name, kind=name.partition(":")[0], base=EMPTY, patches=(patch,), pooled=EMPTY)
+        return Intervention(name=name, kind=name.partition(":")[0], base=EMPTY, patches=(patch,), pooled=EMPTY)
 
-    def isolate(self, item: BoundItem) -> Condition:
+    def isolate(self, item: ResolvedItem) -> Intervention:
         """An item's rows, which have read nothing but its own phrase, and the empty prompt for all else."""
         return self.keep(f"iso:{item.name}", item.rows, self.isolated(item))
 
-    def remove(self, name: str, rows: Sequence[int], operator: Removal = "clean_pad") -> Condition:
+    def remove(self, name: str, rows: Sequence[int], operator: Removal = "clean_pad") -> Intervention:
         """The prompt without some rows.
 
         ``clean_pad``: they become those of the empty prompt; ``encoder_mask``: the encoder has not seen them, either;
@@ -185,12 +185,12 @@ class Conditions:
         """
         rows = tuple(rows)
         if operator == "drop":
-            return Condition(name=name, kind="drop", base=self.full, pooled=self.full, unseen=rows)
+            return Intervention(name=name, kind="drop", base=self.full, pooled=self.full, unseen=rows)
         base = self.without_tokens(rows) if operator == "encoder_mask" else self.full
         blank = Patch(rows=rows, source=EMPTY, source_rows=rows)
-        return Condition(name=name, kind="drop", base=base, patches=(blank,), pooled=base)
+        return Intervention(name=name, kind="drop", base=base, patches=(blank,), pooled=base)
 
-    def cut(self, item: BoundItem, other: BoundItem) -> Condition:
+    def cut(self, item: ResolvedItem, other: ResolvedItem) -> Intervention:
         """The prompt in which an item's rows have not read another item.
 
         If that one has a swap, they have read the swap in its place, which is the sharper comparison: a word that finds
@@ -199,32 +199,32 @@ class Conditions:
         name, patch = f"cut:{item.name}|{other.name}", self.swapped(item, other)
         if patch is None:
             return self.repair(name, [(item, (other,))], how="pairwise")
-        return Condition(name=name, kind="cut", base=self.full, patches=(patch,), pooled=self.full)
+        return Intervention(name=name, kind="cut", base=self.full, patches=(patch,), pooled=self.full)
 
-    def swapped(self, item: BoundItem, other: BoundItem) -> Patch | None:
+    def swapped(self, item: ResolvedItem, other: ResolvedItem) -> Patch | None:
         """Rows of an item in the prompt with another item's swap; None without one."""
         if not other.item.swap:
             return None
         source = self.swap(other).base
         return Patch(rows=item.rows, source=source, source_rows=self._parse(source.text).find(item.name).tokens)
 
-    def swap(self, item: BoundItem) -> Condition:
+    def swap(self, item: ResolvedItem) -> Intervention:
         """Another prompt: with the item's swap in its place."""
         text, span = self.prompt.text, item.span
         other = text[: span.start] + item.item.swap + text[span.end :]
-        swapped = Reading(text=self.prompt.as_written(other))
-        return Condition(name=f"swap:{item.name}", kind="swap", base=swapped, pooled=swapped)
+        swapped = EncodedVariant(text=self.prompt.as_written(other))
+        return Intervention(name=f"swap:{item.name}", kind="swap", base=swapped, pooled=swapped)
 
     def repair(
         self,
         name: str,
-        pairs: Sequence[tuple[BoundItem, Sequence[BoundItem]]],
+        pairs: Sequence[tuple[ResolvedItem, Sequence[ResolvedItem]]],
         *,
         how: Isolation,
         strength: float = 1.0,
         special: Special = "keep",
         pooled: Special = "keep",
-    ) -> Condition:
+    ) -> Intervention:
         """The prompt with cleaned rows.
 
         Args:
@@ -248,7 +248,7 @@ class Conditions:
         clean = {"keep": self.full, "empty": EMPTY, "masked": self._clean(pairs, how)}
         if special != "keep":
             patches.append(Patch(rows=self.special, source=clean[special], source_rows=self.special, strength=strength))
-        return Condition(
+        return Intervention(
             name=name,
             kind=name.partition(":")[0],
             base=self.full,
@@ -257,20 +257,22 @@ class Conditions:
             pooled_strength=strength,
         )
 
-    def _clean(self, pairs: Sequence[tuple[BoundItem, Sequence[BoundItem]]], how: Isolation) -> Reading:
+    def _clean(self, pairs: Sequence[tuple[ResolvedItem, Sequence[ResolvedItem]]], how: Isolation) -> EncodedVariant:
         """What end and padding read: the prompt without the items whose influence is to go, but never without an item
         that is cleaned itself."""
         kept = {item.name for item, _ in pairs}
         gone = {each.name: each for _, others in pairs for each in others if each.name not in kept}
         return self.without(*gone.values()) if gone else self.full
 
-    def _source(self, item: BoundItem, others: Sequence[BoundItem], how: Isolation) -> tuple[Reading, tuple[int, ...]]:
+    def _source(
+        self, item: ResolvedItem, others: Sequence[ResolvedItem], how: Isolation
+    ) -> tuple[EncodedVariant, tuple[int, ...]]:
         if how == "masked":
             return self.isolated(item), item.rows
         if how == "pairwise":
             return self.without(*others), item.rows
         words = item.name.partition("#")[0].strip()
-        return Reading(text=item.alone), self._parse(item.alone).find(words).tokens
+        return EncodedVariant(text=item.alone), self._parse(item.alone).find(words).tokens
 
 
 def _united(positions: Sequence[tuple[tuple[int, ...], ...]]) -> tuple[tuple[int, ...], ...]:

@@ -12,7 +12,7 @@ What becomes of end, padding and pooled states, which the paper does not say, is
 encoder they have read everything. Item rows alone or alone in another length need no alignment, since a U-Net
 does not know the order of text rows.
 
-Legend: ``B`` picture, ``K`` position of the text row, ``C`` channels.
+Legend: ``B`` image, ``K`` position of the text row, ``C`` channels.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from torch import Tensor
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.registry import register_control
 from t2ictl.errors import BadSetting
-from t2ictl.families.text_states import Encode, TextStates
+from t2ictl.families.text_states import Encode, PromptEmbeds
 from t2ictl.guidance.text_objectives import TextEdit
-from t2ictl.processors.token_flow.conditions import Condition, Conditions, Isolation, Special, compose
-from t2ictl.processors.token_flow.items import BoundItem, Item, bound_items
+from t2ictl.processors.token_flow.conditions import Conditions, Intervention, Isolation, Special, compose
+from t2ictl.processors.token_flow.items import Item, ResolvedItem, bound_items
 from t2ictl.processors.token_flow.readings import Row, read_all
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Prompt
@@ -114,7 +114,7 @@ class TokenFlow(Control):
         )
         return _Repair(conditions=conditions, condition=made)
 
-    def _items(self, prompt: Prompt, named: Sequence[Item | str]) -> tuple[BoundItem, ...]:
+    def _items(self, prompt: Prompt, named: Sequence[Item | str]) -> tuple[ResolvedItem, ...]:
         """The items to clean, and the sources beside them: those that are named, or all other objects."""
         if not named and not prompt.objects():
             return ()
@@ -130,7 +130,9 @@ class TokenFlow(Control):
                 )
         return found
 
-    def _pairs(self, found: Sequence[BoundItem], named: set[str]) -> list[tuple[BoundItem, tuple[BoundItem, ...]]]:
+    def _pairs(
+        self, found: Sequence[ResolvedItem], named: set[str]
+    ) -> list[tuple[ResolvedItem, tuple[ResolvedItem, ...]]]:
         cleaned = [each for each in found if not named or each.name in named]
         sources = [each for each in found if not self.sources or each.name in self.sources]
         pairs = [(each, tuple(other for other in sources if other is not each)) for each in cleaned]
@@ -163,7 +165,7 @@ class _Repair:
     """What is done to one prompt."""
 
     conditions: Conditions
-    condition: Condition
+    condition: Intervention
 
 
 class _Cleaning:
@@ -171,19 +173,19 @@ class _Cleaning:
 
     def __init__(self, repairs: Sequence[_Repair], context: PlanContext) -> None:
         self._repairs = repairs
-        self._prompt_B = [lane.prompt for lane in context.lanes.only("cond").lanes]
+        self._prompt_B = [row.prompt for row in context.batch.only("cond").rows]
 
-    def rewrite(self, states: TextStates, encode: Encode) -> TextStates:
-        """Put clean rows in their places; what a picture has of its own prompt comes from the pipeline."""
+    def rewrite(self, states: PromptEmbeds, encode: Encode) -> PromptEmbeds:
+        """Put clean rows in their places; what an image has of its own prompt comes from the pipeline."""
         readings = [reading for each in self._repairs for reading in each.condition.readings()]
-        read = read_all(readings, encode, states.rows.shape[1])
+        read = read_all(readings, encode, states.embeds.shape[1])
         rows = []
-        for picture, number in enumerate(self._prompt_B):
+        for image, number in enumerate(self._prompt_B):
             repair = self._repairs[number]
-            pooled = None if states.pooled is None else states.pooled[picture]
-            own = {repair.conditions.full: Row(states=states.rows[picture], pooled=pooled)}
+            pooled = None if states.pooled is None else states.pooled[image]
+            own = {repair.conditions.full: Row(states=states.embeds[image], pooled=pooled)}
             rows.append(compose(repair.condition, {**read, **own}, repair.conditions.padding))
         pooled_BC = [each.pooled for each in rows if each.pooled is not None]
-        return TextStates(
-            rows=torch.stack([each.states for each in rows]), pooled=torch.stack(pooled_BC) if pooled_BC else None
+        return PromptEmbeds(
+            embeds=torch.stack([each.states for each in rows]), pooled=torch.stack(pooled_BC) if pooled_BC else None
         )

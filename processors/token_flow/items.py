@@ -9,7 +9,7 @@ from t2ictl.errors import BadSetting
 from t2ictl.prompts.prompt import Prompt, Span
 from t2ictl.settings.fields import setting, settings_class
 
-__all__ = ["BoundItem", "Item", "Items", "bound_items"]
+__all__ = ["ResolvedItem", "Item", "Items", "bound_items"]
 
 
 @settings_class
@@ -49,7 +49,7 @@ Items = tuple[Item | str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundItem:
+class ResolvedItem:
     """An item at its place in a prompt.
 
     Args:
@@ -66,7 +66,7 @@ class BoundItem:
     alone: str
     is_causal: bool = True
 
-    def may_read(self, other: BoundItem) -> bool:
+    def may_read(self, other: ResolvedItem) -> bool:
         """Tell whether its rows can have read another item."""
         return not self.is_causal or min(other.rows) < max(self.rows)
 
@@ -81,7 +81,7 @@ class BoundItem:
         return self.span.tokens
 
 
-def bound_items(prompt: Prompt, items: Sequence[Item | str], *, is_causal: bool = True) -> tuple[BoundItem, ...]:
+def bound_items(prompt: Prompt, items: Sequence[Item | str], *, is_causal: bool = True) -> tuple[ResolvedItem, ...]:
     """Find items in a prompt.
 
     Args:
@@ -114,7 +114,7 @@ def bound_items(prompt: Prompt, items: Sequence[Item | str], *, is_causal: bool 
             for inside, itself in zip(phrase.by_encoder, span.by_encoder, strict=True)
         )
         alone = item.alone or prompt.as_written(phrase.text)
-        bound.append(BoundItem(item=item, span=span, own=own, alone=alone, is_causal=is_causal))
+        bound.append(ResolvedItem(item=item, span=span, own=own, alone=alone, is_causal=is_causal))
     _check_senses(named)
     return tuple(bound)
 

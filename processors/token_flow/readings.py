@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from t2ictl.families.text_masking import seen_but, seen_without_pairs
+from t2ictl.families.text_masking import seen_without_pairs, visible_except
 from t2ictl.families.text_states import Encode
 
-__all__ = ["Reading", "Row", "read_all"]
+__all__ = ["EncodedVariant", "Row", "read_all"]
 
 Positions = tuple[tuple[int, ...], ...]
 # Texts of one encoder pass: 64 rows of SDXL's encoders are under 200 MB.
@@ -22,7 +22,7 @@ AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class EncodedVariant:
     """A text, and what the encoder must not see of it.
 
     Args:
@@ -33,7 +33,7 @@ class Reading:
         depth: share of the encoder's layers that read.
 
     Example:
-        >>> Reading(text="a red circle", hidden=((2,),)).is_plain
+        >>> EncodedVariant(text="a red circle", hidden=((2,),)).is_plain
         False
     """
 
@@ -50,7 +50,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Text states of one picture.
+    """Text states of one image.
 
     Args:
         states: ``states_KC``.
@@ -63,7 +63,7 @@ class Row:
     unseen: tuple[int, ...] = ()
 
 
-def read_all(readings: Iterable[Reading], encode: Encode, length: int) -> dict[Reading, Row]:
+def read_all(readings: Iterable[EncodedVariant], encode: Encode, length: int) -> dict[EncodedVariant, Row]:
     """Encode all readings, each once.
 
     Whole texts go without a mask, exactly as the pipeline encodes them; those with hidden words follow in one batch,
@@ -81,7 +81,7 @@ def read_all(readings: Iterable[Reading], encode: Encode, length: int) -> dict[R
     plain = [each for each in wanted if each.is_plain]
     masked = [each for each in wanted if not each.is_plain and not any(each.readers)]
     paired = [each for each in wanted if not each.is_plain and any(each.readers)]
-    found: dict[Reading, Row] = {}
+    found: dict[EncodedVariant, Row] = {}
     for group in (plain, masked, paired):
         for depth in dict.fromkeys(each.depth for each in group):
             own = [each for each in group if each.depth == depth]
@@ -91,26 +91,26 @@ def read_all(readings: Iterable[Reading], encode: Encode, length: int) -> dict[R
     return found
 
 
-def _read(readings: Sequence[Reading], encode: Encode, length: int) -> list[Row]:
+def _read(readings: Sequence[EncodedVariant], encode: Encode, length: int) -> list[Row]:
     seen = None if readings[0].is_plain else _seen(readings, length)
     states = encode([each.text for each in readings], seen=seen, depth=readings[0].depth)
     pooled = [None] * len(readings) if states.pooled is None else list(states.pooled)
-    return [Row(states=rows_KC, pooled=own) for rows_KC, own in zip(states.rows, pooled, strict=True)]
+    return [Row(states=rows_KC, pooled=own) for rows_KC, own in zip(states.embeds, pooled, strict=True)]
 
 
-def _seen(readings: Sequence[Reading], length: int) -> list[Tensor]:
+def _seen(readings: Sequence[EncodedVariant], length: int) -> list[Tensor]:
     by_encoder = list(zip(*(each.hidden for each in readings), strict=True))
     if not any(readings[0].readers):
-        return [seen_but(hidden, length) for hidden in by_encoder]
+        return [visible_except(hidden, length) for hidden in by_encoder]
     readers = list(zip(*(each.readers for each in readings), strict=True))
     return [seen_without_pairs(*both, length) for both in zip(readers, by_encoder, strict=True)]
 
 
 def stacked(rows: Sequence[Row], dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Put rows of pictures into a batch.
+    """Put rows of images into a batch.
 
     Args:
-        rows: one a picture.
+        rows: one an image.
         dtype: precision of the states.
 
     Returns:
@@ -125,11 +125,11 @@ def stacked(rows: Sequence[Row], dtype: torch.dtype) -> tuple[Tensor, Tensor | N
     return states_BKC, torch.stack(pooled).to(dtype) if pooled else None, weight_BK if has_unseen else None
 
 
-def bare(reading: Reading) -> Reading:
+def bare(reading: EncodedVariant) -> EncodedVariant:
     """Give a reading that hides nothing in its one form."""
-    return Reading(text=reading.text, depth=reading.depth) if reading.is_plain else reading
+    return EncodedVariant(text=reading.text, depth=reading.depth) if reading.is_plain else reading
 
 
-def by_reading(found: Mapping[Reading, Row], reading: Reading) -> Row:
+def by_reading(found: Mapping[EncodedVariant, Row], reading: EncodedVariant) -> Row:
     """Look a reading up; one that hides nothing is the plain one, however it was written."""
     return found[bare(reading)]

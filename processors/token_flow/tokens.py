@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from t2ictl.processors.token_flow.items import BoundItem
+from t2ictl.processors.token_flow.items import ResolvedItem
 from t2ictl.prompts.prompt import Prompt
 
 __all__ = ["Token", "token_table"]
@@ -35,7 +35,7 @@ class Token:
         return asdict(self)
 
 
-def token_table(prompt: Prompt, items: Sequence[BoundItem]) -> tuple[tuple[Token, ...], ...]:
+def token_table(prompt: Prompt, items: Sequence[ResolvedItem]) -> tuple[tuple[Token, ...], ...]:
     """List the tokens of every encoder.
 
     Args:

@@ -6,14 +6,14 @@ token cannot come apart. The composite rows are then updated in the first steps,
 place (entropy of its map) and predicts the noise that its whole phrase predicts (semantic binding).
 
 What differs from the published code. Groups come from the prompt; substituted end tokens are mapped by the
-position of the end token; the target of the semantic loss is predicted on the picture's own latents, as in the
+position of the end token; the target of the semantic loss is predicted on the image's own latents, as in the
 paper, all groups in one batch, and not on trajectories of their own; only composite rows move; the loss is
 compared with its threshold before a row moves; thresholds are shares of the largest entropy, so they hold for
 any size and number of objects. Linking words ("with a") leave without being added to the sum, where the paper
 adds them; a group by hand may name them. Merge and semantic loss are off unless asked for (``merge=True,
 semantic=3``): on the embedded model the entropy loss alone does best (docs/benchmarks.md).
 
-Legend: ``B`` picture, ``N`` or ``G`` group, ``K`` position of the text row, ``C`` channels, ``Y`` ``X`` map rows
+Legend: ``B`` image, ``N`` or ``G`` group, ``K`` position of the text row, ``C`` channels, ``Y`` ``X`` map rows
 and columns, ``T`` prompt token.
 """
 
@@ -26,16 +26,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from t2ictl.attention.layers import Site
+from t2ictl.attention.layers import Layer
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.concepts import ConceptMaps
 from t2ictl.controls.registry import register_control
 from t2ictl.errors import AmbiguousWord, BadSetting, NeedsSession
-from t2ictl.families.text_states import Encode, TextStates
-from t2ictl.guidance.text_objectives import TextEdit, TextPasses, TokenLosses, TokenObjective, TokenStep
+from t2ictl.families.text_states import Encode, PromptEmbeds
+from t2ictl.guidance.text_objectives import EmbedLosses, EmbedObjective, EmbedStep, TextEdit, TextPasses
 from t2ictl.losses.entropy import entropy_loss, mean_entropy_share
 from t2ictl.losses.semantic_binding import semantic_binding_loss
-from t2ictl.processors.token_merging.groups import BoundGroup, WordGroups, bound_groups
+from t2ictl.processors.token_merging.groups import ResolvedGroup, WordGroups, resolve_groups
 from t2ictl.processors.token_merging.rows import Removal, RowMerging, row_mask
 from t2ictl.prompts.accessories import merged_text
 from t2ictl.prompts.prompt import Prompt
@@ -50,7 +50,7 @@ SEMANTIC_WEIGHT = 1e4
 # Published schedules have 50 steps; targets are given for each of them.
 PUBLISHED_STEPS = 50
 # Official code: three layers of the first decoder block, 32 x 32 at 1024. Elsewhere the decoder at the semantic size.
-SDXL_SITES = tuple(f"up.0.1.{layer}.cross" for layer in (1, 2, 3))
+SDXL_LAYERS = tuple(f"up.0.1.{layer}.cross" for layer in (1, 2, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,10 @@ PRESETS = {
 }
 
 
-def published_sites(family: str, sites: Sequence[Site], factor: int) -> tuple[str, ...]:
+def published_layers(family: str, layers: Sequence[Layer], factor: int) -> tuple[str, ...]:
     """Layer filter for the entropy: the published layers of SDXL, elsewhere the decoder at the semantic factor."""
-    is_published = family == "sdxl" and set(SDXL_SITES) <= {site.address for site in sites}
-    return SDXL_SITES if is_published else (f"up.*@{factor}",)
+    is_published = family == "sdxl" and set(SDXL_LAYERS) <= {layer.address for layer in layers}
+    return SDXL_LAYERS if is_published else (f"up.*@{factor}",)
 
 
 @register_control(
@@ -83,7 +83,7 @@ def published_sites(family: str, sites: Sequence[Site], factor: int) -> tuple[st
 class TokenMerging(Control):
     """Merge the words of each object into one token, and update it in the first steps (ToMe).
 
-    ``c_k = noun_weight sum c(noun_k) + member_weight sum c(members_k)``; then, for each picture,
+    ``c_k = noun_weight sum c(noun_k) + member_weight sum c(members_k)``; then, for each image,
     ``L_ent = sum_k H(A_k)`` and ``L_sem = sum_k |eps(z, c_k, t) - eps(z, C(phrase_k), t)|^2`` move the rows ``c_k``.
 
     Args:
@@ -98,19 +98,19 @@ class TokenMerging(Control):
         removal: how member rows leave: ``"compact"`` (paper), ``"mask"``, or ``"zero"`` (official code).
         end_tokens: whether end and padding rows are those of the prompt without members.
         end_tokens_from: from which moment of the schedule on (fraction).
-        entropy: most entropy updates in a step; 0 for none; None for the preset's.
-        semantic: semantic-binding updates in a step (3 in the official code); 0 for none.
-        targets: for each fiftieth of the schedule, the share of the largest entropy at which updates end; the last one
-            holds for the rest. The official thresholds by default.
+        entropy_steps: most entropy updates in a step; 0 for none; None for the preset's.
+        binding_steps: semantic-binding updates in a step (3 in the official code); 0 for none.
+        thresholds: for each fiftieth of the schedule, the share of the largest entropy at which updates end; the last
+            one holds for the rest. The official thresholds by default.
         stretch: stretch every map to the range 0 to 1 before its entropy is taken, as in the official code.
         step: how far rows move for the entropy loss.
         semantic_step: how far they move for the semantic loss.
         window: part of the schedule in which rows move; None for the preset's.
         pooled: pooled text states of SDXL: of the whole prompt, of the prompt without members, or zero.
-        sites: layer filter; empty for the published layers.
+        layers: layer filter; empty for the published layers.
 
     Example:
-        >>> TokenMerging(merge=True, semantic=3).removal  # the paper's method
+        >>> TokenMerging(merge=True, binding_steps=3).removal  # the paper's method
         'compact'
 
     Reference:
@@ -127,18 +127,22 @@ class TokenMerging(Control):
     removal: Removal = setting(default="compact", help="how member rows leave")
     end_tokens: Literal["auto", "on", "off"] = setting(default="auto", help="end rows of the prompt without members")
     end_tokens_from: float = setting(default=0.0, help="from which moment on (fraction)", low=0.0, high=1.0)
-    entropy: int | None = setting(default=None, help="most entropy updates in a step; 0: none; empty: the preset's")
-    semantic: int = setting(default=0, help="semantic-binding updates in a step (3 in the paper); 0: none", low=0)
-    targets: tuple[float, ...] = setting(
+    entropy_steps: int | None = setting(
+        default=None, help="most entropy updates in a step; 0: none; empty: the preset's"
+    )
+    binding_steps: int = setting(default=0, help="semantic-binding updates in a step (3 in the paper); 0: none", low=0)
+    thresholds: tuple[float, ...] = setting(
         default=(0.866, 0.830, 0.793, 0.757, 0.739, 0.721, 0.703),
         help="share of the largest entropy at which updates end, for each fiftieth of the schedule",
     )
     stretch: bool = setting(default=True, help="stretch maps before the entropy, as in the official code")
-    step: TokenStep = setting(default=TokenStep(), help="how far rows move for the entropy")
-    semantic_step: TokenStep = setting(default=TokenStep(decay=1.0), help="how far rows move for the semantic loss")
+    step: EmbedStep = setting(default=EmbedStep(), help="how far rows move for the entropy")
+    semantic_step: EmbedStep = setting(
+        default=EmbedStep(final_scale=1.0), help="how far rows move for the semantic loss"
+    )
     window: Window | None = setting(default=None, help="part of the schedule in which rows move; empty: the preset's")
     pooled: Literal["keep", "merged", "zero"] = setting(default="keep", help="pooled text states of SDXL")
-    sites: tuple[str, ...] = setting(default=(), help="layer filter; empty: the published layers")
+    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: the published layers")
 
     moves_words = True
 
@@ -147,13 +151,13 @@ class TokenMerging(Control):
         if self.strength == 0:
             return Plan()
         self._check_mask(context)
-        found = bound_groups(self.groups, context, control=self.name)
+        found = resolve_groups(self.groups, context, control=self.name)
         if not any(found):
             return Plan()
         prompts = [self._merged(*each) for each in zip(context.prompts, found, strict=True)]
         state = _Merging(self, context, tuple(prompts))
         shown = tuple(each.shown for each in prompts) if self.merge else context.prompts
-        weight_BK = torch.stack([each.rows.weight(self.strength) for each in state.pictures])
+        weight_BK = torch.stack([each.rows.weight(self.strength) for each in state.images])
         return Plan(
             text=TextEdit(
                 prompts=shown,
@@ -172,7 +176,7 @@ class TokenMerging(Control):
                 "Use strength 1, removal='compact' or 'zero', or float32.",
             )
 
-    def _merged(self, prompt: Prompt, groups: tuple[BoundGroup, ...]) -> _MergedPrompt:
+    def _merged(self, prompt: Prompt, groups: tuple[ResolvedGroup, ...]) -> _MergedPrompt:
         kind = self.preset if self.preset != "auto" else "object" if any(g.accessories for g in groups) else "attribute"
         ends = {each.end for each in prompt.encodings}
         if groups and len(ends) > 1:
@@ -216,7 +220,7 @@ class TokenMerging(Control):
             >>> embeds = TokenMerging.embeds(pipe, ["a red circle and a blue square"])
             >>> image = pipe(**embeds, num_inference_steps=2).images[0]
         """
-        control = cls(**{**settings, "merge": True, "entropy": 0, "semantic": 0})
+        control = cls(**{**settings, "merge": True, "entropy_steps": 0, "binding_steps": 0})
         if control.removal == "mask" or control.end_tokens_from > 0:
             raise NeedsSession(
                 "Masked rows, and end tokens that change on the way, are not in the embeddings.",
@@ -231,7 +235,7 @@ class _MergedPrompt:
 
     prompt: Prompt
     shown: Prompt
-    groups: tuple[BoundGroup, ...]
+    groups: tuple[ResolvedGroup, ...]
     rows: RowMerging
     composites: tuple[int, ...]
     text: str
@@ -251,30 +255,32 @@ class _Merging:
     _tries: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        cond = self.context.lanes.only("cond").lanes
-        self.pictures = tuple(self.prompts[lane.prompt] for lane in cond)
-        self.picture_G = torch.tensor([row for row, each in enumerate(self.pictures) for _ in each.groups])
-        self.position_G = torch.tensor([place for each in self.pictures for place in each.composites])
-        self.groups_B = torch.tensor([len(each.groups) for each in self.pictures])
+        cond = self.context.batch.only("cond").rows
+        self.images = tuple(self.prompts[entry.prompt] for entry in cond)
+        self.image_G = torch.tensor([row for row, each in enumerate(self.images) for _ in each.groups])
+        self.position_G = torch.tensor([place for each in self.images for place in each.composites])
+        self.groups_B = torch.tensor([len(each.groups) for each in self.images])
 
     # -- the rows, once ---------------------------------------------------------------------
 
-    def rewrite(self, states: TextStates, encode: Encode) -> TextStates:
-        """Merge the rows of all pictures."""
-        settings, rows_BKC = self.settings, states.rows.to(torch.promote_types(states.rows.dtype, torch.float32))
-        if settings.semantic:
-            self._anchors_GKC = self._encoded([g.anchor for each in self.pictures for g in each.groups], encode).rows
+    def rewrite(self, states: PromptEmbeds, encode: Encode) -> PromptEmbeds:
+        """Merge the rows of all images."""
+        settings, embeds_BTC = self.settings, states.embeds.to(torch.promote_types(states.embeds.dtype, torch.float32))
+        if settings.binding_steps:
+            self._anchors_GKC = self._encoded([g.anchor for each in self.images for g in each.groups], encode).embeds
         if not settings.merge:
             return states
-        needs_text = any(map(self._substitutes, self.pictures)) or settings.pooled == "merged"
-        merged = self._encoded([each.text for each in self.pictures], encode) if needs_text else states
-        early_BKC = self._rows(rows_BKC, merged.rows, is_late=False)
+        needs_text = any(map(self._substitutes, self.images)) or settings.pooled == "merged"
+        merged = self._encoded([each.text for each in self.images], encode) if needs_text else states
+        early_BKC = self._rows(embeds_BTC, merged.embeds, is_late=False)
         if settings.end_tokens_from > 0:
-            self._later = settings.strength * (self._rows(rows_BKC, merged.rows, is_late=True) - early_BKC)
-        return TextStates(rows=torch.lerp(rows_BKC, early_BKC, settings.strength), pooled=self._pooled(states, merged))
+            self._later = settings.strength * (self._rows(embeds_BTC, merged.embeds, is_late=True) - early_BKC)
+        return PromptEmbeds(
+            embeds=torch.lerp(embeds_BTC, early_BKC, settings.strength), pooled=self._pooled(states, merged)
+        )
 
-    def _pooled(self, states: TextStates, merged: TextStates) -> Tensor | None:
-        """The pooled states; a picture without groups keeps its own."""
+    def _pooled(self, states: PromptEmbeds, merged: PromptEmbeds) -> Tensor | None:
+        """The pooled states; an image without groups keeps its own."""
         own_BC, policy = states.pooled, self.settings.pooled
         if own_BC is None or merged.pooled is None or policy == "keep":
             return own_BC
@@ -287,13 +293,13 @@ class _Merging:
         """The end rows that come later."""
         return self._later if step.index / step.total >= self.settings.end_tokens_from else None
 
-    def _rows(self, rows_BKC: Tensor, merged_BKC: Tensor, *, is_late: bool) -> Tensor:
+    def _rows(self, embeds_BTC: Tensor, merged_BKC: Tensor, *, is_late: bool) -> Tensor:
         settings = self.settings
         made = []
-        for row, each in enumerate(self.pictures):
+        for row, each in enumerate(self.images):
             has_come = is_late or settings.end_tokens_from == 0
             tail = (merged_BKC[row], self._end_of(each)) if has_come and self._substitutes(each) else None
-            made.append(each.rows.rows(rows_BKC[row], settings.noun_weight, settings.member_weight, tail))
+            made.append(each.rows.rows(embeds_BTC[row], settings.noun_weight, settings.member_weight, tail))
         return torch.stack(made)
 
     def _substitutes(self, each: _MergedPrompt) -> bool:
@@ -303,23 +309,23 @@ class _Merging:
     def _end_of(self, each: _MergedPrompt) -> int:
         return self.context.adapter.parse((each.text,)).encodings[0].end
 
-    def _encoded(self, texts: Sequence[str], encode: Encode) -> TextStates:
+    def _encoded(self, texts: Sequence[str], encode: Encode) -> PromptEmbeds:
         """Encode texts, each once."""
         once = list(dict.fromkeys(texts))
         states, places = encode(once), [once.index(text) for text in texts]
-        return TextStates(rows=states.rows[places], pooled=None if states.pooled is None else states.pooled[places])
+        return PromptEmbeds(embeds=states.embeds[places], pooled=None if states.pooled is None else states.pooled[places])
 
     # -- the losses -------------------------------------------------------------------------
 
-    def objectives(self) -> tuple[TokenObjective, ...]:
+    def objectives(self) -> tuple[EmbedObjective, ...]:
         """The losses that act, the semantic one first as in the official code."""
         settings, adapter = self.settings, self.context.adapter
-        presets = [each.preset for each in self.pictures]
-        cross = tuple(site for site in adapter.sites if site.kind == "cross")
-        self._maps = ConceptMaps.of(self.context, self._spans(), self._sites(), "none", "none")
+        presets = [each.preset for each in self.images]
+        cross = tuple(layer for layer in adapter.layers if layer.kind == "cross")
+        self._maps = ConceptMaps.from_context(self.context, self._spans(), self._layers(), "none", "none")
         most = max(self._most(each) for each in presets)
         window = Window(stop=max(self._window(each).stop for each in presets), start=self._window(presets[0]).start)
-        rows_BK = row_mask([each.composites for each in self.pictures], self.pictures[0].rows.length)
+        rows_BK = row_mask([each.composites for each in self.images], self.images[0].rows.length)
         shared: dict[str, Any] = {
             "name": settings.name,
             "rows": rows_BK.to(adapter.device),
@@ -327,70 +333,76 @@ class _Merging:
             "strength": settings.strength,
         }
         found = []
-        if settings.semantic:
+        if settings.binding_steps:
             found.append(
-                TokenObjective(
-                    sites=cross, evaluate=self.semantic, most=settings.semantic, rule=settings.semantic_step, **shared
+                EmbedObjective(
+                    layers=cross,
+                    evaluate=self.semantic,
+                    max_updates=settings.binding_steps,
+                    step_size=settings.semantic_step,
+                    **shared,
                 )
             )
         if most:
             found.append(
-                TokenObjective(sites=self._maps.sites, evaluate=self.entropy, most=most, rule=settings.step, **shared)
+                EmbedObjective(
+                    layers=self._maps.layers, evaluate=self.entropy, max_updates=most, step_size=settings.step, **shared
+                )
             )
         return tuple(found)
 
-    def entropy(self, passes: TextPasses, rows_BKC: Tensor, step: Step) -> TokenLosses:
-        """Entropy of the composites' maps; a picture is done when its share is under the target."""
+    def entropy(self, passes: TextPasses, embeds_BTC: Tensor, step: Step) -> EmbedLosses:
+        """Entropy of the composites' maps; an image is done when its share is under the target."""
         settings, mask_BN = self.settings, self._maps.table.mask_BN
-        maps_BNYX = self._maps(passes.maps(self._maps.sites, rows_BKC))
+        maps_BNYX = self._maps(passes.maps(self._maps.layers, embeds_BTC))
         share_B = mean_entropy_share(maps_BNYX.detach(), mask_BN, stretch=settings.stretch)
-        place = min(int(step.index / step.total * PUBLISHED_STEPS + 1e-9), len(settings.targets) - 1)
+        place = min(int(step.index / step.total * PUBLISHED_STEPS + 1e-9), len(settings.thresholds) - 1)
         tries = self._tries["entropy", step.index] = self._tries.get(("entropy", step.index), 0) + 1
-        spent_B = torch.tensor([tries > self._most(each.preset) for each in self.pictures], device=share_B.device)
+        spent_B = torch.tensor([tries > self._most(each.preset) for each in self.images], device=share_B.device)
         is_on_B = self._is_on(step).to(share_B.device)
         loss_B = entropy_loss(maps_BNYX, mask_BN, stretch=settings.stretch)
         one_B = torch.ones_like(share_B) * (is_on_B & ~spent_B)
-        done_B = (share_B < settings.targets[place]) | spent_B | ~is_on_B
-        return TokenLosses(
-            terms={"entropy": loss_B}, done=done_B, forwards=one_B, backwards=one_B, rows=len(self.pictures)
+        done_B = (share_B < settings.thresholds[place]) | spent_B | ~is_on_B
+        return EmbedLosses(
+            terms={"entropy": loss_B}, done=done_B, forwards=one_B, backwards=one_B, rows=len(self.images)
         )
 
-    def semantic(self, passes: TextPasses, rows_BKC: Tensor, step: Step) -> TokenLosses:
+    def semantic(self, passes: TextPasses, embeds_BTC: Tensor, step: Step) -> EmbedLosses:
         """Distance of the noise under each composite alone from the noise under its phrase."""
         assert self._anchors_GKC is not None
         is_first = self._target is None or self._target[0] != step.index
         if is_first:
             with torch.no_grad():
-                self._target = (step.index, passes.noise(self._anchors_GKC, self.picture_G))
+                self._target = (step.index, passes.noise(self._anchors_GKC, self.image_G))
         assert self._target is not None
-        lone_GKC = rows_BKC[self.picture_G.to(rows_BKC.device), self.position_G.to(rows_BKC.device)][:, None]
-        predicted_GCYX = passes.noise(lone_GKC, self.picture_G)
-        loss_B = semantic_binding_loss(predicted_GCYX, self._target[1], self.picture_G, len(self.pictures))
+        lone_GKC = embeds_BTC[self.image_G.to(embeds_BTC.device), self.position_G.to(embeds_BTC.device)][:, None]
+        predicted_GCYX = passes.noise(lone_GKC, self.image_G)
+        loss_B = semantic_binding_loss(predicted_GCYX, self._target[1], self.image_G, len(self.images))
         is_on_B = self._is_on(step).to(loss_B.device)
         groups_B = self.groups_B.to(loss_B) * is_on_B
-        return TokenLosses(
+        return EmbedLosses(
             terms={"semantic": SEMANTIC_WEIGHT * loss_B},
             done=~is_on_B,
             forwards=groups_B * (2 if is_first else 1),
             backwards=groups_B,
-            rows=len(self.picture_G),
+            rows=len(self.image_G),
         )
 
     def _is_on(self, step: Step) -> Tensor:
-        """Pictures that have groups and in whose window the step lies."""
+        """Images that have groups and in whose window the step lies."""
         return torch.tensor(
-            [bool(each.groups) and self._window(each.preset).contains(step.index, step.total) for each in self.pictures]
+            [bool(each.groups) and self._window(each.preset).contains(step.index, step.total) for each in self.images]
         )
 
     def _most(self, preset: _Preset) -> int:
-        return preset.entropy if self.settings.entropy is None else self.settings.entropy
+        return preset.entropy if self.settings.entropy_steps is None else self.settings.entropy_steps
 
     def _window(self, preset: _Preset) -> Window:
         return self.settings.window or preset.window
 
-    def _sites(self) -> tuple[str, ...]:
+    def _layers(self) -> tuple[str, ...]:
         adapter = self.context.adapter
-        return self.settings.sites or published_sites(adapter.family, adapter.sites, adapter.semantic_factor)
+        return self.settings.layers or published_layers(adapter.family, adapter.layers, adapter.semantic_stride)
 
     def _spans(self) -> tuple[tuple[Any, ...], ...]:
-        return tuple(tuple(each.shown.span_at(*g.words.noun) for g in each.groups) for each in self.pictures)
+        return tuple(tuple(each.shown.span_at(*g.words.noun) for g in each.groups) for each in self.images)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from t2ictl.controls.base import PlanContext
 from t2ictl.errors import BadSetting, SpanNotFound
-from t2ictl.processors.token_merging.rows import RowGroup
+from t2ictl.processors.token_merging.rows import TokenGroup
 from t2ictl.prompts.accessories import Binding
 from t2ictl.prompts.grammar import pieces
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Merge, Prompt
 from t2ictl.settings.fields import setting, settings_class
 
-__all__ = ["BoundGroup", "WordGroup", "WordGroups", "bound_groups"]
+__all__ = ["ResolvedGroup", "WordGroup", "WordGroups", "resolve_groups"]
 
 _ARTICLES = frozenset({"a", "an", "the"})
 
@@ -51,7 +51,7 @@ WordGroups = tuple[WordGroup, ...] | tuple[tuple[WordGroup, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundGroup:
+class ResolvedGroup:
     """One group of one prompt.
 
     Args:
@@ -63,13 +63,13 @@ class BoundGroup:
     """
 
     words: Binding
-    positions: RowGroup
+    positions: TokenGroup
     merge: Merge
     anchor: str
     accessories: bool
 
 
-def bound_groups(groups: WordGroups, context: PlanContext, *, control: str) -> tuple[tuple[BoundGroup, ...], ...]:
+def resolve_groups(groups: WordGroups, context: PlanContext, *, control: str) -> tuple[tuple[ResolvedGroup, ...], ...]:
     """Give the groups of each prompt: those named by the user, or all that the parser finds.
 
     Args:
@@ -93,7 +93,9 @@ def bound_groups(groups: WordGroups, context: PlanContext, *, control: str) -> t
     )
 
 
-def _of_prompt(prompt: Prompt, named: Sequence[WordGroup], *, is_named: bool, control: str) -> tuple[BoundGroup, ...]:
+def _of_prompt(
+    prompt: Prompt, named: Sequence[WordGroup], *, is_named: bool, control: str
+) -> tuple[ResolvedGroup, ...]:
     if is_named:
         found = [_named(prompt, each) for each in named]
         _check_apart(prompt, found)
@@ -104,7 +106,7 @@ def _of_prompt(prompt: Prompt, named: Sequence[WordGroup], *, is_named: bool, co
     if len(kept) < len(bound):
         _warn(f"{control} leaves out a group of {prompt.text!r} that the token limit cut off.")
     elif not kept and not is_named:
-        _warn(f"{control} found nothing to merge in {prompt.text!r} and leaves its picture alone; name groups=.")
+        _warn(f"{control} found nothing to merge in {prompt.text!r} and leaves its image alone; name groups=.")
     return kept
 
 
@@ -148,7 +150,7 @@ def _check_apart(prompt: Prompt, found: Sequence[_Named]) -> None:
             )
 
 
-def _bound(prompt: Prompt, words: Binding, parts: Sequence[tuple[int, int]]) -> BoundGroup | None:
+def _bound(prompt: Prompt, words: Binding, parts: Sequence[tuple[int, int]]) -> ResolvedGroup | None:
     """The group with its tokens, or None where the token limit cut its noun or all of its members."""
     by_range = {place: prompt.whole_tokens(*place) for place in (words.noun, *words.members, *parts)}
     noun = by_range[words.noun]
@@ -156,9 +158,9 @@ def _bound(prompt: Prompt, words: Binding, parts: Sequence[tuple[int, int]]) -> 
     if not noun or not members:
         return None
     dropped = {token for place in parts for token in by_range[place]} - {noun[0]}
-    return BoundGroup(
+    return ResolvedGroup(
         words=words,
-        positions=RowGroup(noun=noun, members=tuple(dict.fromkeys(members)), dropped=tuple(sorted(dropped))),
+        positions=TokenGroup(noun=noun, members=tuple(dict.fromkeys(members)), dropped=tuple(sorted(dropped))),
         merge=Merge(noun=words.noun, parts=tuple(parts)),
         anchor=prompt.as_written(_anchor(prompt.text, words)),
         accessories=words.accessories,

@@ -16,13 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Removal", "RowGroup", "RowMerging"]
+__all__ = ["Removal", "TokenGroup", "RowMerging"]
 
 Removal = Literal["compact", "mask", "zero"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowGroup:
+class TokenGroup:
     """Positions of one group of words.
 
     Args:
@@ -47,12 +47,12 @@ class RowMerging:
         removal: how rows leave.
 
     Example:
-        >>> groups = (RowGroup(noun=(3,), members=(2,), dropped=(2,)),)  # start, a, red, cat, end, pad
+        >>> groups = (TokenGroup(noun=(3,), members=(2,), dropped=(2,)),)  # start, a, red, cat, end, pad
         >>> RowMerging(groups=groups, length=6, end=4, removal="compact").moved
         (0, 1, 2, 2, 3, 4)
     """
 
-    groups: tuple[RowGroup, ...]
+    groups: tuple[TokenGroup, ...]
     length: int
     end: int
     removal: Removal
@@ -130,7 +130,7 @@ def row_mask(positions: Sequence[Sequence[int]], length: int) -> Tensor:
     """Mark positions of several rows.
 
     Args:
-        positions: for each picture the positions.
+        positions: for each image the positions.
         length: number of positions of a row.
 
     Returns:

@@ -7,18 +7,18 @@ from typing import Literal
 
 from t2ictl.errors import UnsupportedPipeline
 
-__all__ = ["Lane", "Lanes"]
+__all__ = ["BatchRow", "BatchLayout"]
 
 Role = Literal["cond", "uncond"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lane:
+class BatchRow:
     """One row of the denoiser's batch.
 
     Args:
-        image: index of the picture this row belongs to.
-        prompt: index of the prompt of that picture.
+        image: index of the image this row belongs to.
+        prompt: index of the prompt of that image.
         role: ``"cond"`` for the prompt's own row, ``"uncond"`` for the guidance's other one.
     """
 
@@ -28,58 +28,58 @@ class Lane:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lanes:
+class BatchLayout:
     """All rows of the denoiser's batch, in order.
 
     Nobody halves a batch by assumption: roles are known from the arguments with which the
     pipeline encoded its prompt.
 
     Args:
-        lanes: one entry a row.
+        rows: one entry a row.
 
     Example:
-        >>> lanes = Lanes.of_batch(prompts=1, images_per_prompt=2, guided=True)
-        >>> lanes.rows("cond")
+        >>> batch = BatchLayout.from_counts(prompts=1, images_per_prompt=2, guided=True)
+        >>> batch.indices("cond")
         (2, 3)
     """
 
-    lanes: tuple[Lane, ...]
+    rows: tuple[BatchRow, ...]
 
     @classmethod
-    def of_batch(cls, *, prompts: int, images_per_prompt: int, guided: bool) -> Lanes:
+    def from_counts(cls, *, prompts: int, images_per_prompt: int, guided: bool) -> BatchLayout:
         """Lay out the rows as stock pipelines do: unconditional rows first, images of a prompt together.
 
         Args:
             prompts: number of prompts.
-            images_per_prompt: number of pictures for each.
+            images_per_prompt: number of images for each.
             guided: whether classifier-free guidance doubles the batch.
 
         Returns:
-            The lanes.
+            The batch.
 
         Example:
-            >>> [lane.prompt for lane in Lanes.of_batch(prompts=2, images_per_prompt=2, guided=False).lanes]
+            >>> [entry.prompt for entry in BatchLayout.from_counts(prompts=2, images_per_prompt=2, guided=False).rows]
             [0, 0, 1, 1]
         """
         roles: tuple[Role, ...] = ("uncond", "cond") if guided else ("cond",)
         images = prompts * images_per_prompt
         return cls(
-            lanes=tuple(
-                Lane(image=image, prompt=image // images_per_prompt, role=role)
+            rows=tuple(
+                BatchRow(image=image, prompt=image // images_per_prompt, role=role)
                 for role in roles
                 for image in range(images)
             )
         )
 
     def __len__(self) -> int:
-        return len(self.lanes)
+        return len(self.rows)
 
     @property
     def images(self) -> int:
-        """Number of pictures in the batch."""
-        return len(self.rows("cond"))
+        """Number of images in the batch."""
+        return len(self.indices("cond"))
 
-    def rows(self, role: Role) -> tuple[int, ...]:
+    def indices(self, role: Role) -> tuple[int, ...]:
         """List the row numbers of one role.
 
         Args:
@@ -88,18 +88,18 @@ class Lanes:
         Returns:
             Row numbers, ascending; empty if there is none.
         """
-        return tuple(row for row, lane in enumerate(self.lanes) if lane.role == role)
+        return tuple(index for index, entry in enumerate(self.rows) if entry.role == role)
 
-    def only(self, role: Role) -> Lanes:
-        """Keep the rows of one role: the lanes of a pass that computes no others.
+    def only(self, role: Role) -> BatchLayout:
+        """Keep the rows of one role: the batch of a pass that computes no others.
 
         Args:
             role: ``"cond"`` or ``"uncond"``.
 
         Returns:
-            The lanes of that role.
+            The batch of that role.
         """
-        return Lanes(lanes=tuple(lane for lane in self.lanes if lane.role == role))
+        return BatchLayout(rows=tuple(entry for entry in self.rows if entry.role == role))
 
     def check_rows(self, rows: int) -> None:
         """Compare with the batch that really arrives at the denoiser.
@@ -113,7 +113,7 @@ class Lanes:
         if rows != len(self):
             raise UnsupportedPipeline(
                 f"The denoiser got {rows} rows where {len(self)} were expected "
-                f"({self.images} pictures, roles {sorted({lane.role for lane in self.lanes})}).",
+                f"({self.images} images, roles {sorted({entry.role for entry in self.rows})}).",
                 "Pipelines that add rows of their own (perturbed-attention guidance, image-edit guidance) "
                 "are not supported; call the plain pipeline of the family.",
             )

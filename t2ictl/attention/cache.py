@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Latest"]
+__all__ = ["TensorCache"]
 
 
-class Latest:
+class TensorCache:
     """One result, for one tensor. Another tensor, one that was written into, or another key make it anew.
 
     Example:
         >>> import torch
-        >>> latest, states = Latest(), torch.zeros(1)
+        >>> latest, states = TensorCache(), torch.zeros(1)
         >>> first = latest(states, "double", lambda: states * 2)
         >>> latest(states, "double", lambda: states * 2) is first
         True

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.layers import Site
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.layers import Layer
 from t2ictl.settings.windows import Step
 
 __all__ = ["AttentionCall", "Edit", "Heads", "fused", "project_keys", "split_heads"]
@@ -26,16 +26,16 @@ class AttentionCall:
     """What an edit may know about the layer it acts on.
 
     Args:
-        site: address of the layer.
+        layer: address of the layer.
         size: height and width of its image positions (map cells).
-        lanes: what each batch row is.
+        batch: what each batch row is.
         step: which denoiser evaluation this is.
         attention: the layer itself, for its projections.
     """
 
-    site: Site
+    layer: Layer
     size: tuple[int, int]
-    lanes: Lanes
+    batch: BatchLayout
     step: Step
     attention: Attention
 
@@ -63,7 +63,7 @@ class Edit:
     """One intervention in attention; override the stages it needs and leave the others.
 
     Edits of ``tokens``, ``values``, ``project``, ``attend`` and ``output`` keep the fused kernel. Overriding
-    ``scores`` or ``weights`` costs an explicit softmax at the edit's own sites and steps.
+    ``scores`` or ``weights`` costs an explicit softmax at the edit's own layers and steps.
     An edit returns new tensors and writes into none that it was given.
 
     Example:

@@ -62,7 +62,7 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class Grouping:
-    """Groups that share out the positions of a picture among them.
+    """Groups that share out the positions of an image among them.
 
     Args:
         groups: together they hold every position once.
@@ -136,7 +136,7 @@ def grouped_attention(
     parts: list[Tensor] = []
     known: dict[int, tuple[Tensor, Tensor]] = {}
     for group in grouping.groups:
-        for source in group.sources:  # two groups of a subject, readers and others, share the keys of its own picture
+        for source in group.sources:  # two groups of a subject, readers and others, share the keys of its own image
             if id(source) not in known:
                 known[id(source)] = _taken(source, tuple(rows), k_BNHD, v_BNHD)
         taken = [known[id(source)] for source in group.sources]

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from t2ictl.errors import NoSiteMatched
+from t2ictl.errors import NoLayerMatched
 
-__all__ = ["Site", "SiteFilter", "select"]
+__all__ = ["Layer", "LayerFilter", "select_layers"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class Layer:
     """The address of one attention layer, in words that hold for every U-Net family.
 
     Args:
-        address: ``place.block.attention.layer.kind``, for example ``up.1.0.0.cross``.
+        address: ``block.number.attention.layer.kind``, for example ``up.1.0.0.cross``.
         module: name of the attention module inside the denoiser.
         kind: ``"cross"`` (image looks at text) or ``"self"`` (image looks at itself).
-        place: ``"down"``, ``"mid"`` or ``"up"``.
-        factor: latent cells per map cell along each side (1, 2, 4, ...).
+        block: ``"down"``, ``"mid"`` or ``"up"``.
+        stride: latent cells per map cell along each side (1, 2, 4, ...).
         order: position in the order in which the denoiser runs its layers.
         heads: number of attention heads.
     """
@@ -29,8 +29,8 @@ class Site:
     address: str
     module: str
     kind: Literal["cross", "self"]
-    place: Literal["down", "mid", "up"]
-    factor: int
+    block: Literal["down", "mid", "up"]
+    stride: int
     order: int
     heads: int
 
@@ -46,66 +46,66 @@ class Site:
             Height and width of the map (cells).
 
         Example:
-            >>> site = Site(address="mid.0.0.0.cross", module="m", kind="cross", place="mid",
-            ...             factor=4, order=0, heads=8)
-            >>> site.size((13, 64))
+            >>> layer = Layer(address="mid.0.0.0.cross", module="m", kind="cross", block="mid",
+            ...             stride=4, order=0, heads=8)
+            >>> layer.size((13, 64))
             (4, 16)
         """
         height, width = latent_size
-        factor = self.factor
-        while factor > 1:
-            height, width, factor = -(-height // 2), -(-width // 2), factor // 2
+        stride = self.stride
+        while stride > 1:
+            height, width, stride = -(-height // 2), -(-width // 2), stride // 2
         return height, width
 
 
-SiteFilter = str | Sequence[str] | Callable[[Site], bool]
+LayerFilter = str | Sequence[str] | Callable[[Layer], bool]
 
 
-def _matches(site: Site, pattern: str) -> bool:
-    """Match one pattern: ``GLOB`` or ``GLOB@FACTOR``; a bare word is a kind or a place."""
-    glob, _, factor = pattern.partition("@")
-    if factor and str(site.factor) != factor:
+def _matches(layer: Layer, pattern: str) -> bool:
+    """Match one pattern: ``GLOB`` or ``GLOB@STRIDE``; a bare word is a kind or a block."""
+    glob, _, stride = pattern.partition("@")
+    if stride and str(layer.stride) != stride:
         return False
     if glob in ("", "*"):
         return True
     if "." not in glob:
-        return glob in (site.kind, site.place)
-    return fnmatchcase(site.address, glob)
+        return glob in (layer.kind, layer.block)
+    return fnmatchcase(layer.address, glob)
 
 
-def select(sites: Sequence[Site], where: SiteFilter) -> tuple[Site, ...]:
+def select_layers(layers: Sequence[Layer], where: LayerFilter) -> tuple[Layer, ...]:
     """Choose attention layers by pattern, list of patterns, or predicate.
 
     A pattern is a glob on the address (``"up.*.cross"``) or one word (``"cross"``, ``"mid"``),
-    with an optional ``@factor``: ``"cross@4"`` is every cross-attention whose map has a
+    with an optional ``@stride``: ``"cross@4"`` is every cross-attention whose map has a
     quarter of the latent's side.
 
     Args:
-        sites: the layers of the model.
+        layers: the layers of the model.
         where: the filter; of several patterns, any may match.
 
     Returns:
         The chosen layers in the order in which the denoiser runs them.
 
     Raises:
-        NoSiteMatched: if the filter matches no layer; a control that touches nothing would
+        NoLayerMatched: if the filter matches no layer; a control that touches nothing would
             look as if it worked.
 
     Example:
-        >>> mid = Site(address="mid.0.0.0.cross", module="m", kind="cross", place="mid", factor=4, order=0, heads=8)
-        >>> [site.address for site in select([mid], "cross@4")]
+        >>> mid = Layer(address="mid.0.0.0.cross", module="m", kind="cross", block="mid", stride=4, order=0, heads=8)
+        >>> [layer.address for layer in select_layers([mid], "cross@4")]
         ['mid.0.0.0.cross']
-        >>> select([mid], "up.*")
+        >>> select_layers([mid], "up.*")
         Traceback (most recent call last):
-        t2ictl.errors.NoSiteMatched: No attention layer matches 'up.*'. This model has: mid.0.0.0.cross@4.
+        t2ictl.errors.NoLayerMatched: No attention layer matches 'up.*'. This model has: mid.0.0.0.cross@4.
     """
     if callable(where):
-        chosen = [site for site in sites if where(site)]
+        chosen = [layer for layer in layers if where(layer)]
     else:
         patterns = (where,) if isinstance(where, str) else tuple(where)
-        chosen = [site for site in sites if any(_matches(site, pattern) for pattern in patterns)]
+        chosen = [layer for layer in layers if any(_matches(layer, pattern) for pattern in patterns)]
     if not chosen:
-        known = ", ".join(f"{site.address}@{site.factor}" for site in sites)
+        known = ", ".join(f"{layer.address}@{layer.stride}" for layer in layers)
         shown = where if isinstance(where, str) else getattr(where, "__name__", where)
-        raise NoSiteMatched(f"No attention layer matches {shown!r}.", f"This model has: {known}.")
-    return tuple(sorted(chosen, key=lambda site: site.order))
+        raise NoLayerMatched(f"No attention layer matches {shown!r}.", f"This model has: {known}.")
+    return tuple(sorted(chosen, key=lambda layer: layer.order))

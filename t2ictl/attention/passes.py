@@ -8,11 +8,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall, Edit
 from t2ictl.settings.windows import Step
 
-__all__ = ["DenoiserPass", "Rows", "StopForward", "Switch", "Tap"]
+__all__ = ["DenoiserPass", "Rows", "StopForward", "ActivePass", "Tap"]
 
 
 Rows = slice | list[int]
@@ -25,15 +25,15 @@ class Tap(Protocol):
     columns are then the tokens of the prompt, whatever an edit adds to the keys.
     """
 
-    sites: frozenset[str]
+    layers: frozenset[str]
     rows: Rows
 
-    def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
+    def take(self, call: AttentionCall, map_BQK: Tensor) -> None:
         """Receive the attention weights of one layer, summed over its heads, for the tap's rows."""
 
 
 class StopForward(Exception):
-    """Ends a forward pass of our own after the last layer it was made for."""
+    """Ends a extra forward pass after the last layer it was made for."""
 
 
 @dataclass(kw_only=True)
@@ -41,18 +41,18 @@ class DenoiserPass:
     """What is to happen during one forward pass of the denoiser.
 
     Args:
-        lanes: what each row of this pass is.
+        batch: what each row of this pass is.
         latent_size: height and width of the latent (cells).
         step: which evaluation this is.
-        edits: edits by site address, in order.
+        edits: edits by layer address, in order.
         taps: listeners to maps.
-        stop_after: address of the site after whose maps the pass may end, or None.
-        is_own: a pass of our own for maps: no picture comes of it, so a layer's maps and its attention may share
+        stop_after: address of the layer after whose maps the pass may end, or None.
+        is_own: an extra pass for maps: no image comes of it, so a layer's maps and its attention may share
             queries and keys.
-        is_free: a pass of our own under another text: without edits and taps, and short for a text of one position.
+        is_free: an extra pass under another text: without edits and taps, and short for a text of one position.
     """
 
-    lanes: Lanes
+    batch: BatchLayout
     latent_size: tuple[int, int]
     step: Step
     edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class DenoiserPass:
     is_free: bool = False
 
 
-class Switch:
+class ActivePass:
     """The pass in progress, shared by all processors of a session; None when none is."""
 
     current: DenoiserPass | None = None

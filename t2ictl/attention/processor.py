@@ -2,7 +2,7 @@
 
 Instead of one full processor a method, one processor stands at each touched layer. It owns
 the attention arithmetic once. With nothing to do for a layer it hands the call, untouched,
-to the processor that was there before, so an idle session leaves pictures bit-equal.
+to the processor that was there before, so an idle session leaves images bit-equal.
 
 Legend: ``B`` batch row, ``H`` head, ``Q`` image position (query), ``K`` text token or image
 position (key), ``D`` head width, ``C`` channels.
@@ -25,11 +25,11 @@ from diffusers.models.attention_processor import (
 )
 from torch import Tensor
 
-from t2ictl.attention.cache import Latest
+from t2ictl.attention.cache import TensorCache
 from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, project_keys, split_heads
-from t2ictl.attention.layers import Site
-from t2ictl.attention.passes import DenoiserPass, Rows, StopForward, Switch, Tap
-from t2ictl.attention.softmax import attention_and_mass, head_mass, scores, softmax
+from t2ictl.attention.layers import Layer
+from t2ictl.attention.passes import ActivePass, DenoiserPass, Rows, StopForward, Tap
+from t2ictl.attention.softmax import attention_and_map, scores, softmax, summed_attention
 from t2ictl.errors import ControlConflict, ShapeMismatch, UnsupportedPipeline
 from t2ictl.settings.windows import Step
 
@@ -51,19 +51,19 @@ class ControlledAttention:
     """The attention processor that a session puts at each touched layer.
 
     Args:
-        site: address of the layer it stands at.
+        layer: address of the layer it stands at.
         previous: the processor that was there; it does the work whenever no edit acts.
-        switch: tells which pass is in progress.
+        active_pass: tells which pass is in progress.
     """
 
-    def __init__(self, site: Site, previous: Any, switch: Switch) -> None:
-        self.site = site
+    def __init__(self, layer: Layer, previous: Any, active_pass: ActivePass) -> None:
+        self.layer = layer
         self.previous = previous
-        self.switch = switch
+        self.active_pass = active_pass
         # diffusers drops keyword arguments that the signature of `processor.__call__` does not
         # name (IP-Adapter masks, for one). The call itself goes to the class; the instance
         # attribute exists to be inspected, and shows the signature of the one that was there.
-        self._keys, self._values = Latest(), Latest()
+        self._keys, self._values = TensorCache(), TensorCache()
         vars(self)["__call__"] = functools.wraps(previous.__call__)(functools.partial(type(self).__call__, self))
 
     def __call__(
@@ -75,34 +75,34 @@ class ControlledAttention:
         **kwargs: Any,
     ) -> Tensor:
         inputs = Inputs(attn, hidden_states, encoder_hidden_states, attention_mask, kwargs)
-        now = self.switch.current
+        now = self.active_pass.current
         if now is None:
             return inputs.send(self.previous)
         if now.is_free:
             return self._free(inputs)
-        edits = [edit for edit in now.edits.get(self.site.address, ()) if edit.acts(now.step)]
-        taps = [tap for tap in now.taps if self.site.address in tap.sites]
+        edits = [edit for edit in now.edits.get(self.layer.address, ()) if edit.acts(now.step)]
+        taps = [tap for tap in now.taps if self.layer.address in tap.layers]
         if not edits and not taps:
             return inputs.send(self.previous)
         call = self._call(attn, hidden_states, now)
         if now.is_own and not edits and isinstance(self.previous, STOCK_PROCESSORS):
-            return self._shared(call, taps, inputs, ends=now.stop_after == self.site.address)
+            return self._shared(call, taps, inputs, ends=now.stop_after == self.layer.address)
         for tap in taps:
-            tap.take(call, _mass(inputs, tap.rows))
-        if now.stop_after == self.site.address:
+            tap.take(call, _attention_map(inputs, tap.rows))
+        if now.stop_after == self.layer.address:
             raise StopForward
         if not edits:
             return inputs.send(self.previous)
         return edited_attention(self.previous, call, edits, inputs)
 
     def _free(self, inputs: Inputs) -> Tensor:
-        is_lone = self.site.kind == "cross" and isinstance(inputs.context, Tensor) and inputs.context.shape[1] == 1
+        is_lone = self.layer.kind == "cross" and isinstance(inputs.context, Tensor) and inputs.context.shape[1] == 1
         if is_lone and isinstance(self.previous, STOCK_PROCESSORS):
             return lone_key_attention(inputs)
         return inputs.send(self.previous)
 
     def _shared(self, call: AttentionCall, taps: Sequence[Tap], inputs: Inputs, *, ends: bool) -> Tensor:
-        """The layer and its maps from one projection of queries and of keys; taps of our own passes hear all rows.
+        """The layer and its maps from one projection of queries and of keys; taps of extra passes hear all rows.
 
         Text rows are the same at every evaluation: what is projected from them is kept for the next one.
         """
@@ -112,22 +112,22 @@ class ControlledAttention:
         k_BHKD = self._keys(context_BKC, "k", lambda: project_keys(attn, context_BKC))
         mask = _mask(inputs, context_BKC.shape[1], slice(None))
         v_BHKD = self._values(context_BKC, "v", lambda: split_heads(attn, attn.to_v(context_BKC)))
-        out_BHQD, mass_BQK = attention_and_mass(q_BHQD, k_BHKD, v_BHKD, mask, attn.scale, upcast=attn.upcast_attention)
+        out_BHQD, map_BQK = attention_and_map(q_BHQD, k_BHKD, v_BHKD, mask, attn.scale, upcast=attn.upcast_attention)
         for tap in taps:
-            tap.take(call, mass_BQK)
+            tap.take(call, map_BQK)
         if ends:
             raise StopForward
         return _finished(inputs, out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype))
 
     def _call(self, attn: Attention, hidden: Tensor, now: DenoiserPass) -> AttentionCall:
-        size = self.site.size(now.latent_size)
+        size = self.layer.size(now.latent_size)
         if hidden.ndim != 3 or hidden.shape[1] != size[0] * size[1]:
             raise ShapeMismatch(
-                f"Layer {self.site.address} got image states of shape {tuple(hidden.shape)} "
+                f"Layer {self.layer.address} got image states of shape {tuple(hidden.shape)} "
                 f"where {size[0]} x {size[1]} positions were expected.",
                 "Token-merging patches that change the number of positions cannot be combined with a session.",
             )
-        return AttentionCall(site=self.site, size=size, lanes=now.lanes, step=now.step, attention=attn)
+        return AttentionCall(layer=self.layer, size=size, batch=now.batch, step=now.step, attention=attn)
 
 
 @dataclass(frozen=True)
@@ -199,13 +199,13 @@ def _mask(inputs: Inputs, keys: int, rows: Rows) -> Tensor | None:
     return prepared.view(batch, inputs.attn.heads, -1, prepared.shape[-1])[rows]
 
 
-def _mass(inputs: Inputs, rows: Rows) -> Tensor:
+def _attention_map(inputs: Inputs, rows: Rows) -> Tensor:
     """Attention weights summed over heads, computed beside the image path, for some rows."""
     attn = inputs.attn
     hidden_BQC, context_BKC = inputs.states(rows)
     q_BHQD, k_BHKD = _query_key(attn, hidden_BQC, context_BKC)
     mask = _mask(inputs, context_BKC.shape[1], rows)
-    return head_mass(q_BHQD, k_BHKD, mask, attn.scale, upcast=attn.upcast_attention)
+    return summed_attention(q_BHQD, k_BHKD, mask, attn.scale, upcast=attn.upcast_attention)
 
 
 def _attend(call: AttentionCall, edits: Sequence[Edit], heads: Heads) -> Tensor:
@@ -215,7 +215,7 @@ def _attend(call: AttentionCall, edits: Sequence[Edit], heads: Heads) -> Tensor:
     )
     if len(instead) + bool(on_scores or on_weights) > 1:
         names = ", ".join(dict.fromkeys(type(edit).__name__ for edit in [*instead, *on_scores, *on_weights]))
-        raise ControlConflict(f"At {call.site.address} several edits want the softmax: {names}.", "Use one of them.")
+        raise ControlConflict(f"At {call.layer.address} several edits want the softmax: {names}.", "Use one of them.")
     if instead:
         return instead[0].attend(call, heads)
     if not on_scores and not on_weights:
@@ -269,10 +269,10 @@ def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], 
     attn = call.attention
     if not isinstance(previous, STOCK_PROCESSORS):
         raise UnsupportedPipeline(
-            f"The attention processor at {call.site.address} is {type(previous).__name__}, "
+            f"The attention processor at {call.layer.address} is {type(previous).__name__}, "
             "which an edit cannot replace.",
             "Put the earlier processors back if you set this one yourself, unload it (for an IP-Adapter: "
-            "pipe.unload_ip_adapter()), or keep this control's sites away from it.",
+            "pipe.unload_ip_adapter()), or keep this control's layers away from it.",
         )
     hidden_BQC, context_BKC = inputs.states()
     for edit in edits:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["attention_and_mass", "head_mass", "scores", "softmax"]
+__all__ = ["attention_and_map", "summed_attention", "scores", "softmax"]
 
 
 def scores(q_BHQD: Tensor, k_BHKD: Tensor, mask: Tensor | None, scale: float, *, upcast: bool) -> Tensor:
@@ -52,7 +52,7 @@ def softmax(scores_BHQK: Tensor) -> Tensor:
     return exact.softmax(dim=-1)
 
 
-def head_mass(q_BHQD: Tensor, k_BHKD: Tensor, mask: Tensor | None, scale: float, *, upcast: bool) -> Tensor:
+def summed_attention(q_BHQD: Tensor, k_BHKD: Tensor, mask: Tensor | None, scale: float, *, upcast: bool) -> Tensor:
     """Give attention weights summed over heads.
 
     Args:
@@ -63,17 +63,17 @@ def head_mass(q_BHQD: Tensor, k_BHKD: Tensor, mask: Tensor | None, scale: float,
         upcast: multiply in float32 at least.
 
     Returns:
-        ``mass_BQK``, float32 at least.
+        ``map_BQK``, float32 at least.
 
     Example:
         >>> q, k = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 5, 4)
-        >>> head_mass(q, k, None, 0.5, upcast=False)[0, 0]
+        >>> summed_attention(q, k, None, 0.5, upcast=False)[0, 0]
         tensor([0.4000, 0.4000, 0.4000, 0.4000, 0.4000])
     """
     return softmax(scores(q_BHQD, k_BHKD, mask, scale, upcast=upcast)).sum(dim=1)
 
 
-def attention_and_mass(
+def attention_and_map(
     q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, mask: Tensor | None, scale: float, *, upcast: bool
 ) -> tuple[Tensor, Tensor]:
     """Give the result of a layer and its map from one softmax, which is not kept for the backward pass.
@@ -89,11 +89,11 @@ def attention_and_mass(
         upcast: multiply in float32 at least.
 
     Returns:
-        ``out_BHQD`` in the precision of the values, and ``mass_BQK``, float32 at least.
+        ``out_BHQD`` in the precision of the values, and ``map_BQK``, float32 at least.
 
     Example:
         >>> q, k, v = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 5, 4), torch.ones(1, 2, 5, 4)
-        >>> out, mass = attention_and_mass(q, k, v, None, 0.5, upcast=False)
+        >>> out, mass = attention_and_map(q, k, v, None, 0.5, upcast=False)
         >>> out.shape, mass.sum(dim=-1)[0]
         (torch.Size([1, 2, 3, 4]), tensor([2., 2., 2.]))
     """

@@ -29,17 +29,17 @@ app = typer.Typer(
 # Things that go wrong during the work; every other named error is about what was asked for.
 FAILURES = (Cancelled, ForeignCall, MoveLost, NonFiniteLoss)
 
-Prompt = Annotated[str, typer.Argument(help="What the picture shall show.")]
+Prompt = Annotated[str, typer.Argument(help="What the image shall show.")]
 Model = Annotated[str, typer.Option(help="'shapes' (embedded), a diffusers folder, or a hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 Controls = Annotated[list[str], typer.Option("--control", "-c", help="A control; may be given several times.")]
 Sets = Annotated[list[str], typer.Option("--set", help="control.field=value, e.g. attention_segregation.strength=1.5")]
 Checkpointing = Annotated[
-    str, typer.Option(help="off, feed_forward or all: less memory for updates, more work, the same pictures.")
+    str, typer.Option(help="off, feed_forward or all: less memory for updates, more work, the same images.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-Seed = Annotated[int, typer.Option(help="Seed of the first picture.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first image.")]
 Steps = Annotated[int, typer.Option(help="Denoising steps.")]
 Size = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default: the model's own.")]
 Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guidance; 1: none.")]
@@ -57,7 +57,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What the picture shall show.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="What the image shall show.")] = None,
     control: Controls = [],  # noqa: B006 (typer reads the default and never changes it)
     set_: Sets = [],  # noqa: B006
     model: Model = "shapes",
@@ -67,17 +67,15 @@ def generate(
     guidance_scale: Guidance = 7.5,
     negative_prompt: Negative = "",
     out: Annotated[Path, typer.Option(help="The PNG to write; its settings are inside.")] = Path("out.png"),
-    compare: Annotated[bool, typer.Option("--compare", help="Also write the plain picture of the same seed.")] = False,
-    again: Annotated[
-        Path | None, typer.Option("--from", help="Make the picture of this PNG or JSON file again.")
-    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also write the plain image of the same seed.")] = False,
+    again: Annotated[Path | None, typer.Option("--from", help="Make the image of this PNG or JSON file again.")] = None,
     parser: Parser = "grammar",
     device: Device = None,
     dtype: Dtype = "float32",
     checkpointing: Checkpointing = "off",
     as_json: AsJson = False,
 ) -> None:
-    """Make a picture of a prompt, under control."""
+    """Make an image of a prompt, under control."""
     work = importlib.import_module("t2ictl.cli.commands")
     way = work.check_checkpointing(checkpointing)
     request = work.request_of(prompt, again, seed, steps, size, guidance_scale, negative_prompt, parser)
@@ -91,7 +89,7 @@ def generate(
 def maps(
     prompt: Prompt,
     words: Annotated[str, typer.Option(help="Words or phrases, with commas; default: every word.")] = "",
-    sites: Annotated[
+    layers: Annotated[
         str, typer.Option(help="Layer filter, with commas; default: all of the down and up blocks, which point best.")
     ] = "",
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("maps"),
@@ -108,13 +106,13 @@ def maps(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Make a picture and show what each word looked at, on one scale."""
+    """Make an image and show what each word looked at, on one scale."""
     work = importlib.import_module("t2ictl.cli.commands")
     request = work.request_of(prompt, None, seed, steps, size, guidance_scale, negative_prompt, parser)
     controls = work.controls_of(control, set_, None)
     work.check_place(out)
-    chosen, layers = (tuple(part.strip() for part in each.split(",") if part.strip()) for each in (words, sites))
-    work.map_files(work.open_model(model, device, dtype), request, controls, chosen, layers, out, as_json=as_json)
+    chosen, where = (tuple(part.strip() for part in each.split(",") if part.strip()) for each in (words, layers))
+    work.map_files(work.open_model(model, device, dtype), request, controls, chosen, where, out, as_json=as_json)
 
 
 @app.command()

@@ -19,8 +19,8 @@ from t2ictl.errors import BadSetting
 from t2ictl.families.loading import load
 from t2ictl.generation import Generation, Request, generate
 from t2ictl.maps.figures import map_sheet, side_by_side
-from t2ictl.maps.pages import picture_uri, render, rendered_maps
-from t2ictl.maps.queries import POINTING_SITES
+from t2ictl.maps.pages import image_uri, render, rendered_maps
+from t2ictl.maps.queries import POINTING_LAYERS
 from t2ictl.maps.record import Recording
 from t2ictl.session.checkpoints import Checkpointing, check_checkpointing
 from t2ictl.settings.fields import describe
@@ -85,7 +85,7 @@ def request_of(
     Args:
         prompt: the prompt, unless ``again`` is given.
         again: a PNG or JSON file of this library; then the other options are not used.
-        seed: seed of the first picture.
+        seed: seed of the first image.
         steps: denoising steps.
         size: ``WIDTHxHEIGHT``.
         guidance_scale: strength of guidance.
@@ -232,14 +232,14 @@ def generate_files(
     checkpointing: Checkpointing = "off",
     as_json: bool,
 ) -> None:
-    """Make the pictures of a request and write them.
+    """Make the images of a request and write them.
 
     Args:
         pipe: the pipeline.
         request: what to make.
         controls: under which controls.
-        out: the PNG; further pictures get a number before the ending.
-        compare: also write the plain picture of the same seed, and both side by side.
+        out: the PNG; further images get a number before the ending.
+        compare: also write the plain image of the same seed, and both side by side.
         checkpointing: less memory for more work, as in :func:`t2ictl.controlled`.
         as_json: print a summary as JSON.
     """
@@ -266,24 +266,26 @@ def map_files(
     request: Request,
     controls: Sequence[Control],
     words: Sequence[str],
-    sites: Sequence[str],
+    layers: Sequence[str],
     out: Path,
     *,
     as_json: bool,
 ) -> None:
-    """Make a picture and write what each word looked at.
+    """Make an image and write what each word looked at.
 
     Args:
         pipe: the pipeline.
         request: what to make.
         controls: under which controls.
         words: words or phrases; empty for every word.
-        sites: filter of the layers; empty for those whose maps together point best.
+        layers: filter of the layers; empty for those whose maps together point best.
         out: the folder: ``image.png``, ``maps.png`` (all on one scale), ``maps.json`` (the values) and ``maps.html``
             (every step and layer group, and the words at the place that one clicks on).
         as_json: print a summary as JSON.
     """
-    result = _run(pipe, request, controls, record=Recording(words=tuple(words), sites=tuple(sites) or POINTING_SITES))
+    result = _run(
+        pipe, request, controls, record=Recording(words=tuple(words), layers=tuple(layers) or POINTING_LAYERS)
+    )
     assert result.record is not None
     names = list(words) or result.record.names()
     found = {name: result.record.map(name) for name in names}
@@ -296,7 +298,7 @@ def map_files(
         "maps.html.j2",
         prompt=result.record.prompts[0].text,
         maps=rendered_maps(result.record, words=names),
-        picture=picture_uri(result.image),
+        image=image_uri(result.image),
         settings=json.dumps(result.settings, indent=2, ensure_ascii=False),
     )
     files = [image, out / "maps.png", out / "maps.json", write_text(out / "maps.html", page)]

@@ -1,6 +1,6 @@
 """The main job on the embedded model: one prompt, plain and controlled, as files that one can open.
 
-The embedded model ``shapes`` draws toy pictures and makes the errors that large models make;
+The embedded model ``shapes`` draws toy images and makes the errors that large models make;
 its judge reads them exactly. It is a test bench. On other models the same lines run with
 ``t2ictl.load("path or hub id")``.
 """
@@ -19,7 +19,7 @@ from t2ictl.controls.base import Control
 from t2ictl.controls.registry import get_control
 from t2ictl.families.loading import load
 from t2ictl.generation import Generation, generate
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.maps.figures import map_sheet, side_by_side
 from t2ictl.settings.files import write_json
 from t2ictl.settings.windows import Window
@@ -39,16 +39,16 @@ def demo_controls() -> list[Control]:
     The embedded model parks its attention on the first word, so the words of the prompt compete
     without padding; and steps are a share of the latent's norm, which needs no size of its own.
     """
-    step, window = StepRule(mode="normalized", size=0.05, decay=1.0), Window(stop=0.5)
+    step, window = StepSize(mode="normalized", scale=0.05, final_scale_sq=1.0), Window(stop=0.5)
     control = get_control("attention_segregation")
-    return [control(rivals="words", step=step, window=window)]  # type: ignore[call-arg]
+    return [control(normalize_over="prompt_words", step=step, window=window)]  # type: ignore[call-arg]
 
 
 def seen(image: Image.Image, prompt: str) -> str:
     """Say in a few words what the judge saw.
 
     Args:
-        image: a picture of the embedded model.
+        image: an image of the embedded model.
         prompt: what was asked for.
 
     Returns:

@@ -150,5 +150,5 @@ def _try_model() -> str:
 
     pipe = load("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    picture = generate(pipe, "a red circle", seed=0, steps=2).image
-    return f"loads and made a {picture.width} x {picture.height} picture"
+    image = generate(pipe, "a red circle", seed=0, steps=2).image
+    return f"loads and made a {image.width} x {image.height} image"

@@ -17,19 +17,19 @@ from t2ictl.controls.concepts import Concepts
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Prompt, Span
 
-__all__ = ["BoundConcepts", "bound_concepts"]
+__all__ = ["ResolvedConcepts", "resolve_concepts"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundConcepts:
-    """The words of each picture's prompt, and which belong together.
+class ResolvedConcepts:
+    """The words of each image's prompt, and which belong together.
 
     Args:
-        spans: for each picture its words: nouns, what describes them, and other words if they were asked for.
+        spans: for each image its words: nouns, what describes them, and other words if they were asked for.
         owner_BN: number of the object that a word belongs to; a word of none has a number of its own, padding has -1.
         noun_BN: true where a word is the noun of its object.
         mask_BN: true where a word is real.
-        has_modifiers: whether in any picture something describes something.
+        has_modifiers: whether in any image something describes something.
     """
 
     spans: tuple[tuple[Span, ...], ...]
@@ -44,8 +44,10 @@ class BoundConcepts:
         return self.noun_BN & self.mask_BN
 
 
-def bound_concepts(concepts: Concepts, context: PlanContext, *, control: str, others: bool = False) -> BoundConcepts:
-    """Find the objects of each picture with what describes them.
+def resolve_concepts(
+    concepts: Concepts, context: PlanContext, *, control: str, others: bool = False
+) -> ResolvedConcepts:
+    """Find the objects of each image with what describes them.
 
     Args:
         concepts: nouns for every prompt; or one list for each prompt; or nothing, for all objects that are found. What
@@ -63,7 +65,7 @@ def bound_concepts(concepts: Concepts, context: PlanContext, *, control: str, ot
     """
     words = per_prompt(concepts, len(context.prompts), setting=f"{control}.concepts", things="words")
     found = [_words_of(prompt, own, control, others) for prompt, own in zip(context.prompts, words, strict=True)]
-    rows = [found[lane.prompt] for lane in context.lanes.only("cond").lanes]
+    rows = [found[entry.prompt] for entry in context.batch.only("cond").rows]
     widest = max(max((len(row) for row in rows), default=0), 1)
     owner_BN = torch.full((len(rows), widest), -1, dtype=torch.long)
     noun_BN = torch.zeros(len(rows), widest, dtype=torch.bool)
@@ -71,7 +73,7 @@ def bound_concepts(concepts: Concepts, context: PlanContext, *, control: str, ot
         for place, (_, owner, is_noun) in enumerate(listed):
             owner_BN[row, place], noun_BN[row, place] = owner, is_noun
     device = context.adapter.device
-    return BoundConcepts(
+    return ResolvedConcepts(
         spans=tuple(tuple(span for span, _, _ in row) for row in rows),
         owner_BN=owner_BN.to(device),
         noun_BN=noun_BN.to(device),
@@ -86,7 +88,7 @@ def _words_of(prompt: Prompt, named: Sequence[str], control: str, others: bool) 
     nouns = prompt.find_all(named) if named else tuple(phrase.noun for phrase in phrases)
     if not nouns:
         warnings.warn(
-            f"{control} found no objects in {prompt.text!r} and leaves its picture alone; name them in concepts=.",
+            f"{control} found no objects in {prompt.text!r} and leaves its image alone; name them in concepts=.",
             UserWarning,
             stacklevel=2,
         )

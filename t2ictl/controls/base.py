@@ -11,17 +11,17 @@ from t2ictl.errors import NeedsSession
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2ictl.attention.batch import Lanes
+    from t2ictl.attention.batch import BatchLayout
     from t2ictl.attention.edits import Edit
-    from t2ictl.attention.layers import Site
+    from t2ictl.attention.layers import Layer
     from t2ictl.families.base import Adapter
-    from t2ictl.families.text_states import Encode, TextStates
+    from t2ictl.families.text_states import Encode, PromptEmbeds
     from t2ictl.guidance.objectives import Objective
     from t2ictl.guidance.text_objectives import TextEdit
     from t2ictl.prompts.prompt import Prompt
     from t2ictl.settings.windows import Step
 
-__all__ = ["Control", "Plan", "PlanContext", "Watch"]
+__all__ = ["Control", "Plan", "PlanContext", "MapHook"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +31,18 @@ class PlanContext:
     Args:
         adapter: the pipeline's family: its layers, its sizes, its text encoders.
         prompts: the parsed prompts of this call, one for each prompt that the user gave.
-        lanes: the rows of the batch.
+        batch: the rows of the batch.
         encode: encodes other texts as the pipeline encodes its prompt in this call; None: as it would by itself.
         negative_prompts: the parsed negative prompts, one for each prompt; empty where there are none.
     """
 
     adapter: Adapter
     prompts: tuple[Prompt, ...]
-    lanes: Lanes
+    batch: BatchLayout
     encode: Encode | None = None
     negative_prompts: tuple[Prompt, ...] = ()
 
-    def encoded(self, texts: Sequence[str], first: Sequence[int] | None = None) -> TextStates:
+    def encoded(self, texts: Sequence[str], first: Sequence[int] | None = None) -> PromptEmbeds:
         """Encode texts of a control's own, in one batch.
 
         Args:
@@ -61,20 +61,20 @@ class PlanContext:
 
     @property
     def row_prompts(self) -> tuple[Prompt, ...]:
-        """The prompt of each picture."""
-        return tuple(self.prompts[lane.prompt] for lane in self.lanes.only("cond").lanes)
+        """The prompt of each image."""
+        return tuple(self.prompts[row.prompt] for row in self.batch.only("cond").rows)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
-    """Reads the maps of the passes that make the picture, and changes nothing in them.
+class MapHook:
+    """Reads the maps of the passes that make the image, and changes nothing in them.
 
     Args:
-        sites: the cross-attention layers whose mean map it wants.
+        layers: the cross-attention layers whose mean map it wants.
         take: gets ``maps_BYXT`` of the conditional rows and the step, at the end of each evaluation.
     """
 
-    sites: tuple[Site, ...]
+    layers: tuple[Layer, ...]
     take: Callable[[Tensor, Step], None]
 
 
@@ -84,31 +84,31 @@ class Plan:
 
     Args:
         objectives: what moves the latents.
-        edits: pairs of the sites of an edit and the edit.
+        edits: pairs of the layers of an edit and the edit.
         owns: things that only one control can set (``"cross.values"``, ...); two owners conflict.
-        push: moves the latents without a look at the maps. Gets the scaled latents ``x_BCYX``, one row a
-            picture, and the step; gives the moves ``dx_BCYX`` to make one after the other, or none. They are made where
+        perturb: moves the latents without a look at the maps. Gets the scaled latents ``x_BCYX``, one row a
+            image, and the step; gives the moves ``dx_BCYX`` to make one after the other, or none. They are made where
             objectives would make theirs, after these.
-        pin: puts other latents in the place of some pictures'. Gets the scaled latents ``x_BCYX``, one row a picture,
-            and the step; gives all of them, the others as they were. It comes last, at every evaluation.
+        fixed_latents: puts other latents in the place of some images'. Gets the scaled latents ``x_BCYX``, one row an
+            image, and the step; gives all of them, the others as they were. It comes last, at every evaluation.
         text: what is done to the text states; only one control of a session can.
-        watches: who reads the maps of the passes that make the picture.
+        map_hooks: who reads the maps of the passes that make the image.
     """
 
     objectives: tuple[Objective, ...] = ()
-    edits: tuple[tuple[tuple[Site, ...], Edit], ...] = ()
+    edits: tuple[tuple[tuple[Layer, ...], Edit], ...] = ()
     owns: tuple[str, ...] = ()
-    push: Callable[[Tensor, Step], Sequence[Tensor]] | None = None
-    pin: Callable[[Tensor, Step], Tensor] | None = None
+    perturb: Callable[[Tensor, Step], Sequence[Tensor]] | None = None
+    fixed_latents: Callable[[Tensor, Step], Tensor] | None = None
     text: TextEdit | None = None
-    watches: tuple[Watch, ...] = ()
+    map_hooks: tuple[MapHook, ...] = ()
 
 
 class Control:
     """Base of all controls: frozen settings, and ``plan``, which turns them into a plan.
 
     A subclass is a settings class registered with :func:`register_control`. With strength 0 a
-    control must give an empty plan: then the picture is bit-equal to the plain one.
+    control must give an empty plan: then the image is bit-equal to the plain one.
     """
 
     name: ClassVar[str]
@@ -127,12 +127,12 @@ class Control:
             context: adapter, prompts and batch layout of the call.
 
         Returns:
-            The plan; an empty one leaves the picture alone.
+            The plan; an empty one leaves the image alone.
         """
         raise NotImplementedError
 
     @classmethod
-    def processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
+    def attn_processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
         """Give plain attention processors that work without a session, where the method allows it.
 
         Args:

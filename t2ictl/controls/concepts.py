@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from t2ictl.attention.layers import Site, select
+from t2ictl.attention.layers import Layer, select_layers
 from t2ictl.controls.base import PlanContext
 from t2ictl.maps.ops import concept_maps, gaussian_kernel, smooth, token_softmax
 from t2ictl.prompts.per_prompt import per_prompt
@@ -27,20 +27,20 @@ __all__ = [
     "ConceptMaps",
     "ConceptTable",
     "Concepts",
-    "Rivals",
+    "NormalizeOver",
     "Smoothing",
     "chosen_concepts",
     "concept_table",
-    "self_sites",
+    "self_layers",
 ]
 
 Concepts = tuple[str, ...] | tuple[tuple[str, ...], ...]
 Smoothing = Literal["attend_and_excite", "gaussian", "none"]
-Rivals = Literal["auto", "row", "words", "none"]
+NormalizeOver = Literal["auto", "all_tokens", "prompt_words", "none"]
 
 
 def chosen_concepts(concepts: Concepts, context: PlanContext, *, control: str) -> tuple[tuple[Span, ...], ...]:
-    """Find the concepts of each picture: those named by the user, or all objects of its prompt.
+    """Find the concepts of each image: those named by the user, or all objects of its prompt.
 
     Args:
         concepts: words for every prompt; or one list of words for each prompt; or nothing.
@@ -48,7 +48,7 @@ def chosen_concepts(concepts: Concepts, context: PlanContext, *, control: str) -
         control: name of the control, for messages.
 
     Returns:
-        For each picture, the spans of its concepts. A prompt without objects has none, with a warning.
+        For each image, the spans of its concepts. A prompt without objects has none, with a warning.
 
     Raises:
         SpanNotFound: if a named word is not in its prompt.
@@ -56,7 +56,7 @@ def chosen_concepts(concepts: Concepts, context: PlanContext, *, control: str) -
     """
     words = per_prompt(concepts, len(context.prompts), setting=f"{control}.concepts", things="words")
     found = [_concepts_of(prompt, own, control) for prompt, own in zip(context.prompts, words, strict=True)]
-    return tuple(found[lane.prompt] for lane in context.lanes.only("cond").lanes)
+    return tuple(found[row.prompt] for row in context.batch.only("cond").rows)
 
 
 def _concepts_of(prompt: Prompt, words: Sequence[str], control: str) -> tuple[Span, ...]:
@@ -65,27 +65,27 @@ def _concepts_of(prompt: Prompt, words: Sequence[str], control: str) -> tuple[Sp
     objects = tuple(phrase.noun for phrase in prompt.objects())
     if not objects:
         warnings.warn(
-            f"{control} found no objects in {prompt.text!r} and leaves its picture alone; name them in concepts=.",
+            f"{control} found no objects in {prompt.text!r} and leaves its image alone; name them in concepts=.",
             UserWarning,
             stacklevel=2,
         )
     return objects
 
 
-def self_sites(context: PlanContext, sites: Sequence[Site]) -> tuple[Site, ...]:
+def self_layers(context: PlanContext, layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """Find the self-attention layers whose maps have the size of some cross-attention maps.
 
     Args:
         context: the pipeline call.
-        sites: cross-attention layers; the mean of their maps has the size of the largest.
+        layers: cross-attention layers; the mean of their maps has the size of the largest.
 
     Returns:
         Layers of the same transformer blocks, at that size.
     """
-    factor = min(site.factor for site in sites)
-    blocks = {site.address.rpartition(".")[0] for site in sites}
-    own = [site for site in context.adapter.sites if site.kind == "self" and site.factor == factor]
-    return tuple(site for site in own if site.address.rpartition(".")[0] in blocks)
+    factor = min(layer.stride for layer in layers)
+    blocks = {layer.address.rpartition(".")[0] for layer in layers}
+    own = [layer for layer in context.adapter.layers if layer.kind == "self" and layer.stride == factor]
+    return tuple(layer for layer in own if layer.address.rpartition(".")[0] in blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,15 +143,15 @@ class ConceptMaps:
     """Turns mean token maps into concept maps: competition of the words, mean over tokens, smoothing.
 
     Args:
-        sites: the layers whose mean map is meant.
-        rows: the concepts of each picture.
+        layers: the layers whose mean map is meant.
+        rows: the concepts of each image.
         first: first token that competes; 1 leaves out the start token.
-        ends: for each picture, one past its last competing token; empty if none compete.
+        ends: for each image, one past its last competing token; empty if none compete.
         smoothing: kernel on the maps.
         table: the concepts as index tables, on the device of the maps.
     """
 
-    sites: tuple[Site, ...]
+    layers: tuple[Layer, ...]
     rows: tuple[tuple[Span, ...], ...]
     first: int
     ends: tuple[int, ...]
@@ -159,23 +159,23 @@ class ConceptMaps:
     table: ConceptTable
 
     @classmethod
-    def of(
+    def from_context(
         cls,
         context: PlanContext,
         rows: tuple[tuple[Span, ...], ...],
-        sites: Sequence[str],
+        layers: Sequence[str],
         smoothing: Smoothing,
-        rivals: Rivals = "auto",
+        normalize_over: NormalizeOver = "auto",
     ) -> ConceptMaps:
         """Prepare the maps of one pipeline call.
 
         Args:
             context: the pipeline call.
-            rows: the concepts of each picture.
-            sites: filter of the cross-attention layers; empty for those at the model's semantic size.
+            rows: the concepts of each image.
+            layers: filter of the cross-attention layers; empty for those at the model's semantic size.
             smoothing: kernel on the maps.
-            rivals: which tokens compete for each place: ``"row"``, all but the start token and the
-                last position; ``"words"``, those before the end token; ``"auto"``, the row where
+            normalize_over: which tokens compete for each place: ``"all_tokens"``, all but the start token and the
+                last position; ``"prompt_words"``, those before the end token; ``"auto"``, the row where
                 empty positions repeat the end token (SD 1.x, SDXL) and the words where they do not
                 (SD 2.x), as published for these models; ``"none"``, no competition: the attention
                 probabilities themselves.
@@ -184,16 +184,18 @@ class ConceptMaps:
             The preparation.
 
         Raises:
-            NoSiteMatched: if the filter matches no cross-attention layer.
+            NoLayerMatched: if the filter matches no cross-attention layer.
         """
         adapter = context.adapter
         encodings = [prompt.encodings[0] for prompt in context.row_prompts]
-        is_row = adapter.pads_with_end if rivals == "auto" else rivals == "row"
-        ends = tuple(len(each.ids) - 1 if is_row else max(each.end, 2) for each in encodings if rivals != "none")
+        is_row = adapter.pads_with_end if normalize_over == "auto" else normalize_over == "all_tokens"
+        ends = tuple(
+            len(each.ids) - 1 if is_row else max(each.end, 2) for each in encodings if normalize_over != "none"
+        )
         # Maps of words exist in cross-attention only; "up" is then every cross-attention on the way up.
-        cross = [site for site in adapter.sites if site.kind == "cross"]
+        cross = [layer for layer in adapter.layers if layer.kind == "cross"]
         return cls(
-            sites=select(cross, tuple(sites) or f"cross@{adapter.semantic_factor}"),
+            layers=select_layers(cross, tuple(layers) or f"cross@{adapter.semantic_stride}"),
             rows=rows,
             first=1,
             ends=ends,

@@ -1,6 +1,6 @@
-"""Layouts: regions of the picture that the user gives to words.
+"""Layouts: regions of the image that the user gives to words.
 
-Legend: ``B`` picture, ``N`` concept, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``N`` concept, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MASK_CELLS = 64
 
 
 def opened_mask(value: Any) -> Any:
-    """Open a mask that is a file or a picture; arrays and nested lists stay as they are.
+    """Open a mask that is a file or an image; arrays and nested lists stay as they are.
 
     Args:
         value: a mask in any form.
@@ -44,13 +44,13 @@ def opened_mask(value: Any) -> Any:
     if isinstance(value, (str, Path)):
         require_files(value)
         if not Path(value).is_file():
-            raise BadSetting(f"There is no mask file {str(value)!r}.", "Give the path of a black and white picture.")
+            raise BadSetting(f"There is no mask file {str(value)!r}.", "Give the path of a black and white image.")
         value = Image.open(value)
     return np.asarray(value.convert("L")) / 255 if isinstance(value, Image.Image) else value
 
 
 def _rows(value: Any) -> Any:
-    """Read a mask (file, picture, array, nested lists) as rows of 0 and 1, at most 64 cells a side."""
+    """Read a mask (file, image, array, nested lists) as rows of 0 and 1, at most 64 cells a side."""
     if value is None:
         return None
     value = opened_mask(value)
@@ -75,12 +75,12 @@ Mask = Annotated[tuple[tuple[int, ...], ...], BeforeValidator(_rows)]
 
 @settings_class
 class Region:
-    """The part of the picture in which a word shall be.
+    """The part of the image in which a word shall be.
 
     Args:
         word: a word or phrase that is one of the control's concepts.
-        box: left, top, right and bottom edge as fractions of the picture; or
-        mask: a picture file, image, array or nested list, above one half inside. It is kept at
+        box: left, top, right and bottom edge as fractions of the image; or
+        mask: an image file, image, array or nested list, above one half inside. It is kept at
             64 cells a side at most.
 
     Raises:
@@ -95,7 +95,7 @@ class Region:
 
     word: str = setting(default="", help="a word or phrase that is one of the concepts")
     box: tuple[float, float, float, float] | None = setting(default=None, help="edges x0, y0, x1, y1 (fractions)")
-    mask: Mask | None = setting(default=None, help="picture file or array, above one half inside")
+    mask: Mask | None = setting(default=None, help="image file or array, above one half inside")
 
     def __post_init__(self) -> None:
         if not self.word or (self.box is None) == (self.mask is None):
@@ -123,7 +123,7 @@ class Layout:
     """The regions of a pipeline call, matched to its concepts.
 
     Args:
-        regions: for each picture, the region of each concept, None where the user gave none.
+        regions: for each image, the region of each concept, None where the user gave none.
         held: the masks by map size, made once.
     """
 
@@ -131,13 +131,13 @@ class Layout:
     held: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, regions: Sequence[Region], context: PlanContext, rows: Sequence[Sequence[Span]]) -> Layout:
+    def from_regions(cls, regions: Sequence[Region], context: PlanContext, rows: Sequence[Sequence[Span]]) -> Layout:
         """Match regions to concepts by their tokens.
 
         Args:
             regions: what the user gave.
             context: the pipeline call.
-            rows: the concepts of each picture.
+            rows: the concepts of each image.
 
         Returns:
             The layout.
@@ -201,10 +201,10 @@ class Layout:
 
 
 def strips(rows: Sequence[Sequence[Span]]) -> Layout:
-    """Give each concept of a picture an equal strip, from left to right.
+    """Give each concept of an image an equal strip, from left to right.
 
     Args:
-        rows: the concepts of each picture.
+        rows: the concepts of each image.
 
     Returns:
         The layout.

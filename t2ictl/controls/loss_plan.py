@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import ConceptMaps, self_sites
+from t2ictl.controls.concepts import ConceptMaps, self_layers
 from t2ictl.guidance.objectives import Losses, Objective
 from t2ictl.prompts.prompt import Span
 from t2ictl.settings.windows import Step
@@ -28,29 +28,29 @@ def loss_plan(
     spans: tuple[tuple[Span, ...], ...],
     loss: Callable[..., Losses],
     *,
-    observe: Callable[[Tensor], None] | None = None,
+    on_maps: Callable[[Tensor], None] | None = None,
     self_attention: bool = False,
     **fields: Any,
 ) -> Plan:
     """Make the plan of a control whose loss is a function of the maps of some words.
 
     Args:
-        control: has ``strength``, ``smoothing``, ``rivals`` and ``sites``, and what it needs of ``window``, ``step``,
-            ``refinement`` and ``search``; all mean what they mean in :class:`AttendAndExcite` and
+        control: has ``strength``, ``smoothing``, ``normalize_over`` and ``layers``, and what it needs of ``window``,
+            ``step``, ``refinement`` and ``search``; all mean what they mean in :class:`AttendAndExcite` and
             :class:`InitialNoise`.
         context: the pipeline call.
-        spans: for each picture the words whose maps are wanted.
+        spans: for each image the words whose maps are wanted.
         loss: from ``maps_BNYX`` and ``mask_BN``, true where a word is real, to the losses at one latent. With
             ``self_attention`` it also gets ``maps_BYXP``, the attention of each place to each place, of the same size.
-        observe: gets ``maps_BNYX`` of the pass that makes the picture, without gradient.
+        on_maps: gets ``maps_BNYX`` of the pass that makes the image, without gradient.
         self_attention: whether the loss wants self-attention too.
         **fields: further fields of :class:`Objective`, in the place of those of the control.
 
     Returns:
-        The plan; an empty one for strength 0, or where no picture has words.
+        The plan; an empty one for strength 0, or where no image has words.
 
     Raises:
-        NoSiteMatched: if the filter matches no cross-attention layer.
+        NoLayerMatched: if the filter matches no cross-attention layer.
 
     Example:
         In docs/your_own_control.md, and in the files of :mod:`t2ictl.processors` that call it.
@@ -58,7 +58,7 @@ def loss_plan(
     given: Any = control
     if given.strength == 0 or not any(spans):
         return Plan()
-    maps = ConceptMaps.of(context, spans, given.sites, given.smoothing, given.rivals)
+    maps = ConceptMaps.from_context(context, spans, given.layers, given.smoothing, given.normalize_over)
     mask_BN = maps.table.mask_BN
 
     def evaluate(found: Any, step: Step) -> Losses:
@@ -68,10 +68,10 @@ def loss_plan(
 
     objective = Objective(
         name=control.name,
-        sites=maps.sites,
-        self_sites=self_sites(context, maps.sites) if self_attention else (),
+        layers=maps.layers,
+        self_layers=self_layers(context, maps.layers) if self_attention else (),
         evaluate=evaluate,
-        observe=None if observe is None else lambda maps_BYXT, step: observe(maps(maps_BYXT)),
+        on_maps=None if on_maps is None else lambda maps_BYXT, step: on_maps(maps(maps_BYXT)),
         strength=given.strength,
         **{name: getattr(control, own) for own, name in _FIELDS.items() if hasattr(control, own)} | fields,
     )

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from t2ictl.errors import BadSetting, ControlConflict
-from t2ictl.settings.trust import no_files
+from t2ictl.settings.trust import forbid_paths
 
 if TYPE_CHECKING:
     from t2ictl.controls.base import Control
@@ -162,7 +162,7 @@ def control_from_dict(data: Mapping[str, Any], *, files: bool = True) -> Control
 
     Args:
         data: as :func:`control_to_dict` writes it.
-        files: whether masks and pictures may be files that the data name; False for data from strangers.
+        files: whether masks and images may be files that the data name; False for data from strangers.
 
     Returns:
         The control.
@@ -176,5 +176,5 @@ def control_from_dict(data: Mapping[str, Any], *, files: bool = True) -> Control
     unknown = sorted(set(values) - {each.name for each in fields(cls)})  # type: ignore[arg-type]
     if unknown:
         raise BadSetting(f"{cls.__name__} has no field {unknown}.", "Was this written by a newer version?")
-    with contextlib.nullcontext() if files else no_files():
+    with contextlib.nullcontext() if files else forbid_paths():
         return cls(**values)

@@ -14,14 +14,14 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.layers import Site
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.layers import Layer
 from t2ictl.errors import UnsupportedPipeline
-from t2ictl.families.text_depth import reading_to
-from t2ictl.families.text_masking import hiding
-from t2ictl.families.text_positions import reading_from
-from t2ictl.families.text_states import TextStates
-from t2ictl.families.unet import unet_sites
+from t2ictl.families.text_depth import truncated_encoder
+from t2ictl.families.text_masking import masked_tokens
+from t2ictl.families.text_positions import position_offset
+from t2ictl.families.text_states import PromptEmbeds
+from t2ictl.families.unet import unet_layers
 from t2ictl.prompts.prompt import Prompt
 
 __all__ = ["Adapter", "Encoded"]
@@ -41,13 +41,13 @@ class Encoded:
     Args:
         texts: for each prompt the text of each encoder; None if the caller gave embeddings only.
         embeddings: the embeddings that the caller gave, or None.
-        lanes: the rows of the batch that the denoiser will see.
+        batch: the rows of the batch that the denoiser will see.
         negatives: for each prompt the negative text of each encoder; empty where the caller gave none.
     """
 
     texts: tuple[tuple[str, ...], ...] | None
     embeddings: Tensor | None
-    lanes: Lanes
+    batch: BatchLayout
     negatives: tuple[tuple[str, ...], ...] = ()
 
 
@@ -85,36 +85,36 @@ class Adapter(ABC):
         """Read the bound arguments of a call of the pipeline's ``encode_prompt``."""
 
     @cached_property
-    def sites(self) -> tuple[Site, ...]:
+    def layers(self) -> tuple[Layer, ...]:
         """The attention layers, in the order in which the denoiser runs them."""
-        return unet_sites(self.denoiser)
+        return unet_layers(self.denoiser)
 
     @cached_property
-    def semantic_factor(self) -> int:
+    def semantic_stride(self) -> int:
         """Latent cells per cell of the maps in which words have shape.
 
         Published methods read 16 x 16 maps of SD 1.x and 32 x 32 of SDXL: a quarter of the
         latent's side. A model of smaller latents (the embedded one) keeps at least 16 cells a
-        side. It depends on the model alone, so that another picture size reads the same layers.
+        side. It depends on the model alone, so that another image size reads the same layers.
         """
         sample = self.denoiser.config.sample_size or 64
         side = min(sample) if isinstance(sample, Sequence) else sample
-        factors = sorted({site.factor for site in self.sites if site.kind == "cross"})
+        factors = sorted({layer.stride for layer in self.layers if layer.kind == "cross"})
         fitting = [factor for factor in factors if factor <= 4 and side / factor >= 16]
         return max(fitting, default=factors[0])
 
     @property
     def native_size(self) -> tuple[int, int]:
-        """Height and width (pixels) of the pictures that the pipeline makes when it is not told a size."""
+        """Height and width (pixels) of the images that the pipeline makes when it is not told a size."""
         own, factor = self.denoiser.config.sample_size, int(self.pipe.vae_scale_factor)
         height, width = (own, own) if isinstance(own, int) else own
         return height * factor, width * factor
 
     def cells(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        """Height and width of the latent of a picture.
+        """Height and width of the latent of an image.
 
         Args:
-            size: height and width of the picture (pixels); None for the model's own.
+            size: height and width of the image (pixels); None for the model's own.
 
         Returns:
             Cells.
@@ -157,18 +157,18 @@ class Adapter(ABC):
             own = [convert(text, tokenizer) for text, tokenizer in zip(own, self.tokenizers, strict=True)]
         return Prompt.parse(own[0], self.tokenizers, texts=own, parser=parser)
 
-    def text_states(self, result: tuple[Any, ...]) -> TextStates:
+    def text_states(self, result: tuple[Any, ...]) -> PromptEmbeds:
         """Read the conditional text states from what ``encode_prompt`` returned.
 
         Args:
             result: its return value.
 
         Returns:
-            The states, one row a picture.
+            The states, one row an image.
         """
-        return TextStates(rows=result[0])
+        return PromptEmbeds(embeds=result[0])
 
-    def with_text_states(self, result: tuple[Any, ...], states: TextStates) -> tuple[Any, ...]:
+    def with_text_states(self, result: tuple[Any, ...], states: PromptEmbeds) -> tuple[Any, ...]:
         """Put other conditional text states in the place of those that ``encode_prompt`` returned.
 
         Args:
@@ -178,7 +178,7 @@ class Adapter(ABC):
         Returns:
             A new return value.
         """
-        return (states.rows.to(result[0].dtype), *result[1:])
+        return (states.embeds.to(result[0].dtype), *result[1:])
 
     def encode(
         self,
@@ -188,7 +188,7 @@ class Adapter(ABC):
         first: Sequence[int] | None = None,
         seen: Sequence[Tensor] | None = None,
         depth: float = 1.0,
-    ) -> TextStates:
+    ) -> PromptEmbeds:
         """Encode other texts as a call of ``encode_prompt`` encodes its prompt.
 
         Args:
@@ -215,11 +215,11 @@ class Adapter(ABC):
         encoders = [each for name in names if (each := getattr(self.pipe, name, None)) is not None]
         with torch.no_grad(), ExitStack() as reading:
             if first is not None:
-                reading.enter_context(reading_from(encoders, first))
+                reading.enter_context(position_offset(encoders, first))
             if seen is not None:
-                reading.enter_context(hiding(encoders, seen, is_causal=self.text_is_causal))
+                reading.enter_context(masked_tokens(encoders, seen, is_causal=self.text_is_causal))
             if depth < 1:
-                reading.enter_context(reading_to(encoders, depth))
+                reading.enter_context(truncated_encoder(encoders, depth))
             result = encode_prompt(
                 prompt=list(texts), num_images_per_prompt=1, do_classifier_free_guidance=False, **kept
             )
@@ -338,9 +338,9 @@ def negative_texts(arguments: Mapping[str, Any], prompts: int) -> tuple[tuple[st
     return tuple(zip(*both, strict=True)) if {len(one) for one in both} == {prompts} else ()
 
 
-def batch_lanes(arguments: Mapping[str, Any], prompts: int) -> Lanes:
+def batch_layout(arguments: Mapping[str, Any], prompts: int) -> BatchLayout:
     """Lay out the rows of a call from the arguments of its ``encode_prompt``."""
-    return Lanes.of_batch(
+    return BatchLayout.from_counts(
         prompts=prompts,
         images_per_prompt=int(arguments["num_images_per_prompt"]),
         guided=bool(arguments["do_classifier_free_guidance"]),

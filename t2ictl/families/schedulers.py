@@ -20,7 +20,7 @@ from torch import Tensor
 
 from t2ictl.errors import UnsupportedPipeline
 
-__all__ = ["StepWrap", "discards_sample", "input_scale", "noise_levels"]
+__all__ = ["SchedulerPatch", "discards_sample", "input_scale", "noise_levels"]
 
 
 def input_scale(scheduler: Any, timestep: Any) -> float:
@@ -47,7 +47,7 @@ def input_scale(scheduler: Any, timestep: Any) -> float:
 
 
 def noise_levels(scheduler: Any, timestep: float) -> tuple[float, float]:
-    """Give the shares of picture and noise in the latents that the denoiser sees at a timestep.
+    """Give the shares of image and noise in the latents that the denoiser sees at a timestep.
 
     All schedulers of the supported families hand the denoiser ``x = sqrt(a) z0 + sqrt(1 - a) eps``, with ``a`` the
     cumulated alpha: those with samples ``z0 + sigma eps`` scale them by ``1 / sqrt(1 + sigma^2)``. Between two whole
@@ -77,7 +77,7 @@ def noise_levels(scheduler: Any, timestep: float) -> tuple[float, float]:
     others = {"use_flow_sigmas": True, "timestep_type": "continuous", "interpolation_type": "log_linear"}
     if alphas_T is None or any(config.get(key) == value for key, value in others.items()):
         raise UnsupportedPipeline(
-            f"{type(scheduler).__name__} does not noise pictures as the supported families do.",
+            f"{type(scheduler).__name__} does not noise images as the supported families do.",
             "Use one of the ordinary schedulers, such as DDIM, Euler or DPM++.",
         )
     last = len(alphas_T) - 1
@@ -121,7 +121,7 @@ def discards_sample(scheduler: Any) -> bool:
     return False
 
 
-class StepWrap:
+class SchedulerPatch:
     """An instance-level wrap of ``scheduler.step`` that may hand it another sample.
 
     The wrap shows the signature of the method that it replaces: stock pipelines inspect it to

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from t2ictl.families.base import Adapter, Encoded, batch_lanes, has_clip, listed, negative_texts
+from t2ictl.families.base import Adapter, Encoded, batch_layout, has_clip, listed, negative_texts
 
 __all__ = ["StableDiffusionAdapter"]
 
@@ -41,6 +41,6 @@ class StableDiffusionAdapter(Adapter):
         return Encoded(
             texts=tuple((text,) for text in prompts) if embeddings is None else None,
             embeddings=embeddings,
-            lanes=batch_lanes(arguments, count),
+            batch=batch_layout(arguments, count),
             negatives=negative_texts(arguments, count),
         )

@@ -9,8 +9,8 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModelWithProjection
 
 from t2ictl.errors import UnsupportedPipeline
-from t2ictl.families.base import Adapter, Encoded, batch_lanes, has_clip, listed, negative_texts
-from t2ictl.families.text_states import TextStates
+from t2ictl.families.base import Adapter, Encoded, batch_layout, has_clip, listed, negative_texts
+from t2ictl.families.text_states import PromptEmbeds
 
 __all__ = ["StableDiffusionXLAdapter"]
 
@@ -49,15 +49,15 @@ class StableDiffusionXLAdapter(Adapter):
         return Encoded(
             texts=tuple(zip(first, second, strict=True)) if embeddings is None else None,
             embeddings=embeddings,
-            lanes=batch_lanes(arguments, count),
+            batch=batch_layout(arguments, count),
             negatives=negative_texts(arguments, count),
         )
 
-    def text_states(self, result: tuple[Any, ...]) -> TextStates:
+    def text_states(self, result: tuple[Any, ...]) -> PromptEmbeds:
         """Read rows and pooled states."""
-        return TextStates(rows=result[0], pooled=result[2])
+        return PromptEmbeds(embeds=result[0], pooled=result[2])
 
-    def with_text_states(self, result: tuple[Any, ...], states: TextStates) -> tuple[Any, ...]:
+    def with_text_states(self, result: tuple[Any, ...], states: PromptEmbeds) -> tuple[Any, ...]:
         """Put other rows and pooled states in their place."""
         pooled = result[2] if states.pooled is None else states.pooled.to(result[2].dtype)
-        return (states.rows.to(result[0].dtype), result[1], pooled, *result[3:])
+        return (states.embeds.to(result[0].dtype), result[1], pooled, *result[3:])

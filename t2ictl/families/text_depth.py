@@ -11,11 +11,11 @@ from torch import nn
 
 from t2ictl.errors import BadSetting, UnsupportedPipeline
 
-__all__ = ["reading_to"]
+__all__ = ["truncated_encoder"]
 
 
 @contextmanager
-def reading_to(encoders: Sequence[nn.Module], depth: float) -> Iterator[None]:
+def truncated_encoder(encoders: Sequence[nn.Module], depth: float) -> Iterator[None]:
     """Let text encoders stop after a share of their layers; what follows these, a final norm for one, stays.
 
     The layers behind are run and their results not used, so that the pipeline takes its states from where it always
@@ -33,7 +33,7 @@ def reading_to(encoders: Sequence[nn.Module], depth: float) -> Iterator[None]:
         >>> import t2ictl
         >>> pipe = t2ictl.load("shapes", device="cpu")
         >>> whole = pipe.encode_prompt("a red circle", "cpu", 1, False)[0]
-        >>> with reading_to([pipe.text_encoder], 1.0):
+        >>> with truncated_encoder([pipe.text_encoder], 1.0):
         ...     bool((pipe.encode_prompt("a red circle", "cpu", 1, False)[0] == whole).all())
         True
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from t2ictl.errors import UnsupportedPipeline
 
-__all__ = ["hiding", "seen_but", "seen_without_pairs"]
+__all__ = ["masked_tokens", "visible_except", "seen_without_pairs"]
 
 
-def seen_but(hidden: Sequence[Sequence[int]], length: int) -> Tensor:
+def visible_except(hidden: Sequence[Sequence[int]], length: int) -> Tensor:
     """Say which positions of each text an encoder may read: all but the hidden ones.
 
     Args:
@@ -28,7 +28,7 @@ def seen_but(hidden: Sequence[Sequence[int]], length: int) -> Tensor:
         ``seen_BK``, boolean.
 
     Example:
-        >>> seen_but([[1], []], 3).tolist()
+        >>> visible_except([[1], []], 3).tolist()
         [[True, False, True], [True, True, True]]
     """
     seen_BK = torch.ones(len(hidden), length, dtype=torch.bool)
@@ -40,7 +40,7 @@ def seen_but(hidden: Sequence[Sequence[int]], length: int) -> Tensor:
 def seen_without_pairs(readers: Sequence[Sequence[int]], hidden: Sequence[Sequence[int]], length: int) -> Tensor:
     """Say which positions may read which: some readers do not see some positions, and all else is as ever.
 
-    What reaches a reader through a third word stays; :func:`seen_but` takes that away too.
+    What reaches a reader through a third word stays; :func:`visible_except` takes that away too.
 
     Args:
         readers: for each text the positions that read.
@@ -62,7 +62,7 @@ def seen_without_pairs(readers: Sequence[Sequence[int]], hidden: Sequence[Sequen
 
 
 @contextmanager
-def hiding(encoders: Sequence[nn.Module], seen: Sequence[Tensor], *, is_causal: bool = True) -> Iterator[None]:
+def masked_tokens(encoders: Sequence[nn.Module], seen: Sequence[Tensor], *, is_causal: bool = True) -> Iterator[None]:
     """Let text encoders read each text of a batch without some of its positions.
 
     The hidden positions keep their rows, which nobody has read. A mask that the pipeline itself gives stays in force.
@@ -81,7 +81,7 @@ def hiding(encoders: Sequence[nn.Module], seen: Sequence[Tensor], *, is_causal: 
         >>> pipe = t2ictl.load("shapes", device="cpu")
         >>> pair = ["a red circle", "a blue circle"]
         >>> ids = pipe.tokenizer(pair, padding="max_length", return_tensors="pt").input_ids
-        >>> with hiding([pipe.text_encoder], [seen_but([[2], [2]], 24)]):
+        >>> with masked_tokens([pipe.text_encoder], [visible_except([[2], [2]], 24)]):
         ...     one, other = pipe.text_encoder(ids)[0]
         >>> bool((one[3] == other[3]).all()), bool((one[2] == other[2]).all())
         (True, False)

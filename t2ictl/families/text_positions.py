@@ -11,11 +11,11 @@ from torch import nn
 
 from t2ictl.errors import UnsupportedPipeline
 
-__all__ = ["reading_from"]
+__all__ = ["position_offset"]
 
 
 @contextmanager
-def reading_from(encoders: Sequence[nn.Module], first: Sequence[int]) -> Iterator[None]:
+def position_offset(encoders: Sequence[nn.Module], first: Sequence[int]) -> Iterator[None]:
     """Let text encoders read each text of a batch from a position of its own on.
 
     The start token keeps position 0; the first word has position ``first``, the next ``first + 1``, and so on, as in a
@@ -33,7 +33,7 @@ def reading_from(encoders: Sequence[nn.Module], first: Sequence[int]) -> Iterato
         >>> import t2ictl
         >>> pipe = t2ictl.load("shapes", device="cpu")
         >>> ids = pipe.tokenizer("a red circle", padding="max_length", return_tensors="pt").input_ids
-        >>> with reading_from([pipe.text_encoder], [5]):
+        >>> with position_offset([pipe.text_encoder], [5]):
         ...     later = pipe.text_encoder(ids)[0]
         >>> bool((later[0, 1] - pipe.text_encoder(ids)[0][0, 1]).abs().max() > 0.1)
         True

@@ -8,19 +8,19 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["Encode", "TextStates"]
+__all__ = ["Encode", "PromptEmbeds"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextStates:
+class PromptEmbeds:
     """The conditional text states of a call.
 
     Args:
-        rows: ``rows_BKC``, what cross-attention reads; of two encoders side by side.
+        embeds: ``embeds_BTC``, what cross-attention reads; of two encoders side by side.
         pooled: ``pooled_BC``, or None for models without.
     """
 
-    rows: Tensor
+    embeds: Tensor
     pooled: Tensor | None = None
 
 
@@ -33,7 +33,7 @@ class Encode(Protocol):
         first: Sequence[int] | None = None,
         seen: Sequence[Tensor] | None = None,
         depth: float = 1.0,
-    ) -> TextStates:
+    ) -> PromptEmbeds:
         """Give the states.
 
         ``first`` is for each text the position from which on its words are read (None: 1), ``seen`` for each encoder

@@ -6,9 +6,9 @@ import re
 
 from torch import nn
 
-from t2ictl.attention.layers import Site
+from t2ictl.attention.layers import Layer
 
-__all__ = ["unet_sites"]
+__all__ = ["unet_layers"]
 
 
 _BLOCK = re.compile(
@@ -17,14 +17,14 @@ _BLOCK = re.compile(
 )
 
 
-def unet_sites(denoiser: nn.Module) -> tuple[Site, ...]:
+def unet_layers(denoiser: nn.Module) -> tuple[Layer, ...]:
     """List the attention layers of a U-Net in the order in which it runs them.
 
     Args:
         denoiser: a ``UNet2DConditionModel``.
 
     Returns:
-        The sites. Layers that are not part of a transformer block have no address and are left alone.
+        The layers. Layers that are not part of a transformer block have no address and are left alone.
     """
     levels = len(denoiser.config.down_block_types)  # type: ignore[union-attr, arg-type]
     order = {"down": 0, "mid": 1, "up": 2}
@@ -37,18 +37,18 @@ def unet_sites(denoiser: nn.Module) -> tuple[Site, ...]:
         level = {"down": block, "mid": levels - 1, "up": levels - 1 - block}[match["place"]]
         key = (order[match["place"]], block, int(match["attention"]), int(match["layer"]), match["name"])
         found.append((key, match["place"], 2**level, name.removesuffix(".processor")))
-    sites = []
-    for position, (key, place, factor, module) in enumerate(sorted(found)):
+    layers = []
+    for position, (key, place, stride, module) in enumerate(sorted(found)):
         kind = "self" if key[4] == "attn1" else "cross"
-        sites.append(
-            Site(
+        layers.append(
+            Layer(
                 address=f"{place}.{key[1]}.{key[2]}.{key[3]}.{kind}",
                 module=module,
                 kind=kind,  # type: ignore[arg-type]
-                place=place,  # type: ignore[arg-type]
-                factor=factor,
+                block=place,  # type: ignore[arg-type]
+                stride=stride,
                 order=position,
                 heads=denoiser.get_submodule(module).heads,  # type: ignore[arg-type]
             )
         )
-    return tuple(sites)
+    return tuple(layers)

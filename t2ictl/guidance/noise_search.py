@@ -4,7 +4,7 @@
 Adam until the objectives are satisfied, and are kept near those of a standard normal distribution, of which alone the
 model knows what to make.
 
-Legend: ``B`` picture, ``C`` channels, ``Y`` ``X`` rows and columns.
+Legend: ``B`` image, ``C`` channels, ``Y`` ``X`` rows and columns.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from t2ictl.guidance.objectives import Objective
-from t2ictl.guidance.optimize import Look, Maps, Move, MoveTrace, named_terms, read_losses, weighted_total
-from t2ictl.guidance.rules import divergence
+from t2ictl.guidance.optimize import Maps, Move, MoveTrace, RowSubset, named_terms, read_losses, weighted_total
+from t2ictl.guidance.rules import kl_divergence
 from t2ictl.settings.windows import Step
 
 __all__ = ["optimize_noise"]
@@ -26,13 +26,13 @@ def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, 
     """Move the initial latents by their means and variances.
 
     Args:
-        x_BCYX: latents as the denoiser sees them at the first evaluation, one row a picture.
+        x_BCYX: latents as the denoiser sees them at the first evaluation, one row an image.
         objectives: those with a search; the first one's settings hold.
         maps: runs the denoiser on latents and gives the maps of some rows.
         step: the first evaluation.
 
     Returns:
-        The moved latents and the trace. A picture that is good enough stays as it is while others go on.
+        The moved latents and the trace. An image that is good enough stays as it is while others go on.
     """
     search = objectives[0].search
     assert search is not None
@@ -40,16 +40,16 @@ def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, 
     noise_BCYX = x_BCYX.detach().to(exact)
     moved = [torch.zeros_like(noise_BCYX, requires_grad=True) for _ in range(2)]  # mean, logarithm of variance
     # Adam divides the size of a gradient out, and with it the strength: it scales the step instead.
-    adam = torch.optim.Adam(moved, lr=search.rate * max(each.strength for each in objectives))
-    look, trace = Look(maps), list[MoveTrace]()
+    adam = torch.optim.Adam(moved, lr=search.lr * max(each.strength for each in objectives))
+    look, trace = RowSubset(maps), list[MoveTrace]()
     now_BCYX, done_B = noise_BCYX, torch.zeros(len(x_BCYX), dtype=torch.bool, device=x_BCYX.device)
-    for tries in range(search.most):
+    for tries in range(search.max_steps):
         with torch.enable_grad():
             new_BCYX = moved[0] + (moved[1] / 2).exp() * noise_BCYX
             losses = read_losses(objectives, look(new_BCYX.to(x_BCYX.dtype)), step)
             total_B = weighted_total(objectives, losses)
-            far_B = (divergence(*moved) - search.divergence).clamp(min=0)
-            gradients = torch.autograd.grad((total_B + search.weight * far_B).sum(), moved)
+            far_B = (kl_divergence(*moved) - search.kl_threshold).clamp(min=0)
+            gradients = torch.autograd.grad((total_B + search.kl_weight * far_B).sum(), moved)
         finite_B = torch.isfinite(total_B) & torch.stack([g.flatten(1).isfinite().all(1) for g in gradients]).all(0)
         presence = [each.presence for each in losses if each.presence is not None]
         done_B = done_B | ~finite_B
@@ -64,7 +64,7 @@ def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, 
         trace.append(
             MoveTrace(
                 step=step, iteration=tries, terms=terms, total=total_B.detach(), length=length_B,
-                refined=~done_B & (tries + 1 < search.most), skipped=~finite_B,
+                refined=~done_B & (tries + 1 < search.max_steps), skipped=~finite_B,
             )
         )  # fmt: skip
         if not look.keep(~done_B):
@@ -73,7 +73,7 @@ def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, 
 
 
 def _step(adam: torch.optim.Adam, moved: list[Tensor], gradients: Sequence[Tensor], done_B: Tensor) -> None:
-    """One step of Adam for the pictures that go on; every number has a pace of its own, so rows do not mix."""
+    """One step of Adam for the images that go on; every number has a pace of its own, so rows do not mix."""
     before = [each.detach().clone() for each in moved]
     for each, gradient in zip(moved, gradients, strict=True):
         each.grad = torch.where(done_B[:, None, None, None], torch.zeros_like(gradient), gradient)

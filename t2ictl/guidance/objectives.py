@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from t2ictl.attention.layers import Site
+from t2ictl.attention.layers import Layer
 from t2ictl.errors import ControlConflict
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.settings.windows import Step, Window
 
 if TYPE_CHECKING:
     from t2ictl.guidance.rules import NoiseSearch
 
-__all__ = ["Losses", "Objective", "one_rule"]
+__all__ = ["Losses", "Objective", "check_one_step_size"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,46 +48,47 @@ class Objective:
 
     Args:
         name: the control.
-        sites: the cross-attention layers whose mean map is judged.
-        evaluate: gets ``maps_BYXT`` of the conditional rows and the step, gives the losses. With ``self_sites`` it gets
-            two maps: these, and ``maps_BYXP`` with the attention of each place to each place ``P``, in reading order.
-        self_sites: self-attention layers of one size whose mean map is wanted too.
+        layers: the cross-attention layers whose mean map is judged.
+        evaluate: gets ``maps_BYXT`` of the conditional rows and the step, gives the losses. With ``self_layers`` it
+            gets two maps: these, and ``maps_BYXP`` with the attention of each place to each place ``P``, in reading
+            order.
+        self_layers: self-attention layers of one size whose mean map is wanted too.
         strength: weight in the sum of all objectives.
         window: the part of the schedule in which it acts.
-        rule: how far the latent moves.
+        step_size: how far the latent moves.
         refinement: extra updates, or None.
-        observe: gets ``maps_BYXT`` of the pass that makes the picture, after the move, without gradient.
+        on_maps: gets ``maps_BYXT`` of the pass that makes the image, after the move, without gradient.
         keep_discarded: move also where the scheduler throws the moved sample away (parity only).
         search: looks for better initial noise, once, before the first evaluation, in the place of moves at every one.
         moves: what moves.
     """
 
     name: str
-    sites: tuple[Site, ...]
+    layers: tuple[Layer, ...]
     evaluate: Callable[[Any, Step], Losses]
-    self_sites: tuple[Site, ...] = ()
+    self_layers: tuple[Layer, ...] = ()
     strength: float = 1.0
     window: Window = Window()
-    rule: StepRule = StepRule()
+    step_size: StepSize = StepSize()
     refinement: Refinement | None = None
-    observe: Callable[[Tensor, Step], None] | None = None
+    on_maps: Callable[[Tensor, Step], None] | None = None
     keep_discarded: bool = False
     search: NoiseSearch | None = None
     moves: Literal["latents"] = "latents"
 
     @property
-    def groups(self) -> tuple[tuple[Site, ...], ...]:
+    def groups(self) -> tuple[tuple[Layer, ...], ...]:
         """The groups of layers of which it wants a mean map each."""
-        return (self.sites, self.self_sites) if self.self_sites else (self.sites,)
+        return (self.layers, self.self_layers) if self.self_layers else (self.layers,)
 
     @property
-    def all_sites(self) -> tuple[Site, ...]:
+    def all_layers(self) -> tuple[Layer, ...]:
         """All layers that it listens to."""
-        return self.sites + self.self_sites
+        return self.layers + self.self_layers
 
     def read(self, maps: Sequence[Tensor], step: Step) -> Losses:
         """Give the losses for the mean maps of its groups."""
-        return self.evaluate(tuple(maps) if self.self_sites else maps[0], step)
+        return self.evaluate(tuple(maps) if self.self_layers else maps[0], step)
 
     def acts(self, step: Step) -> bool:
         """Tell whether the step lies in this objective's window, and is one at which latents move."""
@@ -95,14 +96,14 @@ class Objective:
             return step.index == 0
         if not self.window.contains(step.index, step.total):
             return False
-        return self.rule.every == 1 or (step.index - self.window.steps(step.total)[0]) % self.rule.every == 0
+        return self.step_size.every == 1 or (step.index - self.window.steps(step.total)[0]) % self.step_size.every == 0
 
     def target(self, step: Step) -> float | None:
         """Give the presence to refine to at this step, or None."""
         return None if self.refinement is None else self.refinement.target(step.index, step.total)
 
 
-def one_rule(objectives: Sequence[Objective]) -> None:
+def check_one_step_size(objectives: Sequence[Objective]) -> None:
     """Check that all objectives move the latents by one rule: there is one latent and one step.
 
     Args:
@@ -113,9 +114,9 @@ def one_rule(objectives: Sequence[Objective]) -> None:
     """
     objectives = [each for each in objectives if each.search is None]
     for other in objectives[1:]:
-        if other.rule != objectives[0].rule:
+        if other.step_size != objectives[0].step_size:
             raise ControlConflict(
                 f"{objectives[0].name} and {other.name} both own the step by which the latents move, "
-                f"and ask for {objectives[0].rule} and {other.rule}.",
-                "Give both controls the same step=StepRule(...).",
+                f"and ask for {objectives[0].step_size} and {other.step_size}.",
+                "Give both controls the same step=StepSize(...).",
             )

@@ -4,7 +4,7 @@ Every row is on its own: it refines until it is good enough or out of tries, mov
 more as every row does, and then leaves the batch while others go on. ``K`` refinements
 cost ``K + 1`` passes, since the pass that finds a row good enough also gives its last step.
 
-Legend: ``B`` batch row (pictures; conditional rows only), ``R`` rows that are not good enough yet, ``C`` channels,
+Legend: ``B`` batch row (images; conditional rows only), ``R`` rows that are not good enough yet, ``C`` channels,
 ``Y`` ``X`` rows and columns, ``T`` prompt token.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from t2ictl.guidance.objectives import Losses, Objective
 from t2ictl.settings.windows import Step
 
-__all__ = ["Look", "Maps", "Move", "MoveTrace", "named_terms", "optimize", "push", "read_losses", "weighted_total"]
+__all__ = ["RowSubset", "Maps", "Move", "MoveTrace", "named_terms", "optimize", "push", "read_losses", "weighted_total"]
 
 
 class Maps(Protocol):
@@ -82,7 +82,7 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
     """Move the latents of one step.
 
     Args:
-        x_BCYX: latents as the denoiser sees them, one row a picture.
+        x_BCYX: latents as the denoiser sees them, one row an image.
         objectives: those that act at this step, all with one step rule.
         maps: runs the denoiser on latents and gives each objective's maps of some rows.
         step: which evaluation this is.
@@ -94,7 +94,7 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
     start_BCYX = x_BCYX.detach()
     now_BCYX = start_BCYX.to(exact)
     done_B = torch.zeros(len(x_BCYX), dtype=torch.bool, device=x_BCYX.device)
-    look = Look(maps)
+    look = RowSubset(maps)
     before: list[Losses] | None = None
     trace: list[MoveTrace] = []
     while True:
@@ -125,7 +125,7 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
             return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX.to(exact), trace=tuple(trace))
 
 
-class Look:
+class RowSubset:
     """Looks at the maps of the rows that still move; of the others it gives those that it saw last.
 
     Args:
@@ -164,20 +164,20 @@ class Look:
 
 def _is_over(objectives: Sequence[Objective], step: Step, passes: int) -> bool:
     """Whether no row can go on, which is known without a look at the device."""
-    tries = [o.refinement.most for o in objectives if o.refinement is not None and o.target(step) is not None]
+    tries = [o.refinement.max_iterations for o in objectives if o.refinement is not None and o.target(step) is not None]
     return passes > max(tries, default=0)
 
 
 def _looks(objectives: Sequence[Objective], passes: int) -> bool:
     """Whether it is time to ask which rows are done: far cheaper than the passes that the answer may save."""
-    return passes % min((o.refinement.look for o in objectives if o.refinement is not None), default=1) == 0
+    return passes % min((o.refinement.check_every for o in objectives if o.refinement is not None), default=1) == 0
 
 
 def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0) -> Move:
     """Move the latents of one step by given vectors, as the inner loop moves them by those it finds.
 
     Args:
-        x_BCYX: latents as the denoiser sees them, one row a picture.
+        x_BCYX: latents as the denoiser sees them, one row an image.
         moves: ``dx_BCYX``, to be made one after the other.
         step: which evaluation this is.
         first: number of the first entry of the trace.
@@ -206,7 +206,9 @@ def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0) ->
     return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX, trace=tuple(trace))
 
 
-def _gradient(x_BCYX: Tensor, objectives: Sequence[Objective], look: Look, step: Step) -> tuple[list[Losses], Tensor]:
+def _gradient(
+    x_BCYX: Tensor, objectives: Sequence[Objective], look: RowSubset, step: Step
+) -> tuple[list[Losses], Tensor]:
     """One pass: the losses of each objective and the gradient of their weighted sum."""
     scale = FP16_LOSS_SCALE if x_BCYX.dtype == torch.float16 else 1.0
     with torch.enable_grad():
@@ -254,7 +256,7 @@ def weighted_total(objectives: Sequence[Objective], losses: Sequence[Losses]) ->
 def _step(objectives: Sequence[Objective], x_BCYX: Tensor, gradient_BCYX: Tensor, step: Step) -> Tensor:
     """The shared rule; in normalized mode the strongest control sets the length."""
     strength = max(o.strength for o in objectives)
-    return objectives[0].rule.move(x_BCYX, gradient_BCYX, step.index, step.total, strength)
+    return objectives[0].step_size.move(x_BCYX, gradient_BCYX, step.index, step.total, strength)
 
 
 def _wants_more(
@@ -264,9 +266,9 @@ def _wants_more(
     more_B = torch.zeros_like(weighted_total(objectives, losses), dtype=torch.bool)
     for objective, now, earlier in zip(objectives, losses, before, strict=True):
         target, refinement = objective.target(step), objective.refinement
-        if target is None or refinement is None or tries >= refinement.most or now.presence is None:
+        if target is None or refinement is None or tries >= refinement.max_iterations or now.presence is None:
             continue
-        judged = earlier if refinement.stale else now
+        judged = earlier if refinement.decide_before_update else now
         assert judged.presence is not None
         more_B = more_B | (judged.presence < target)
     return more_B

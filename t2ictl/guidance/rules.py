@@ -10,14 +10,14 @@ from torch import Tensor
 
 from t2ictl.settings.fields import setting, settings_class
 
-__all__ = ["NoiseSearch", "Refinement", "StepRule", "divergence"]
+__all__ = ["NoiseSearch", "Refinement", "StepSize", "kl_divergence"]
 
 
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 @settings_class
-class StepRule:
+class StepSize:
     """How far a latent moves along the gradient of an objective.
 
     ``raw`` is the published rule, ``dx = -a_i g`` with ``a_i = size sqrt(linspace(1, decay, n))[i]``
@@ -26,32 +26,32 @@ class StepRule:
     another model. Both act in the scaled space that the denoiser sees.
 
     Args:
-        size: ``a_0``; in ``normalized`` mode a fraction of the latent's norm.
-        decay: square of the share of ``a_0`` that is left at the last step.
+        scale: ``a_0``; in ``normalized`` mode a fraction of the latent's norm.
+        final_scale_sq: square of the share of ``a_0`` that is left at the last step.
         mode: ``"raw"`` or ``"normalized"``.
-        limit: longest step, as a fraction of the latent's norm; None for no limit.
+        max_norm: longest step, as a fraction of the latent's norm; None for no limit.
         every: move at every so many evaluations only, from the first one of the window on. Updates are what a control
             costs: 2 halves it.
 
     Example:
-        >>> StepRule().length(0, 50), round(StepRule().length(49, 50), 3)
+        >>> StepSize().length(0, 50), round(StepSize().length(49, 50), 3)
         (20.0, 14.142)
     """
 
-    size: float = setting(default=20.0, help="step length at the first step", low=0.0)
-    decay: float = setting(
+    scale: float = setting(default=20.0, help="step length at the first step", low=0.0)
+    final_scale_sq: float = setting(
         default=0.5, help="square of the share of the first step that the last one has", low=0.0, high=1.0
     )
     mode: Literal["raw", "normalized"] = setting(
         default="raw", help="raw gradient, or a fixed share of the latent's norm"
     )
-    limit: float | None = setting(default=None, help="longest step (fraction of the latent's norm)", low=0.0)
+    max_norm: float | None = setting(default=None, help="longest step (fraction of the latent's norm)", low=0.0)
     every: int = setting(default=1, help="move at every so many steps only; 2 halves the cost", low=1)
 
     def length(self, index: int, total: int) -> float:
         """Give ``a_i`` for evaluation ``index`` of ``total``."""
         progress = index / (total - 1) if total > 1 else 0.0
-        return float(self.size * (1.0 - (1.0 - self.decay) * progress) ** 0.5)
+        return float(self.scale * (1.0 - (1.0 - self.final_scale_sq) * progress) ** 0.5)
 
     def move(self, x_BCYX: Tensor, gradient_BCYX: Tensor, index: int, total: int, strength: float = 1.0) -> Tensor:
         """Give the step for each row.
@@ -74,8 +74,10 @@ class StepRule:
             slope_B = _norm(gradient_BCYX).clamp_min(torch.finfo(norm_B.dtype).tiny)
             gradient_BCYX = gradient_BCYX / slope_B[:, None, None, None] * (strength * norm_B)[:, None, None, None]
         step_BCYX = -length * gradient_BCYX
-        if self.limit is not None:
-            shrink_B = (self.limit * norm_B / _norm(step_BCYX).clamp_min(torch.finfo(norm_B.dtype).tiny)).clamp_max(1)
+        if self.max_norm is not None:
+            shrink_B = (self.max_norm * norm_B / _norm(step_BCYX).clamp_min(torch.finfo(norm_B.dtype).tiny)).clamp_max(
+                1
+            )
             step_BCYX = step_BCYX * shrink_B[:, None, None, None]
         return step_BCYX
 
@@ -89,31 +91,33 @@ class Refinement:
     """Iterative refinement: at some steps, move again and again until every concept is strong enough.
 
     Args:
-        targets: pairs (fraction of the schedule, least presence in [0, 1]). The defaults are
+        thresholds: pairs (fraction of the schedule, least presence in [0, 1]). The defaults are
             steps 0, 10, 20 of 50 with .05, .5, .8 (Attend-and-Excite, arXiv 2301.13826). Of two
             that fall on one step of a short schedule the higher one counts.
-        most: largest number of extra updates at one step.
-        stale: decide on the loss *before* the last update, as the published code does, which
+        max_iterations: largest number of extra updates at one step.
+        decide_before_update: decide on the loss *before* the last update, as the published code does, which
             makes one update more than needed. For parity only.
-        look: ask the device which pictures are good enough after every so many updates; it has to wait for the answer.
-            Those that are leave the batch then. A larger number waits less often and may pass pictures in vain.
+        check_every: ask the device which images are good enough after every so many updates; it has to wait for the
+            answer. Those that are leave the batch then. A larger number waits less often and may pass images in vain.
 
     Example:
         >>> Refinement().target(10, 50), Refinement().target(11, 50)
         (0.5, None)
     """
 
-    targets: tuple[tuple[_Share, _Share], ...] = setting(
+    thresholds: tuple[tuple[_Share, _Share], ...] = setting(
         default=((0.0, 0.05), (0.2, 0.5), (0.4, 0.8)), help="(fraction of the schedule, least presence) pairs"
     )
-    most: int = setting(default=20, help="most extra updates at one step", low=0)
-    stale: bool = setting(default=False, help="parity with published code: decide on the loss before the last update")
-    look: int = setting(default=1, help="ask after every so many updates which pictures are good enough", low=1)
+    max_iterations: int = setting(default=20, help="most extra updates at one step", low=0)
+    decide_before_update: bool = setting(
+        default=False, help="parity with published code: decide on the loss before the last update"
+    )
+    check_every: int = setting(default=1, help="ask after every so many updates which images are good enough", low=1)
 
     def target(self, index: int, total: int) -> float | None:
         """Give the presence demanded at evaluation ``index`` of ``total``, or None if it is not refined."""
         # The tolerance keeps 0.2 x 50 at step 10 whatever the rounding of 0.2.
-        here = (presence for fraction, presence in self.targets if int(fraction * total + 1e-9) == index)
+        here = (presence for fraction, presence in self.thresholds if int(fraction * total + 1e-9) == index)
         return max(here, default=None)
 
 
@@ -122,29 +126,30 @@ class NoiseSearch:
     """How mean and variance of the initial latent are looked for.
 
     Args:
-        most: most updates.
-        rate: step length of Adam at strength 1.
-        target: presence at which a picture is good enough.
-        divergence: how far from the standard normal distribution is free (nats a number).
-        weight: of what is farther.
+        max_steps: most updates.
+        lr: step length of Adam at strength 1.
+        target: presence at which an image is good enough.
+        kl_threshold: how far from the standard normal distribution is free (nats a number).
+        kl_weight: of what is farther.
 
     Example:
         >>> NoiseSearch().most
         50
 
     Reference:
-        Guo et al., "InitNO", CVPR 2024, arXiv 2404.04650: Adam with 0.01, five rounds of ten, a divergence below 0.001.
+        Guo et al., "InitNO", CVPR 2024, arXiv 2404.04650: Adam with 0.01, five rounds of ten, a kl_divergence below
+        0.001.
     """
 
-    most: int = setting(default=50, help="most updates", low=1)
-    rate: float = setting(default=0.01, help="step length of Adam", low=0.0)
-    target: float = setting(default=0.8, help="presence at which a picture is good enough", low=0.0, high=1.0)
-    divergence: float = setting(default=1e-3, help="how far from normal noise is free (nats a number)", low=0.0)
-    weight: float = setting(default=500.0, help="of what is farther", low=0.0)
+    max_steps: int = setting(default=50, help="most updates", low=1)
+    lr: float = setting(default=0.01, help="step length of Adam", low=0.0)
+    target: float = setting(default=0.8, help="presence at which an image is good enough", low=0.0, high=1.0)
+    kl_threshold: float = setting(default=1e-3, help="how far from normal noise is free (nats a number)", low=0.0)
+    kl_weight: float = setting(default=500.0, help="of what is farther", low=0.0)
 
 
-def divergence(mean_BCYX: Tensor, log_variance_BCYX: Tensor) -> Tensor:
-    """Give the mean Kullback-Leibler divergence of the numbers of a latent from the standard normal distribution.
+def kl_divergence(mean_BCYX: Tensor, log_variance_BCYX: Tensor) -> Tensor:
+    """Give the mean Kullback-Leibler kl_divergence of the numbers of a latent from the standard normal distribution.
 
     ``mean of (v + m^2 - 1 - log v) / 2``.
 
@@ -156,7 +161,7 @@ def divergence(mean_BCYX: Tensor, log_variance_BCYX: Tensor) -> Tensor:
         ``divergence_B`` (nats), not negative.
 
     Example:
-        >>> divergence(torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
+        >>> kl_divergence(torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
         tensor([0.5000])
     """
     each = (log_variance_BCYX.exp() + mean_BCYX.square() - 1 - log_variance_BCYX) / 2

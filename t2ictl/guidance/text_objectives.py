@@ -4,7 +4,7 @@ The pipeline's own ``encode_prompt`` encodes; what it returned is edited before 
 sees it. Rows that an objective moves are kept as a difference, which is added to the conditional rows of every
 evaluation from then on.
 
-Legend: ``B`` picture, ``G`` row of a pass (any picture, any text), ``K`` position of the text row, ``C`` channels,
+Legend: ``B`` image, ``G`` row of a pass (any image, any text), ``K`` position of the text row, ``C`` channels,
 ``Y`` ``X`` map rows and columns, ``T`` prompt token.
 """
 
@@ -17,34 +17,34 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from t2ictl.attention.layers import Site
-from t2ictl.families.text_states import Encode, TextStates
+from t2ictl.attention.layers import Layer
+from t2ictl.families.text_states import Encode, PromptEmbeds
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Step, Window
 
-__all__ = ["TextEdit", "TextPasses", "TokenLosses", "TokenObjective", "TokenStep"]
+__all__ = ["TextEdit", "TextPasses", "EmbedLosses", "EmbedObjective", "EmbedStep"]
 
 
 class TextPasses(Protocol):
     """The passes that an objective on text rows may ask for."""
 
-    def maps(self, sites: tuple[Site, ...], rows_BKC: Tensor) -> Tensor:
-        """Mean attention maps ``maps_BYXT`` of the pictures under these text rows."""
+    def maps(self, layers: tuple[Layer, ...], embeds_BTC: Tensor) -> Tensor:
+        """Mean attention maps ``maps_BYXT`` of the images under these text rows."""
 
-    def noise(self, rows_GKC: Tensor, picture_G: Tensor) -> Tensor:
-        """Noise ``noise_GCYX`` predicted for these pictures under these texts."""
+    def noise(self, embeds_GTC: Tensor, image_G: Tensor) -> Tensor:
+        """Noise ``noise_GCYX`` predicted for these images under these texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenLosses:
+class EmbedLosses:
     """What an objective on text rows found.
 
     Args:
         terms: weighted loss terms by name, each ``loss_B``.
-        done: ``bool_B``, pictures that need no (further) update now.
-        forwards: passes that this look took, for each picture.
-        backwards: gradients that it will take, for each picture.
+        done: ``bool_B``, images that need no (further) update now.
+        forwards: passes that this look took, for each image.
+        backwards: gradients that it will take, for each image.
         rows: rows of the batch through which a gradient goes, others' included.
     """
 
@@ -61,7 +61,7 @@ class TokenLosses:
 
 
 @settings_class
-class TokenStep:
+class EmbedStep:
     """How far text rows move along the gradient.
 
     ``raw`` is the published rule, ``dc = -a_i g``. ``normalized`` moves every row by the same share of its own
@@ -69,18 +69,18 @@ class TokenStep:
     ``a_i = size (1 - (1 - decay) i / (n - 1))`` falls linearly over the schedule.
 
     Args:
-        size: ``a_0``; in ``normalized`` mode a fraction of the row's norm.
-        decay: share of ``a_0`` that is left at the last step of the schedule.
+        scale: ``a_0``; in ``normalized`` mode a fraction of the row's norm.
+        final_scale: share of ``a_0`` that is left at the last step of the schedule.
         mode: ``"raw"`` or ``"normalized"``.
 
     Example:
-        >>> step = TokenStep(size=3.0, decay=0.0, mode="raw")
+        >>> step = EmbedStep(scale=3.0, final_scale=0.0, mode="raw")
         >>> step.length(0, 51), step.length(25, 51)
         (3.0, 1.5)
     """
 
-    size: float = setting(default=0.02, help="step length at the first step", low=0.0)
-    decay: float = setting(default=0.0, help="share of the first length left at the last step", low=0.0, high=1.0)
+    scale: float = setting(default=0.02, help="step length at the first step", low=0.0)
+    final_scale: float = setting(default=0.0, help="share of the first length left at the last step", low=0.0, high=1.0)
     mode: Literal["raw", "normalized"] = setting(
         default="normalized", help="raw gradient, or a share of the row's norm"
     )
@@ -88,15 +88,15 @@ class TokenStep:
     def length(self, index: int, total: int) -> float:
         """Give ``a_i`` for evaluation ``index`` of ``total``."""
         progress = index / (total - 1) if total > 1 else 0.0
-        return float(self.size * (1.0 - (1.0 - self.decay) * progress))
+        return float(self.scale * (1.0 - (1.0 - self.final_scale) * progress))
 
     def move(
-        self, rows_BKC: Tensor, gradient_BKC: Tensor, mask_BK: Tensor, step: Step, strength: float = 1.0
+        self, embeds_BTC: Tensor, gradient_BKC: Tensor, mask_BK: Tensor, step: Step, strength: float = 1.0
     ) -> Tensor:
         """Give the step of each row.
 
         Args:
-            rows_BKC: the text rows.
+            embeds_BTC: the text rows.
             gradient_BKC: gradient of the loss with respect to them.
             mask_BK: True at rows that may move.
             step: the evaluation.
@@ -111,33 +111,33 @@ class TokenStep:
             tiny = torch.finfo(gradient_BKC.dtype).tiny
             gradient_BKC = gradient_BKC / gradient_BKC.abs().amax(dim=-1, keepdim=True).clamp_min(tiny)
             slope_BK = gradient_BKC.norm(dim=-1).clamp_min(tiny)
-            gradient_BKC = gradient_BKC / slope_BK[..., None] * rows_BKC.norm(dim=-1, keepdim=True)
+            gradient_BKC = gradient_BKC / slope_BK[..., None] * embeds_BTC.norm(dim=-1, keepdim=True)
         move_BKC = -strength * self.length(step.index, step.total) * gradient_BKC
         return torch.where(mask_BK[..., None], move_BKC, torch.zeros_like(move_BKC))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenObjective:
+class EmbedObjective:
     """One of a control's losses that moves text rows.
 
     Args:
         name: the control.
-        sites: the layers that its passes must be able to read or shorten.
-        evaluate: gets the passes, ``rows_BKC`` and the step, gives the losses.
-        rows: ``bool_BK``, the rows that may move.
-        most: most updates in one evaluation.
+        layers: the layers that its passes must be able to read or shorten.
+        evaluate: gets the passes, ``embeds_BTC`` and the step, gives the losses.
+        movable: ``bool_BK``, the rows that may move.
+        max_updates: most updates in one evaluation.
         window: the part of the schedule in which it acts.
-        rule: how far rows move.
+        step_size: how far rows move.
         strength: factor on the step.
     """
 
     name: str
-    sites: tuple[Site, ...]
-    evaluate: Callable[[TextPasses, Tensor, Step], TokenLosses]
-    rows: Tensor
-    most: int
+    layers: tuple[Layer, ...]
+    evaluate: Callable[[TextPasses, Tensor, Step], EmbedLosses]
+    movable: Tensor
+    max_updates: int
     window: Window
-    rule: TokenStep
+    step_size: EmbedStep
     strength: float = 1.0
 
 
@@ -151,12 +151,13 @@ class TextEdit:
         weight: ``weight_BK`` in [0, 1], what each position counts in every cross-attention (0: not there); None: 1.
         during: gives what is added to the rows at a step, or None.
         objectives: what moves rows, one after the other.
-        push: moves rows without a loss: gets ``rows_BKC`` and the step, gives the moves to add one after the other.
+        perturb: moves rows without a loss: gets ``embeds_BTC`` and the step, gives the moves to add one after the
+            other.
     """
 
     prompts: tuple[Prompt, ...]
-    rewrite: Callable[[TextStates, Encode], TextStates]
+    rewrite: Callable[[PromptEmbeds, Encode], PromptEmbeds]
     weight: Tensor | None = None
     during: Callable[[Step], Tensor | None] | None = None
-    objectives: tuple[TokenObjective, ...] = ()
-    push: Callable[[Tensor, Step], Sequence[Tensor]] | None = None
+    objectives: tuple[EmbedObjective, ...] = ()
+    perturb: Callable[[Tensor, Step], Sequence[Tensor]] | None = None

@@ -1,8 +1,8 @@
-"""The inner loop for text rows: move them down the gradient of an objective, until each picture is good enough.
+"""The inner loop for text rows: move them down the gradient of an objective, until each image is good enough.
 
-The loss is looked at before a row moves: a picture that is good enough does not move at all.
+The loss is looked at before a row moves: an image that is good enough does not move at all.
 
-Legend: ``B`` picture, ``K`` position of the text row, ``C`` channels.
+Legend: ``B`` image, ``K`` position of the text row, ``C`` channels.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from t2ictl.guidance.optimize import FP16_LOSS_SCALE, MoveTrace
-from t2ictl.guidance.text_objectives import TextPasses, TokenLosses, TokenObjective
+from t2ictl.guidance.text_objectives import EmbedLosses, EmbedObjective, TextPasses
 from t2ictl.settings.windows import Step
 
-__all__ = ["TokenMove", "push_tokens", "update_tokens"]
+__all__ = ["EmbedMove", "perturb_embeds", "update_embeds"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenMove:
+class EmbedMove:
     """What became of the text rows in one evaluation.
 
     Args:
-        rows: ``rows_BKC`` in float32 or better.
+        rows: ``embeds_BTC`` in float32 or better.
         trace: one entry a look, or a push.
         backwards: gradients taken (rows of the batch).
     """
@@ -35,13 +35,13 @@ class TokenMove:
     backwards: int = 0
 
 
-def update_tokens(
-    rows_BKC: Tensor, objective: TokenObjective, passes: TextPasses, step: Step, dtype: torch.dtype
-) -> TokenMove:
+def update_embeds(
+    embeds_BTC: Tensor, objective: EmbedObjective, passes: TextPasses, step: Step, dtype: torch.dtype
+) -> EmbedMove:
     """Move text rows for one objective at one evaluation.
 
     Args:
-        rows_BKC: the text rows, float32 or better.
+        embeds_BTC: the text rows, float32 or better.
         objective: what is to become smaller.
         passes: runs the denoiser.
         step: the evaluation.
@@ -51,11 +51,11 @@ def update_tokens(
         The moved rows; nothing that was passed in is changed.
     """
     scale = FP16_LOSS_SCALE if dtype == torch.float16 else 1.0
-    now_BKC = rows_BKC.detach()
+    now_BKC = embeds_BTC.detach()
     done_B = torch.zeros(len(now_BKC), dtype=torch.bool, device=now_BKC.device)
     trace: list[MoveTrace] = []
     backwards = 0
-    while len(trace) < objective.most:
+    while len(trace) < objective.max_updates:
         with torch.enable_grad():
             leaf_BKC = now_BKC.detach().requires_grad_(True)
             losses = objective.evaluate(passes, leaf_BKC, step)
@@ -67,7 +67,7 @@ def update_tokens(
                 break
             (gradient_BKC,) = torch.autograd.grad((total_B * scale).sum(), leaf_BKC)
             backwards += losses.rows
-        move_BKC = objective.rule.move(now_BKC, gradient_BKC / scale, objective.rows, step, objective.strength)
+        move_BKC = objective.step_size.move(now_BKC, gradient_BKC / scale, objective.movable, step, objective.strength)
         finite_B = torch.isfinite(total_B.detach()) & torch.isfinite(move_BKC).flatten(1).all(dim=1)
         moves_B = finite_B & ~done_B
         move_BKC = torch.where(moves_B[:, None, None], move_BKC, torch.zeros_like(move_BKC))
@@ -75,14 +75,14 @@ def update_tokens(
         length_B, skipped_B = move_BKC.flatten(1).norm(dim=1), ~finite_B & ~done_B
         trace.append(_entry(objective, losses, step, len(trace), looked_B, length_B, skipped_B))
         done_B = done_B | ~finite_B
-    return TokenMove(rows=now_BKC, trace=tuple(trace), backwards=backwards)
+    return EmbedMove(rows=now_BKC, trace=tuple(trace), backwards=backwards)
 
 
-def push_tokens(rows_BKC: Tensor, moves: Sequence[Tensor], step: Step) -> TokenMove:
+def perturb_embeds(embeds_BTC: Tensor, moves: Sequence[Tensor], step: Step) -> EmbedMove:
     """Move text rows by given vectors.
 
     Args:
-        rows_BKC: the text rows.
+        embeds_BTC: the text rows.
         moves: ``drows_BKC``, to be made one after the other.
         step: the evaluation.
 
@@ -91,8 +91,8 @@ def push_tokens(rows_BKC: Tensor, moves: Sequence[Tensor], step: Step) -> TokenM
     """
     trace = []
     for number, move_BKC in enumerate(moves):
-        move_BKC = move_BKC.to(rows_BKC)
-        rows_BKC = rows_BKC + move_BKC
+        move_BKC = move_BKC.to(embeds_BTC)
+        embeds_BTC = embeds_BTC + move_BKC
         length_B = move_BKC.flatten(1).norm(dim=1)
         no_B = torch.zeros_like(length_B, dtype=torch.bool)
         trace.append(
@@ -109,19 +109,19 @@ def push_tokens(rows_BKC: Tensor, moves: Sequence[Tensor], step: Step) -> TokenM
                 backwards=torch.zeros_like(length_B),
             )
         )
-    return TokenMove(rows=rows_BKC, trace=tuple(trace))
+    return EmbedMove(rows=embeds_BTC, trace=tuple(trace))
 
 
 def _entry(
-    objective: TokenObjective,
-    losses: TokenLosses,
+    objective: EmbedObjective,
+    losses: EmbedLosses,
     step: Step,
     iteration: int,
     looked_B: Tensor,
     length_B: Tensor,
     skipped_B: Tensor,
 ) -> MoveTrace:
-    """One line of the trace: a picture that was done before has no part in the cost of this look."""
+    """One line of the trace: an image that was done before has no part in the cost of this look."""
     return MoveTrace(
         step=step,
         iteration=iteration,

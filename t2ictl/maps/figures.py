@@ -1,4 +1,4 @@
-"""Pictures for people: word maps over an image on one honest scale, and pictures side by side."""
+"""Images for people: word maps over an image on one honest scale, and images side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["map_sheet", "overlay", "side_by_side", "stacked"]
 
-TILE = 256  # pixels a side at least: small pictures are enlarged by whole factors, so that no detail is invented
+TILE = 256  # pixels a side at least: small images are enlarged by whole factors, so that no detail is invented
 GAP = 12  # between tiles
 BAR = 28  # height of the caption under a tile
 PAPER, INK = "#ffffff", "#1f2328"
@@ -36,21 +36,21 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
     return text + "..."
 
 
-def side_by_side(pictures: Sequence[tuple[str, Image.Image]], columns: int = 4) -> Image.Image:
-    """Put pictures beside each other, each with its caption below.
+def side_by_side(images: Sequence[tuple[str, Image.Image]], columns: int = 4) -> Image.Image:
+    """Put images beside each other, each with its caption below.
 
     Args:
-        pictures: pairs of caption and picture.
-        columns: most pictures in a row.
+        images: pairs of caption and image.
+        columns: most images in a row.
 
     Returns:
-        One RGB picture. Small pictures are enlarged by a whole factor without smoothing.
+        One RGB image. Small images are enlarged by a whole factor without smoothing.
 
     Example:
         >>> side_by_side([("plain", Image.new("RGB", (64, 64))), ("controlled", Image.new("RGB", (64, 64)))]).size
         (524, 284)
     """
-    tiles = [_tile(image, caption) for caption, image in pictures]
+    tiles = [_tile(image, caption) for caption, image in images]
     across = min(columns, len(tiles))
     width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     down = -(-len(tiles) // across)
@@ -61,14 +61,14 @@ def side_by_side(pictures: Sequence[tuple[str, Image.Image]], columns: int = 4) 
 
 
 def stacked(groups: Sequence[Sequence[tuple[str, Image.Image]]], columns: int = 4) -> Image.Image:
-    """Put groups of pictures below each other, each begun in a row of its own.
+    """Put groups of images below each other, each begun in a row of its own.
 
     Args:
-        groups: of each, pairs of caption and picture.
-        columns: most pictures in a row.
+        groups: of each, pairs of caption and image.
+        columns: most images in a row.
 
     Returns:
-        One RGB picture.
+        One RGB image.
 
     Example:
         >>> small = Image.new("RGB", (64, 64))
@@ -86,17 +86,17 @@ def stacked(groups: Sequence[Sequence[tuple[str, Image.Image]]], columns: int = 
 
 
 def overlay(image: Image.Image, map_YX: Tensor, top: float, strength: float = 0.65) -> Image.Image:
-    """Lay an attention map over a picture.
+    """Lay an attention map over an image.
 
     Args:
-        image: the picture.
+        image: the image.
         map_YX: attention of each place to a word, values from 0.
         top: the value shown brightest. Give all maps of a sheet the same one: a word with
             little attention then looks as weak as it is.
         strength: opacity of the map in [0, 1].
 
     Returns:
-        An RGB picture of the same size.
+        An RGB image of the same size.
 
     Example:
         >>> import torch
@@ -110,14 +110,14 @@ def overlay(image: Image.Image, map_YX: Tensor, top: float, strength: float = 0.
 
 
 def map_sheet(image: Image.Image, maps: Mapping[str, Tensor]) -> Image.Image:
-    """Show the picture and the map of each word on one scale, which is printed on the sheet.
+    """Show the image and the map of each word on one scale, which is printed on the sheet.
 
     Args:
-        image: the picture.
+        image: the image.
         maps: ``map_YX`` by word.
 
     Returns:
-        One RGB picture: the image first, then the words in order.
+        One RGB image: the image first, then the words in order.
 
     Example:
         >>> import torch

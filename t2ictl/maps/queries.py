@@ -15,22 +15,22 @@ from t2ictl.errors import BadSetting
 from t2ictl.maps.masks import binarize
 from t2ictl.maps.record import AttentionRecord
 
-__all__ = ["POINTING_SITES", "RankedWord", "segmentation", "word_mask", "words_at"]
+__all__ = ["POINTING_LAYERS", "RankedWord", "segmentation", "word_mask", "words_at"]
 
 
-POINTING_SITES = ("down.*", "up.*")
+POINTING_LAYERS = ("down.*", "up.*")
 """Layers whose maps together find objects best: all cross-attention but the middle block's, as in DAAM. The layers of a
 record by default are fewer and cheaper, and nouns point worse there (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankedWord:
-    """What a word gets at a place of the picture.
+    """What a word gets at a place of the image.
 
     Args:
         word: the word.
         mass: share of the place's attention that goes to it, in [0, 1].
-        lift: that share over the word's mean over the picture: above 1 it acts here more than elsewhere.
+        lift: that share over the word's mean over the image: above 1 it acts here more than elsewhere.
     """
 
     word: str
@@ -48,14 +48,14 @@ def words_at(
     place: str | None = None,
     step: int | None = None,
 ) -> tuple[RankedWord, ...]:
-    """Point at a place of the picture, and get its words, the one that acts there most first.
+    """Point at a place of the image, and get its words, the one that acts there most first.
 
     Args:
         record: of a session.
         x: from the left edge, fraction of the width, in [0, 1].
         y: from the upper edge, fraction of the height, in [0, 1].
         words: whom to ask about; empty: all recorded words.
-        image: which picture of the call.
+        image: which image of the call.
         place: layer group; None for all.
         step: one evaluation; None for the mean over all.
 
@@ -63,7 +63,7 @@ def words_at(
         The words by falling mass.
 
     Raises:
-        BadSetting: if the place is outside of the picture.
+        BadSetting: if the place is outside of the image.
 
     Example:
         >>> import t2ictl
@@ -73,7 +73,7 @@ def words_at(
         ['a', 'circle', 'red']
     """
     if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise BadSetting(f"The place ({x:g}, {y:g}) is outside of the picture.", "Give fractions from 0 to 1.")
+        raise BadSetting(f"The place ({x:g}, {y:g}) is outside of the image.", "Give fractions from 0 to 1.")
     found = []
     for word in words or record.names(image):
         map_YX = record.map(word, image=image, place=place, step=step)
@@ -98,7 +98,7 @@ def word_mask(
         record: of a session.
         word: a word or phrase.
         threshold: a share of the map's maximum, in (0, 1); or ``"otsu"``, which parts the values into two classes.
-        image: which picture of the call.
+        image: which image of the call.
         place: layer group; None for all.
         step: one evaluation; None for the mean over all.
 
@@ -133,7 +133,7 @@ def segmentation(
         record: of a session.
         words: the words that compete.
         background: a place where no word has this many times its mean belongs to none; None: every place has a word.
-        image: which picture of the call.
+        image: which image of the call.
         place: layer group; None for all.
         step: one evaluation; None for the mean over all.
 

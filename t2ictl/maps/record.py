@@ -1,7 +1,7 @@
 """Probes: read-only taps on cross-attention, and the record that a session leaves behind.
 
 A probe computes its maps beside the fused kernel, from the same queries and keys, so that a
-picture made with a probe is bit-equal to the one made without.
+image made with a probe is bit-equal to the one made without.
 
 Legend: ``B`` batch row, ``Q`` image position, ``K`` context position, ``T`` prompt token,
 ``Y`` ``X`` map rows and columns, ``S`` step.
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from t2ictl.attention.edits import AttentionCall
-from t2ictl.attention.layers import Site, select
+from t2ictl.attention.layers import Layer, select_layers
 from t2ictl.attention.passes import Rows
 from t2ictl.errors import BudgetExceeded, NotRecorded, SpanNotFound
 from t2ictl.prompts.prompt import Prompt
@@ -43,21 +43,21 @@ class MapTap:
     the largest.
 
     Args:
-        sites: the layers to listen to.
+        layers: the layers to listen to.
         rows: the batch rows to listen to.
     """
 
-    def __init__(self, sites: Sequence[Site], rows: Rows) -> None:
-        self.sites = frozenset(site.address for site in sites)
+    def __init__(self, layers: Sequence[Layer], rows: Rows) -> None:
+        self.layers = frozenset(layer.address for layer in layers)
         self.rows = rows
         self._heads = 0
         self._sums: dict[tuple[int, int], Tensor] = {}
 
-    def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
+    def take(self, call: AttentionCall, map_BQK: Tensor) -> None:
         """Add one layer."""
-        self._heads += call.site.heads
+        self._heads += call.layer.heads
         held = self._sums.get(call.size)
-        self._sums[call.size] = mass_BQK if held is None else held + mass_BQK
+        self._sums[call.size] = map_BQK if held is None else held + map_BQK
 
     def mean(self) -> Tensor:
         """Give the mean map of each token.
@@ -69,7 +69,7 @@ class MapTap:
         if len(self._sums) == 1:
             return (self._sums[size] / self._heads).unflatten(1, size)
         maps_BTYX = [
-            resize_maps(mass_BQK.transpose(1, 2).unflatten(2, own), size) for own, mass_BQK in self._sums.items()
+            resize_maps(map_BQK.transpose(1, 2).unflatten(2, own), size) for own, map_BQK in self._sums.items()
         ]
         return (torch.stack(maps_BTYX).sum(dim=0) / self._heads).permute(0, 2, 3, 1)
 
@@ -80,7 +80,7 @@ class Recording:
 
     Args:
         words: words or phrases to record; empty for every word of the prompt.
-        sites: filter of the layers; empty for the cross-attention layers at the model's semantic size.
+        layers: filter of the layers; empty for the cross-attention layers at the model's semantic size.
         per_step: keep the map of every step, not only the mean over steps.
         by: which layers share a map: those of one ``"place"`` (down, mid, up), brought to one size; or those of one
             place and ``"size"``, each at its own size and named as in a layer filter (``"up@2"``: the layers of the up
@@ -89,7 +89,7 @@ class Recording:
     """
 
     words: tuple[str, ...] = setting(default=(), help="words to record; empty: every word of the prompt")
-    sites: tuple[str, ...] = setting(
+    layers: tuple[str, ...] = setting(
         default=(), help="layer filter; empty: cross-attention at the model's semantic size"
     )
     per_step: bool = setting(default=True, help="keep the maps of every step, not only their mean")
@@ -104,7 +104,7 @@ class AttentionRecord:
     """Word maps of one pipeline call, asked for by word.
 
     Args:
-        prompts: the prompt of each picture.
+        prompts: the prompt of each image.
         columns: the token positions that were recorded.
         heads: number of heads behind each place.
         maps: for each place, ``maps_SBTYX``; one entry along ``S`` if only the mean was kept.
@@ -118,7 +118,7 @@ class AttentionRecord:
     steps: int = 0
 
     def map(self, word: str, *, image: int = 0, place: str | None = None, step: int | None = None) -> Tensor:
-        """Give the attention map of a word: the share of attention that each place in the picture pays to it.
+        """Give the attention map of a word: the share of attention that each place in the image pays to it.
 
         A word of several tokens has the mean of their maps; one that a control merged into a phrase answers with
         the map of the phrase's one token, and a warning says so. Values are probabilities, the same
@@ -126,7 +126,7 @@ class AttentionRecord:
 
         Args:
             word: a word or phrase of the prompt; ``"cat#2"`` is the second one.
-            image: which picture of the call.
+            image: which image of the call.
             place: ``"down"``, ``"mid"`` or ``"up"``, or another name in ``maps``; None for the mean over all heads.
             step: one evaluation (negative from the end); None for the mean over all.
 
@@ -134,8 +134,8 @@ class AttentionRecord:
             ``map_YX``, float32 on the CPU, values in [0, 1].
 
         Raises:
-            SpanNotFound: if the word is not in that picture's prompt.
-            NotRecorded: if that word, place, step or picture was not recorded.
+            SpanNotFound: if the word is not in that image's prompt.
+            NotRecorded: if that word, place, step or image was not recorded.
         """
         maps_SYX = self.kept(word, image=image, place=place)
         return maps_SYX.mean(dim=0) if step is None else self._step(maps_SYX, step)
@@ -145,18 +145,18 @@ class AttentionRecord:
 
         Args:
             word: a word or phrase of the prompt.
-            image: which picture of the call.
+            image: which image of the call.
             place: as for :meth:`map`.
 
         Returns:
             ``maps_SYX``, float32 on the CPU: one entry for each evaluation, or their mean alone if only that was kept.
 
         Raises:
-            SpanNotFound: if the word is not in that picture's prompt.
-            NotRecorded: if that word, place or picture was not recorded.
+            SpanNotFound: if the word is not in that image's prompt.
+            NotRecorded: if that word, place or image was not recorded.
         """
         if not 0 <= image < len(self.prompts):
-            raise NotRecorded(f"There is no picture {image}.", f"This call made {len(self.prompts)}, counted from 0.")
+            raise NotRecorded(f"There is no image {image}.", f"This call made {len(self.prompts)}, counted from 0.")
         span = self.prompts[image].find(word)
         tokens = span.tokens
         if span.merged:
@@ -175,10 +175,10 @@ class AttentionRecord:
         return torch.stack(shares).sum(dim=0).float().cpu()
 
     def names(self, image: int = 0) -> list[str]:
-        """List the recorded words of a picture, in the order of its prompt; a repeated one as ``cat#2``.
+        """List the recorded words of an image, in the order of its prompt; a repeated one as ``cat#2``.
 
         Args:
-            image: which picture of the call.
+            image: which image of the call.
 
         Returns:
             Names that :meth:`map` takes.
@@ -217,21 +217,21 @@ class Recorder:
     """The tap that fills an :class:`AttentionRecord`.
 
     Args:
-        sites: the layers to listen to.
+        layers: the layers to listen to.
         rows: the conditional rows of the batch.
-        prompts: the prompt of each picture.
+        prompts: the prompt of each image.
         settings: what to keep.
         total: number of denoiser evaluations to come.
         latent_size: height and width of the latent (cells).
 
     Raises:
-        NoSiteMatched: if there is no cross-attention layer among the sites.
+        NoLayerMatched: if there is no cross-attention layer among the layers.
         BudgetExceeded: if the record would be larger than its budget.
     """
 
     def __init__(
         self,
-        sites: Sequence[Site],
+        layers: Sequence[Layer],
         rows: Rows,
         prompts: Sequence[Prompt],
         settings: Recording,
@@ -239,14 +239,16 @@ class Recorder:
         total: int,
         latent_size: tuple[int, int],
     ) -> None:
-        sites = select(sites, "cross")  # words have maps in cross-attention only; a filter like "up" has both kinds
-        self.sites = frozenset(site.address for site in sites)
+        layers = select_layers(
+            layers, "cross"
+        )  # words have maps in cross-attention only; a filter like "up" has both kinds
+        self.layers = frozenset(layer.address for layer in layers)
         self.rows: Rows = rows
         self._by_size = settings.by == "size"
-        self._own_sizes = {self._group(site): site.size(latent_size) for site in sites}
+        self._own_sizes = {self._group(layer): layer.size(latent_size) for layer in layers}
         heads = dict.fromkeys(sorted(self._own_sizes), 0)
-        for site in sites:
-            heads[self._group(site)] += site.heads
+        for layer in layers:
+            heads[self._group(layer)] += layer.heads
         self.record = AttentionRecord(
             prompts=tuple(prompts),
             columns=_columns(prompts, settings.words),
@@ -254,7 +256,7 @@ class Recorder:
         )
         self._per_step = settings.per_step
         self._kept = total if settings.per_step else 1
-        self._size = max(site.size(latent_size) for site in sites)
+        self._size = max(layer.size(latent_size) for layer in layers)
         self._sums: dict[str, Tensor] = {}
         self._held: dict[str, Tensor] = {}  # room for all that will be kept, taken once
         self._check_budget(settings.budget_mb)
@@ -270,16 +272,16 @@ class Recorder:
                 "Name fewer words, set per_step=False, or raise budget_mb.",
             )
 
-    def _group(self, site: Site) -> str:
-        return f"{site.place}@{site.factor}" if self._by_size else site.place
+    def _group(self, layer: Layer) -> str:
+        return f"{layer.block}@{layer.stride}" if self._by_size else layer.block
 
-    def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
+    def take(self, call: AttentionCall, map_BQK: Tensor) -> None:
         """Add one layer of the current pass."""
-        columns = torch.tensor(self.record.columns, dtype=torch.long, device=mass_BQK.device)
-        maps_BTYX = mass_BQK.detach()[..., columns].transpose(1, 2).unflatten(2, call.size).float()
+        columns = torch.tensor(self.record.columns, dtype=torch.long, device=map_BQK.device)
+        maps_BTYX = map_BQK.detach()[..., columns].transpose(1, 2).unflatten(2, call.size).float()
         if not self._by_size:
             maps_BTYX = resize_maps(maps_BTYX, self._size)
-        group = self._group(call.site)
+        group = self._group(call.layer)
         held = self._sums.get(group)
         self._sums[group] = maps_BTYX if held is None else held + maps_BTYX
 

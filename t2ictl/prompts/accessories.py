@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from t2ictl.prompts.grammar import COLORS, DYED, LIST, Piece, Range, group, pieces, word_classes
 
-# Short word lists of ours, for picture prompts; a plural counts as its singular. A creature is never an accessory.
+# Short word lists of ours, for image prompts; a plural counts as its singular. A creature is never an accessory.
 CREATURES = frozenset(
     """cat kitten dog puppy bear panda rabbit bunny goat lion tiger fox horse pony penguin cow calf bull sheep lamb pig
     elephant giraffe zebra monkey gorilla mouse rat frog toad turtle tortoise bird chicken hen rooster duck goose swan
@@ -33,12 +33,12 @@ WORN = frozenset(
     bag purse bandana bandanna pajamas wetsuit swimsuit bikini overalls umbrella hair beard moustache mustache eye
     ear nose paw tail mane horn tusk wing beak leg stripe spot""".split()
 )
-# Too large to be on a creature or part of a thing; a new object of the picture in a list.
+# Too large to be on a creature or part of a thing; a new object of the image in a list.
 LARGE = frozenset(
     """car truck bus train van boat ship airplane plane bicycle bike motorcycle scooter bench chair sofa couch table
     desk bed house building tower barn tree suitcase refrigerator oven television""".split()
 )
-# Where a picture plays: no accessory, and what is "with" it are neighbors.
+# Where an image plays: no accessory, and what is "with" it are neighbors.
 SCENERY = frozenset(
     """background backdrop foreground scene sky cloud sun moon star sunset sunrise field grass meadow forest wood
     mountain hill desert beach sea ocean lake river water snow street road park lot city garden yard landscape
@@ -219,7 +219,7 @@ def _article(old: str, noun: str) -> str:
 
 
 def _unpaired(text: str, first: int, last: int) -> set[int]:
-    """Places of brackets and quotation marks in a stretch whose partner is not in it."""
+    """SubjectRegions of brackets and quotation marks in a stretch whose partner is not in it."""
     opened: list[int] = []
     for place in range(first, last):
         mark = text[place]
@@ -351,7 +351,7 @@ def _link_fits(things: Sequence[_Thing], index: int, link: re.Match[str]) -> boo
 
 
 def _list_fits(things: Sequence[_Thing], index: int, close: str) -> bool:
-    """Whether an object in a list after an accessory is one more, not the next object of the picture."""
+    """Whether an object in a list after an accessory is one more, not the next object of the image."""
     thing, owner = things[index], things[things[index - 1].owner]
     is_worn, is_creature = thing.is_in(WORN), owner.is_in(CREATURES)
     if things[index - 1].after.startswith(",") and "and" not in things[index - 1].after:

@@ -1,6 +1,6 @@
 """Objects of a prompt with their attributes, by character: "a small red circle" is circle with small and red.
 
-Two steps. A tagger gives every word a class; our word lists overrule it where picture prompts differ from
+Two steps. A tagger gives every word a class; our word lists overrule it where image prompts differ from
 newspaper English (striped, square, orange, glass). Then one regular expression over the classes, written
 as one letter per word, finds the objects. Tokens, tokenizers and models are unknown here.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from t2ictl.errors import BadSetting, MissingExtra
 
 GRAMMAR_VERSION = "2"
-"""Part of the settings of a picture: raised whenever objects or noun phrases may be found differently than before."""
+"""Part of the settings of an image: raised whenever objects or noun phrases may be found differently than before."""
 
 Range = tuple[int, int]
 
@@ -65,7 +65,7 @@ QUALITY = frozenset(
 COUNTS = frozenset("many several few some various other another same such".split())
 COMPOUNDS = frozenset(
     """hot-dog hot-dogs potted-plant potted-plants polar-bear polar-bears ice-cream soda-can paper-clip paper-clips
-    paper-towel light-bulb light-fixture light-switch cream-cheese watering-can""".split()
+    paper-towel light-bulb light-fixture light-active_pass cream-cheese watering-can""".split()
 )
 # Before a noun what it is for, not what it does: "a cutting board", but "a sleeping cat".
 PURPOSES = frozenset("living cutting serving measuring mixing frying hiking magnifying sewing swimming".split())
@@ -156,7 +156,7 @@ def group(text: str, parser: str = "grammar", names: Sequence[str] = ()) -> tupl
 
 
 def parser_version(parser: str) -> str:
-    """Name the parser's version, for the settings of a picture.
+    """Name the parser's version, for the settings of an image.
 
     Args:
         parser: as for :func:`group`.

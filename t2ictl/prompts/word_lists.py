@@ -1,4 +1,4 @@
-"""Word lists of the noun-phrase finder: what the tagger gets wrong in picture prompts, and what no tagger says."""
+"""Word lists of the noun-phrase finder: what the tagger gets wrong in image prompts, and what no tagger says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = {
         ("N", """bear bears bristles doily handle leaves mop moped peel picks sail sink sinks sprinkles stem stems stick
             stop tabby trim trolly turn watch bed flatbed shed sled seed feed speed hundred chop urinal"""),
         ("U", """hang rest snatches take paint jump swim wait show sleep follow pull ride hit talk line tows surfs
-            squints sails leaps chases grazes stretches balances steps swings drinks presses watches perches sports
+            squints sails leaps chases grazes stretches balances steps swings drinks presses map_hooks perches sports
             skis ties rolls tops contrasts sprawls faces covers handles"""),
         ("V", """is are was were be am has have had can do sat stood held wore lay stares talks jumps proceeds
             rides drives features smiles sits stands lays lies holds looks flies plays eats hangs shows throws"""),
@@ -48,10 +48,10 @@ TAKING = frozenset("""wearing holding carrying riding having using pulling eatin
 COMPOUNDING = frozenset("""covered lined shaped colored coloured haired striped checkered themed tiled sized sleeved
     handled wheeled flavored framed trimmed sliced stuffed eyed capped clothed clad drawn""".split())  # fmt: skip
 # Plurals of things that are verbs only before a determiner; the next are hardly ever nouns.
-COUNTED = frozenset("steps drinks crosses covers faces flops handles watches skis ties rolls tops".split())
+COUNTED = frozenset("steps drinks crosses covers faces flops handles map_hooks skis ties rolls tops".split())
 STRONG = frozenset("sit hold lie lay graze wear eat look hang play roam".split())
 PLURALS = frozenset("people men women children cattle sheep geese mice fish deer".split())
-# Before "of" a word of quantity, kind or picture and no thing of its own.
+# Before "of" a word of quantity, kind or image and no thing of its own.
 QUANTITIES = VIEWS | frozenset(
     "stack pile piece string sheet herd flock crowd plenty load dozen handful amount".split()
 )

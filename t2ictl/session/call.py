@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import Edit
-from t2ictl.attention.layers import Site
-from t2ictl.attention.passes import DenoiserPass, Switch, Tap
+from t2ictl.attention.layers import Layer
+from t2ictl.attention.passes import ActivePass, DenoiserPass, Tap
 from t2ictl.controls.base import Plan
 from t2ictl.errors import ForeignCall, MoveLost, NonFiniteLoss
 from t2ictl.families import Adapter
@@ -33,10 +33,10 @@ from t2ictl.maps.record import MapTap, Recorder, Recording
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.checkpoints import Checkpointing
 from t2ictl.session.cost import Cost
-from t2ictl.session.extra_passes import Evaluation, OwnPasses
+from t2ictl.session.extra_passes import Evaluation, ExtraPasses
 from t2ictl.session.hooks import DenoiserHook
-from t2ictl.session.observers import Onlooker
-from t2ictl.session.text_embeds import TextRows
+from t2ictl.session.observers import LossMonitor
+from t2ictl.session.text_embeds import EmbedsState
 from t2ictl.settings.windows import Step
 
 __all__ = ["PipelineCall"]
@@ -45,7 +45,7 @@ __all__ = ["PipelineCall"]
 def _refined_to(objective: Objective, presence: float, step: Step) -> Objective:
     """The same objective, with a refinement at this step."""
     assert objective.refinement is not None
-    now = replace(objective.refinement, targets=((step.index / step.total, presence),))
+    now = replace(objective.refinement, thresholds=((step.index / step.total, presence),))
     return replace(objective, refinement=now)
 
 
@@ -55,32 +55,32 @@ class PipelineCall:
 
     Args:
         adapter: the pipeline's family.
-        lanes: the rows of its batch.
-        prompts: the prompt of each picture; None if no control needs words and none are known.
+        batch: the rows of its batch.
+        prompts: the prompt of each image; None if no control needs words and none are known.
         plans: what the controls do.
-        onlookers: controls whose losses are measured, and which do nothing.
-        switch: tells the attention processors which pass is in progress.
-        hook: runs the denoiser for our own passes.
+        loss_monitors: controls whose losses are measured, and which do nothing.
+        active_pass: tells the attention processors which pass is in progress.
+        hook: runs the denoiser for extra passes.
         text: what a control does to the text states, or None.
         cost: counter of the session.
         recording: what to record, or None.
-        record_sites: the layers to record.
-        truncate: end our own passes after the last layer that is needed.
-        checkpointing: which layers our own passes compute again for the backward pass.
+        record_layers: the layers to record.
+        truncate: end extra passes after the last layer that is needed.
+        checkpointing: which layers extra passes compute again for the backward pass.
         raise_nonfinite: raise at a loss that is not finite, where it would otherwise be skipped.
     """
 
     adapter: Adapter
-    lanes: Lanes
+    batch: BatchLayout
     prompts: tuple[Prompt, ...] | None
     plans: Sequence[Plan]
-    onlookers: Sequence[Onlooker]
-    switch: Switch
+    loss_monitors: Sequence[LossMonitor]
+    active_pass: ActivePass
     hook: DenoiserHook
     cost: Cost
-    text: TextRows | None = None
+    text: EmbedsState | None = None
     recording: Recording | None = None
-    record_sites: Sequence[Site] = ()
+    record_layers: Sequence[Layer] = ()
     truncate: bool = True
     checkpointing: Checkpointing = "off"
     raise_nonfinite: bool = False
@@ -93,7 +93,7 @@ class PipelineCall:
     owed: dict[int, float] = field(default_factory=dict)
     pending: Tensor | None = None
     is_in_pass: bool = False
-    watchers: list[tuple[Callable[[Tensor, Step], None], MapTap]] = field(default_factory=list)
+    map_hooks: list[tuple[Callable[[Tensor, Step], None], MapTap]] = field(default_factory=list)
 
     @property
     def objectives(self) -> list[Objective]:
@@ -102,20 +102,20 @@ class PipelineCall:
 
     @property
     def edits(self) -> dict[str, list[Edit]]:
-        """The edits of all plans by site, in the order of the controls."""
-        by_site: dict[str, list[Edit]] = {}
+        """The edits of all plans by layer, in the order of the controls."""
+        by_layer: dict[str, list[Edit]] = {}
         for plan in self.plans:
-            for sites, edit in plan.edits:
-                for site in sites:
-                    by_site.setdefault(site.address, []).append(edit)
-        return by_site
+            for layers, edit in plan.edits:
+                for layer in layers:
+                    by_layer.setdefault(layer.address, []).append(edit)
+        return by_layer
 
     @cached_property
-    def passes(self) -> OwnPasses:
-        """Our own passes through the denoiser."""
-        return OwnPasses(
+    def passes(self) -> ExtraPasses:
+        """Extra passes through the denoiser."""
+        return ExtraPasses(
             adapter=self.adapter,
-            switch=self.switch,
+            active_pass=self.active_pass,
             hook=self.hook,
             cost=self.cost,
             edits=self.edits,
@@ -126,7 +126,7 @@ class PipelineCall:
     @property
     def cond(self) -> slice:
         """The conditional rows, which lie together."""
-        rows = self.lanes.rows("cond")
+        rows = self.batch.indices("cond")
         return slice(rows[0], rows[-1] + 1)
 
     # -- before a denoiser evaluation -------------------------------------------------------
@@ -148,7 +148,7 @@ class PipelineCall:
         names = ("sample", "timestep", "encoder_hidden_states")
         inputs = {**dict(zip(names, args, strict=False)), **kwargs}
         step = self._next_step(inputs)
-        now = Evaluation(step=step, lanes=self.lanes, inputs=inputs, rest=args[len(names) :])
+        now = Evaluation(step=step, batch=self.batch, inputs=inputs, rest=args[len(names) :])
         if self.text is not None:
             found = self.text.update(now, self.passes)
             self.trace.extend(found)
@@ -156,7 +156,7 @@ class PipelineCall:
             inputs |= self.text.inputs(now)
         sample = inputs["sample"]
         acting = self._acting(step)
-        if acting or any(plan.push is not None or plan.pin is not None for plan in self.plans):
+        if acting or any(plan.perturb is not None or plan.fixed_latents is not None for plan in self.plans):
             inputs["sample"] = sample = self._move(acting, now)
         self.cost.forwards += len(sample)
         self._listen(acting, step, sample)
@@ -200,7 +200,7 @@ class PipelineCall:
                 "Another pipeline shares this denoiser: call it outside the session, or give it its own.",
             )
         if self.evaluations == 0:
-            self.lanes.check_rows(len(sample))
+            self.batch.check_rows(len(sample))
             self._check_embeddings(inputs["encoder_hidden_states"])
             self._start_record(sample, total)
         else:
@@ -238,12 +238,12 @@ class PipelineCall:
         return not was_reset and not was_stopped and (self.last_timestep, timestep) in pairwise(known)
 
     def _check_rows(self, rows: int) -> None:
-        """Compare with the rows that arrive; callbacks may switch guidance off for the rest of a call."""
-        if rows != len(self.lanes) and rows == self.lanes.images:
-            self.lanes = self.lanes.only("cond")
+        """Compare with the rows that arrive; callbacks may active_pass guidance off for the rest of a call."""
+        if rows != len(self.batch) and rows == self.batch.images:
+            self.batch = self.batch.only("cond")
             if self.recorder is not None:
                 self.recorder.rows = self.cond
-        self.lanes.check_rows(rows)
+        self.batch.check_rows(rows)
 
     def _check_embeddings(self, states: Tensor) -> None:
         """The text states must be those that this pipeline's own ``encode_prompt`` returned."""
@@ -261,7 +261,7 @@ class PipelineCall:
         if self.recording is None or self.prompts is None:
             return
         self.recorder = Recorder(
-            self.record_sites,
+            self.record_layers,
             self.cond,
             self.prompts,
             self.recording,
@@ -272,7 +272,7 @@ class PipelineCall:
     # -- the move ---------------------------------------------------------------------------
 
     def _move(self, acting: list[Objective], now: Evaluation) -> Tensor:
-        """Move the latents of all pictures and remember the move for the scheduler step."""
+        """Move the latents of all images and remember the move for the scheduler step."""
         sample, channels, step = now.inputs["sample"], self.adapter.latent_channels, now.step
         moves: list[Move] = []
         searching = [each for each in acting if each.search is not None]
@@ -280,7 +280,7 @@ class PipelineCall:
         for objectives, find in ((searching, optimize_noise), (moving, optimize)):
             if not objectives:
                 continue
-            maps = self.passes.maps([sites for each in objectives for sites in each.groups], now)
+            maps = self.passes.maps([layers for each in objectives for layers in each.groups], now)
             found = find(moves[-1].latents if moves else sample[self.cond, :channels], objectives, maps, step)
             # Before the check, so that the trace of a call that it ends says where.
             self.trace.extend(found.trace)
@@ -295,7 +295,7 @@ class PipelineCall:
         # The scheduler steps from its own, unscaled sample: dz = dx / c.
         delta_BCYX = reduce(torch.add, [move.delta for move in moves])
         self.pending = delta_BCYX / input_scale(self.adapter.pipe.scheduler, now.inputs["timestep"])
-        copies = len(sample) // self.lanes.images
+        copies = len(sample) // self.batch.images
         return torch.cat([moves[-1].latents.repeat(copies, 1, 1, 1), sample[:, channels:]], dim=1)
 
     def _pushes(self, before: Move | None, x_BCYX: Tensor, step: Step) -> list[Move]:
@@ -304,19 +304,19 @@ class PipelineCall:
         made: list[Move] = []
         for plan in self.plans:
             now_BCYX = made[-1].latents if made else before.latents if before else x_BCYX
-            vectors = plan.push(now_BCYX, step) if plan.push is not None else ()
+            vectors = plan.perturb(now_BCYX, step) if plan.perturb is not None else ()
             if vectors:
                 made.append(push(now_BCYX, vectors, step, first=done))
                 done += len(vectors)
         return made
 
     def _pins(self, x_BCYX: Tensor, step: Step) -> list[Move]:
-        """Pictures that are held somewhere, whatever the others do; no move that anybody would count."""
+        """Images that are held somewhere, whatever the others do; no move that anybody would count."""
         made: list[Move] = []
         for plan in self.plans:
-            if plan.pin is not None:
+            if plan.fixed_latents is not None:
                 before_BCYX = made[-1].latents if made else x_BCYX
-                held_BCYX = plan.pin(before_BCYX, step)
+                held_BCYX = plan.fixed_latents(before_BCYX, step)
                 exact = torch.promote_types(x_BCYX.dtype, torch.float32)
                 made.append(Move(latents=held_BCYX, delta=held_BCYX.to(exact) - before_BCYX.to(exact), trace=()))
         return made
@@ -327,25 +327,25 @@ class PipelineCall:
         bad = [row for row, skipped in enumerate(torch.stack([t.skipped for t in trace]).any(dim=0)) if skipped]
         if bad:
             raise NonFiniteLoss(
-                f"The loss or its gradient is not finite at evaluation {step.index} for pictures {bad}.",
+                f"The loss or its gradient is not finite at evaluation {step.index} for images {bad}.",
                 "Use bfloat16 or float32, a smaller step, or on_nonfinite='skip'.",
             )
 
-    # -- the pass that makes the picture ----------------------------------------------------
+    # -- the pass that makes the image ----------------------------------------------------
 
     def _listen(self, acting: Sequence[Objective], step: Step, sample: Tensor) -> None:
         """Set edits and taps for the pass that the pipeline is about to make."""
-        wanted = [(each.observe, each.sites) for each in acting if each.observe is not None]
-        wanted += [(watch.take, watch.sites) for plan in self.plans for watch in plan.watches]
-        self.watchers = [(take, MapTap(sites, self.cond)) for take, sites in wanted]
-        taps: list[Tap] = [tap for _, tap in self.watchers]
+        wanted = [(each.on_maps, each.layers) for each in acting if each.on_maps is not None]
+        wanted += [(watch.take, watch.layers) for plan in self.plans for watch in plan.map_hooks]
+        self.map_hooks = [(take, MapTap(layers, self.cond)) for take, layers in wanted]
+        taps: list[Tap] = [tap for _, tap in self.map_hooks]
         is_discarded = discards_sample(self.adapter.pipe.scheduler)
-        taps += [tap for each in self.onlookers for tap in each.begin(step, self.cond, is_discarded)]
+        taps += [tap for each in self.loss_monitors for tap in each.begin(step, self.cond, is_discarded)]
         if self.recorder is not None:
             taps.append(self.recorder)
         self._step = step
-        self.switch.current = DenoiserPass(
-            lanes=self.lanes,
+        self.active_pass.current = DenoiserPass(
+            batch=self.batch,
             latent_size=(sample.shape[-2], sample.shape[-1]),
             step=step,
             edits=self.edits,
@@ -353,14 +353,14 @@ class PipelineCall:
         )
 
     def after(self) -> None:
-        """End the pass that made the picture: hand its maps to those who asked for them."""
-        self.switch.current = None
+        """End the pass that made the image: hand its maps to those who asked for them."""
+        self.active_pass.current = None
         self.is_in_pass = False
-        for take, tap in self.watchers:
+        for take, tap in self.map_hooks:
             take(tap.mean(), self._step)
-        self.watchers = []
-        for onlooker in self.onlookers:
-            onlooker.end(self._step)
+        self.map_hooks = []
+        for monitor in self.loss_monitors:
+            monitor.end(self._step)
         if self.recorder is not None:
             self.recorder.end_step()
 

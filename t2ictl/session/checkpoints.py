@@ -1,4 +1,4 @@
-"""Activation checkpointing of our own passes: less memory for the backward pass, some layers computed twice.
+"""Activation checkpointing of extra passes: less memory for the backward pass, some layers computed twice.
 
 Only modules in which nobody listens are run again: feed-forward layers, residual blocks, and attention without one of
 our processors. They are plain functions of what goes in, so they need nothing of the pass they were first run in, and

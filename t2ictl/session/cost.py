@@ -13,7 +13,7 @@ __all__ = ["Cost", "peak_bytes", "start_peak"]
 
 @dataclass(kw_only=True)
 class Cost:
-    """Work done in a session, counted in rows: one row is one picture in one guidance branch.
+    """Work done in a session, counted in rows: one row is one image in one guidance branch.
 
     Args:
         forwards: denoiser forward passes that the pipeline asked for (rows).

@@ -1,10 +1,10 @@
-"""Our own passes through the denoiser: what an objective asks of the model, beside the passes that make the picture.
+"""Extra passes through the denoiser: what an objective asks of the model, beside the passes that make the image.
 
 Two kinds. ``maps`` runs the conditional rows up to the last layer whose attention maps are needed; the
 gradient is that of a whole pass, since nothing after that layer reaches the maps. ``noise`` runs
 rows of its own, with text states of its own, to the end.
 
-Legend: ``B`` picture, ``G`` row of a pass (any picture, any text), ``C`` channels, ``Y`` ``X`` rows and columns,
+Legend: ``B`` image, ``G`` row of a pass (any image, any text), ``C`` channels, ``Y`` ``X`` rows and columns,
 ``T`` prompt token, ``K`` position of the text row.
 """
 
@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.cache import Latest
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.cache import TensorCache
 from t2ictl.attention.edits import Edit
-from t2ictl.attention.layers import Site
-from t2ictl.attention.passes import DenoiserPass, StopForward, Switch
+from t2ictl.attention.layers import Layer
+from t2ictl.attention.passes import ActivePass, DenoiserPass, StopForward
 from t2ictl.families import Adapter
 from t2ictl.maps.record import MapTap
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
@@ -30,18 +30,18 @@ from t2ictl.session.cost import Cost
 from t2ictl.session.hooks import DenoiserHook, Frozen
 from t2ictl.settings.windows import Step
 
-__all__ = ["Evaluation", "MapsOf", "OwnPasses"]
+__all__ = ["Evaluation", "MapsOf", "ExtraPasses"]
 
 Rows = slice | list[int] | Tensor
 
 
 class MapsOf(Protocol):
-    """From latents ``x_BCYX`` and text states to the maps of some pictures, one a group."""
+    """From latents ``x_BCYX`` and text states to the maps of some images, one a group."""
 
     def __call__(
-        self, x_BCYX: Tensor, rows: Sequence[int] | None = None, *, states_BKC: Tensor | None = None
+        self, x_BCYX: Tensor, rows: Sequence[int] | None = None, *, embeds_BTC: Tensor | None = None
     ) -> list[Tensor]:
-        """Give one ``maps_BYXT`` a group; without ``rows`` for all pictures, without states for the pipeline's."""
+        """Give one ``maps_BYXT`` a group; without ``rows`` for all images, without states for the pipeline's."""
 
 
 def take_rows(value: Any, rows: Rows, total: int) -> Any:
@@ -61,39 +61,39 @@ class Evaluation:
 
     Args:
         step: which one.
-        lanes: the rows of its batch.
+        batch: the rows of its batch.
         inputs: the denoiser's arguments by name, all rows.
         rest: further positional arguments.
     """
 
     step: Step
-    lanes: Lanes
+    batch: BatchLayout
     inputs: Mapping[str, Any]
     rest: tuple[Any, ...] = ()
 
     @property
     def cond(self) -> slice:
         """The conditional rows, which lie together."""
-        rows = self.lanes.rows("cond")
+        rows = self.batch.indices("cond")
         return slice(rows[0], rows[-1] + 1)
 
 
 @dataclass(kw_only=True)
-class OwnPasses:
+class ExtraPasses:
     """Runs the denoiser for objectives.
 
     Args:
         adapter: the pipeline's family.
-        switch: tells the attention processors which pass is in progress.
+        active_pass: tells the attention processors which pass is in progress.
         hook: runs the denoiser past the session's own hook.
         cost: counter of the session.
-        edits: edits of attention by site address.
+        edits: edits of attention by layer address.
         truncate: end passes for maps after the last layer that is needed.
         checkpointing: which layers are computed again for the backward pass.
     """
 
     adapter: Adapter
-    switch: Switch
+    active_pass: ActivePass
     hook: DenoiserHook
     cost: Cost
     edits: Mapping[str, Sequence[Edit]]
@@ -101,20 +101,20 @@ class OwnPasses:
     checkpointing: Checkpointing = "off"
 
     @cached_property
-    def _context(self) -> Latest:
-        return Latest()
+    def _context(self) -> TensorCache:
+        return TensorCache()
 
     @cached_property
     def frozen(self) -> Frozen:
-        """What our own passes need of the denoiser."""
+        """What extra passes need of the denoiser."""
         return Frozen(self.adapter.denoiser)
 
     @cached_property
     def recomputed(self) -> Recomputed:
-        """What our own passes do not keep; processors must be in place."""
+        """What extra passes do not keep; processors must be in place."""
         return Recomputed(self.adapter.denoiser, self.checkpointing)
 
-    def maps(self, groups: Sequence[tuple[Site, ...]], now: Evaluation) -> MapsOf:
+    def maps(self, groups: Sequence[tuple[Layer, ...]], now: Evaluation) -> MapsOf:
         """Make the function from latents and text states to attention maps.
 
         Args:
@@ -122,24 +122,24 @@ class OwnPasses:
             now: the evaluation that the passes stand for.
 
         Returns:
-            A function from ``x_BCYX``, ``rows`` (None: all pictures) and ``states_BKC`` (None: those of the evaluation)
+            A function from ``x_BCYX``, ``rows`` (None: all images) and ``embeds_BTC`` (None: those of the evaluation)
             to one ``maps_BYXT`` a group.
         """
-        last = max((site for sites in groups for site in sites), key=lambda site: site.order)
+        last = max((layer for layers in groups for layer in layers), key=lambda layer: layer.order)
 
         def maps(
-            x_BCYX: Tensor, rows: Sequence[int] | None = None, *, states_BKC: Tensor | None = None
+            x_BCYX: Tensor, rows: Sequence[int] | None = None, *, embeds_BTC: Tensor | None = None
         ) -> list[Tensor]:
             """Run one pass, and give the mean map of each group."""
-            if rows is not None and self.edits:  # an edit may want all pictures of a batch, which read each other
-                return [each[rows] for each in maps(x_BCYX, states_BKC=states_BKC)]
+            if rows is not None and self.edits:  # an edit may want all images of a batch, which read each other
+                return [each[rows] for each in maps(x_BCYX, embeds_BTC=embeds_BTC)]
             own: slice | list[int] = now.cond
             if rows is not None:
                 x_BCYX, own = x_BCYX[rows], [now.cond.start + row for row in rows]
             extra = now.inputs["sample"][own, self.adapter.latent_channels :]
-            taps = {sites: MapTap(sites, slice(None)) for sites in groups}
-            self.switch.current = DenoiserPass(
-                lanes=_lanes(now.lanes, own),
+            taps = {layers: MapTap(layers, slice(None)) for layers in groups}
+            self.active_pass.current = DenoiserPass(
+                batch=_batch(now.batch, own),
                 latent_size=(x_BCYX.shape[-2], x_BCYX.shape[-1]),
                 step=now.step,
                 edits=self.edits,
@@ -149,34 +149,34 @@ class OwnPasses:
             )
             self.cost.extra_forwards += len(x_BCYX)
             # Objectives on text rows count their gradients themselves: not every look takes one.
-            self.cost.backwards += len(x_BCYX) if states_BKC is None else 0
+            self.cost.backwards += len(x_BCYX) if embeds_BTC is None else 0
             try:
-                self._run(torch.cat([x_BCYX, extra], dim=1), states_BKC, own, now)
+                self._run(torch.cat([x_BCYX, extra], dim=1), embeds_BTC, own, now)
             except StopForward:
                 pass
             finally:
-                self.switch.current = None
-            return [taps[sites].mean() for sites in groups]
+                self.active_pass.current = None
+            return [taps[layers].mean() for layers in groups]
 
         return maps
 
     def noise(self, states_GKC: Tensor, rows_G: Tensor, now: Evaluation) -> Tensor:
-        """Predict the noise of some pictures under other texts: whole passes, without edits or other inputs of text.
+        """Predict the noise of some images under other texts: whole passes, without edits or other inputs of text.
 
         A text of one position takes the short way through cross-attention (its softmax is 1). Pooled text
         states are zero, on which nothing can lean but the row itself.
 
         Args:
             states_GKC: text states, one row for each prediction.
-            rows_G: the picture of each.
+            rows_G: the image of each.
             now: the evaluation.
 
         Returns:
             ``noise_GCYX``, in the terms of the model (noise, or velocity).
         """
         rows_G = rows_G + now.cond.start
-        self.switch.current = DenoiserPass(
-            lanes=_lanes(now.lanes, rows_G.tolist()),
+        self.active_pass.current = DenoiserPass(
+            batch=_batch(now.batch, rows_G.tolist()),
             latent_size=(now.inputs["sample"].shape[-2], now.inputs["sample"].shape[-1]),
             step=now.step,
             is_free=True,
@@ -185,7 +185,7 @@ class OwnPasses:
         try:
             result = self._run(now.inputs["sample"][rows_G], states_GKC, rows_G, now, free=True)
         finally:
-            self.switch.current = None
+            self.active_pass.current = None
         noise_GCYX: Tensor = result[0]
         return noise_GCYX
 
@@ -206,9 +206,9 @@ class OwnPasses:
             return self.hook.forward(sample, keywords.pop("timestep"), context, *more, **keywords)
 
 
-def _lanes(lanes: Lanes, rows: slice | list[int]) -> Lanes:
-    picked = range(*rows.indices(len(lanes))) if isinstance(rows, slice) else rows
-    return Lanes(lanes=tuple(lanes.lanes[row] for row in picked))
+def _batch(batch: BatchLayout, rows: slice | list[int]) -> BatchLayout:
+    picked = range(*rows.indices(len(batch))) if isinstance(rows, slice) else rows
+    return BatchLayout(rows=tuple(batch.rows[row] for row in picked))
 
 
 def _without_text(keywords: dict[str, Any]) -> dict[str, Any]:

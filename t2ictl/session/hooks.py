@@ -98,9 +98,9 @@ class DenoiserHook(ModelHook):
 
 
 class Frozen:
-    """Ask for no gradient of weights, and drop no activations, in our own passes only.
+    """Ask for no gradient of weights, and drop no activations, in extra passes only.
 
-    The pass that makes the picture keeps the flags that it has always had: torch picks other
+    The pass that makes the image keeps the flags that it has always had: torch picks other
     kernels for weights that ask for a gradient, even where none is taken, and rounds differently.
     Gradient checkpointing would run layers a second time, when nobody listens to their maps.
 

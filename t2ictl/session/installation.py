@@ -7,36 +7,36 @@ from typing import Any
 
 from torch import nn
 
-from t2ictl.attention.layers import Site
-from t2ictl.attention.passes import Switch
+from t2ictl.attention.layers import Layer
+from t2ictl.attention.passes import ActivePass
 from t2ictl.attention.processor import ControlledAttention
 
-__all__ = ["ProcessorInstallation"]
+__all__ = ["AttnProcessorPatch"]
 
 _PREVIOUS = "t2ictl_previous_processor"
 
 
-class ProcessorInstallation:
+class AttnProcessorPatch:
     """The processors that a session has put on a denoiser.
 
     Args:
         denoiser: the U-Net.
-        switch: tells the processors which pass is in progress.
+        active_pass: tells the processors which pass is in progress.
     """
 
-    def __init__(self, denoiser: Any, switch: Switch) -> None:
-        self._denoiser, self._switch = denoiser, switch
+    def __init__(self, denoiser: Any, active_pass: ActivePass) -> None:
+        self._denoiser, self._switch = denoiser, active_pass
         self._placed: list[tuple[Any, ControlledAttention]] = []
 
-    def place(self, sites: Iterable[Site]) -> None:
+    def place(self, layers: Iterable[Layer]) -> None:
         """Put a processor at each layer; what was there goes on working behind it.
 
         Args:
-            sites: the layers.
+            layers: the layers.
         """
-        for site in sites:
-            attention = self._denoiser.get_submodule(site.module)
-            ours = ControlledAttention(site, attention.processor, self._switch)
+        for layer in layers:
+            attention = self._denoiser.get_submodule(layer.module)
+            ours = ControlledAttention(layer, attention.processor, self._switch)
             attention.set_processor(ours)
             if isinstance(ours.previous, nn.Module):  # keep its weights where offloading finds them
                 attention.add_module(_PREVIOUS, ours.previous)

@@ -12,7 +12,7 @@ from t2ictl.errors import PromptUnknown
 from t2ictl.families import Adapter, Encoded
 from t2ictl.prompts.prompt import Prompt
 
-__all__ = ["KnownWords"]
+__all__ = ["PromptCache"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class _Seen:
 
 
 @dataclass
-class KnownWords:
+class PromptCache:
     """What a session knows of words.
 
     Args:
@@ -39,7 +39,7 @@ class KnownWords:
     parser: str
     seen: list[_Seen] = field(default_factory=list)
 
-    def of(self, encoded: Encoded) -> tuple[Prompt, ...] | None:
+    def prompts_of(self, encoded: Encoded) -> tuple[Prompt, ...] | None:
         """Give the parsed prompt of each text that the pipeline was given, or None where nobody knows the words.
 
         Args:
@@ -86,8 +86,8 @@ class KnownWords:
         """Keep the words of embeddings: the user may come back with this tensor. Nothing is kept alive for it.
 
         Args:
-            embeddings: what ``encode_prompt`` returned, one row a picture.
-            prompts: the prompt of each picture, if known.
+            embeddings: what ``encode_prompt`` returned, one row an image.
+            prompts: the prompt of each image, if known.
             is_edited: whether a control has edited the rows.
         """
         self.seen = [each for each in self.seen if each.embeddings() is not None]

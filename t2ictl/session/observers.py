@@ -1,10 +1,10 @@
-"""Controls that only look on: their losses on a picture that they do not touch.
+"""Controls that only look on: their losses on an image that they do not touch.
 
-A control's own loss says how good it finds a picture; with it one can choose among pictures, or see
-what another control did to it. It is read from the maps of the pass that makes the picture
-anyway, beside the fused kernels, so it costs no pass and the picture is bit-equal.
+A control's own loss says how good it finds an image; with it one can choose among images, or see
+what another control did to it. It is read from the maps of the pass that makes the image
+anyway, beside the fused kernels, so it costs no pass and the image is bit-equal.
 
-Legend: ``B`` picture, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from t2ictl.attention.layers import Site
+from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import Rows
 from t2ictl.controls.base import Control, Plan
 from t2ictl.errors import BadSetting
@@ -22,11 +22,11 @@ from t2ictl.guidance.objectives import Objective
 from t2ictl.maps.record import MapTap
 from t2ictl.settings.windows import Step
 
-__all__ = ["Measured", "Onlooker"]
+__all__ = ["LossEntry", "LossMonitor"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class LossEntry:
     """What a control's objectives found in one evaluation.
 
     Args:
@@ -41,13 +41,13 @@ class Measured:
 
 
 @dataclass(kw_only=True)
-class _Watch:
+class _Monitored:
     objective: Objective
     taps: tuple[MapTap, ...]
 
 
 @dataclass
-class Onlooker:
+class LossMonitor:
     """The objectives of one control during one pipeline call, evaluated where they would act.
 
     Args:
@@ -57,13 +57,13 @@ class Onlooker:
 
     Raises:
         BadSetting: if the control has no losses, or acts on text rows: then they are not read from the maps of
-            the picture's own pass.
+            the image's own pass.
     """
 
     control: Control
     plan: Plan
-    found: list[Measured] = field(default_factory=list)
-    _watching: list[_Watch] = field(default_factory=list)
+    found: list[LossEntry] = field(default_factory=list)
+    _monitored: list[_Monitored] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.control.has_losses:
@@ -73,14 +73,14 @@ class Onlooker:
             )
         if self.plan.text is not None:
             raise BadSetting(
-                f"The losses of {type(self.control).__name__} need passes of their own and cannot be measured beside.",
+                f"The losses of {type(self.control).__name__} need extra passes and cannot be measured beside.",
                 "Leave it out of measure=; in a benchmark, leave out best-of-N:<its arm>.",
             )
 
     @property
-    def sites(self) -> set[Site]:
+    def layers(self) -> set[Layer]:
         """The layers that are listened to."""
-        return {site for objective in self.plan.objectives for site in objective.all_sites}
+        return {layer for objective in self.plan.objectives for layer in objective.all_layers}
 
     def begin(self, step: Step, rows: Rows, is_discarded: bool) -> list[MapTap]:
         """Say what to listen to in the pass that is about to run.
@@ -95,10 +95,10 @@ class Onlooker:
         """
         acting = [each for each in self.plan.objectives if each.acts(step)]
         acting = [each for each in acting if each.keep_discarded or not is_discarded]
-        self._watching = [
-            _Watch(objective=each, taps=tuple(MapTap(sites, rows) for sites in each.groups)) for each in acting
+        self._monitored = [
+            _Monitored(objective=each, taps=tuple(MapTap(layers, rows) for layers in each.groups)) for each in acting
         ]
-        return [tap for each in self._watching for tap in each.taps]
+        return [tap for each in self._monitored for tap in each.taps]
 
     def end(self, step: Step) -> None:
         """Evaluate the objectives on what was heard.
@@ -107,11 +107,11 @@ class Onlooker:
             step: the evaluation.
         """
         losses: list[Tensor] = []
-        for each in self._watching:
+        for each in self._monitored:
             maps = [tap.mean() for tap in each.taps]
             losses.append(each.objective.strength * each.objective.read(maps, step).total.detach())
-            if each.objective.observe is not None:
-                each.objective.observe(maps[0], step)
-        self._watching = []
+            if each.objective.on_maps is not None:
+                each.objective.on_maps(maps[0], step)
+        self._monitored = []
         if losses:
-            self.found.append(Measured(control=self.control, step=step, loss=torch.stack(losses).sum(dim=0)))
+            self.found.append(LossEntry(control=self.control, step=step, loss=torch.stack(losses).sum(dim=0)))

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import torch
 
-from t2ictl.attention.layers import Site, select
-from t2ictl.attention.passes import Switch
+from t2ictl.attention.layers import Layer, select_layers
+from t2ictl.attention.passes import ActivePass
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.errors import (
     BadSetting,
@@ -33,9 +33,9 @@ from t2ictl.errors import (
 )
 from t2ictl.families import find_adapter
 from t2ictl.families.base import Encoded
-from t2ictl.families.schedulers import StepWrap
+from t2ictl.families.schedulers import SchedulerPatch
 from t2ictl.families.text_states import Encode
-from t2ictl.guidance.objectives import one_rule
+from t2ictl.guidance.objectives import check_one_step_size
 from t2ictl.guidance.optimize import MoveTrace
 from t2ictl.maps.record import AttentionRecord, Recording
 from t2ictl.prompts.prompt import Prompt
@@ -43,10 +43,10 @@ from t2ictl.session.call import PipelineCall
 from t2ictl.session.checkpoints import Checkpointing, check_checkpointing
 from t2ictl.session.cost import Cost, peak_bytes, start_peak
 from t2ictl.session.hooks import DenoiserHook
-from t2ictl.session.installation import ProcessorInstallation
-from t2ictl.session.known_prompts import KnownWords
-from t2ictl.session.observers import Measured, Onlooker
-from t2ictl.session.text_embeds import TextRows
+from t2ictl.session.installation import AttnProcessorPatch
+from t2ictl.session.known_prompts import PromptCache
+from t2ictl.session.observers import LossEntry, LossMonitor
+from t2ictl.session.text_embeds import EmbedsState
 
 __all__ = ["Session", "controlled"]
 
@@ -70,11 +70,11 @@ def controlled(
         record: keep the attention maps of words (nothing is recorded otherwise).
         prompt: the words, where the pipeline is called with ``prompt_embeds`` only.
         parser: how objects and attributes are found: ``"grammar"`` or ``"spacy"``.
-        on_nonfinite: skip the update of a picture whose loss is not finite, with a warning, or raise.
-        measure: controls that only look on: their losses on the maps of the pass that makes the picture are
+        on_nonfinite: skip the update of an image whose loss is not finite, with a warning, or raise.
+        measure: controls that only look on: their losses on the maps of the pass that makes the image are
             in ``session.measured``, at no further pass; they move and edit nothing.
         checkpointing: compute ``"feed_forward"`` layers, or ``"all"`` in which nobody listens, a second time in place
-            of keeping them for the backward pass: the same pictures, less memory, more work (docs/speed.md).
+            of keeping them for the backward pass: the same images, less memory, more work (docs/speed.md).
 
     Returns:
         The session, to be used in a ``with`` statement.
@@ -131,12 +131,12 @@ class Session:
         self.cost, self._checkpointing = Cost(), check_checkpointing(checkpointing)
         self._pipe, self._recording = pipe, recording
         self._raise_nonfinite, self._truncate = raise_nonfinite, truncate
-        self._switch = Switch()
+        self._switch = ActivePass()
         self._hook = DenoiserHook(self._before, self._after)
         self._call: PipelineCall | None = None
-        self._wrap: StepWrap | None = None
-        self._processors = ProcessorInstallation(self.adapter.denoiser, self._switch)
-        self._words = KnownWords(self.adapter, (words,) if isinstance(words, str) else words, parser)
+        self._wrap: SchedulerPatch | None = None
+        self._processors = AttnProcessorPatch(self.adapter.denoiser, self._switch)
+        self._words = PromptCache(self.adapter, (words,) if isinstance(words, str) else words, parser)
         self._prompts: tuple[Prompt, ...] | None = None
         self._check()
 
@@ -148,11 +148,13 @@ class Session:
                     f"{type(control).__name__} does not act on the family {self.adapter.family!r}.",
                     f"It acts on: {', '.join(control.families)}.",
                 )
-        self._record_sites: tuple[Site, ...] = ()
+        self._record_layers: tuple[Layer, ...] = ()
         if self._recording is not None:
-            where = self._recording.sites or f"cross@{self.adapter.semantic_factor}"
+            where = self._recording.layers or f"cross@{self.adapter.semantic_stride}"
             # The maps of self-attention are over places, not over words.
-            self._record_sites = select([site for site in self.adapter.sites if site.kind == "cross"], where)
+            self._record_layers = select_layers(
+                [layer for layer in self.adapter.layers if layer.kind == "cross"], where
+            )
 
     # -- results ----------------------------------------------------------------------------
 
@@ -173,15 +175,17 @@ class Session:
         return () if self._call is None else tuple(self._call.trace)
 
     @property
-    def measured(self) -> tuple[Measured, ...]:
+    def measured(self) -> tuple[LossEntry, ...]:
         """What the controls of ``measure=`` found in the last pipeline call, one entry a control and evaluation."""
-        return () if self._call is None else tuple(entry for each in self._call.onlookers for entry in each.found)
+        return () if self._call is None else tuple(entry for each in self._call.loss_monitors for entry in each.found)
 
     # -- entry and exit ---------------------------------------------------------------------
 
     def __enter__(self) -> Session:
         pipe = self._pipe
-        if isinstance(getattr(pipe, "encode_prompt", None), _Learner) or self.adapter.denoiser.__dict__.get("_t2ictl"):
+        if isinstance(getattr(pipe, "encode_prompt", None), EncodePromptWrapper) or self.adapter.denoiser.__dict__.get(
+            "_t2ictl"
+        ):
             raise ControlConflict(
                 "This pipeline, or another one with the same denoiser, already has an open session.",
                 "Give all controls to one session: controlled(pipe, [first, second]).",
@@ -190,7 +194,7 @@ class Session:
         self._started = time.perf_counter()
         try:
             self._had_encoder = pipe.__dict__.get("encode_prompt")
-            pipe.encode_prompt = _Learner(pipe.encode_prompt, self)
+            pipe.encode_prompt = EncodePromptWrapper(pipe.encode_prompt, self)
             self.adapter.denoiser.__dict__["_t2ictl"] = True
             self._hook.install(self.adapter.denoiser)
         except BaseException:
@@ -214,7 +218,7 @@ class Session:
         self._unwrap_scheduler()
         self._hook.remove()
         self.adapter.denoiser.__dict__.pop("_t2ictl", None)
-        if isinstance(self._pipe.__dict__.get("encode_prompt"), _Learner):
+        if isinstance(self._pipe.__dict__.get("encode_prompt"), EncodePromptWrapper):
             if self._had_encoder is None:
                 del self._pipe.__dict__["encode_prompt"]
             else:
@@ -249,37 +253,37 @@ class Session:
         self._call = None
         self._processors.remove()
         self.adapter.check_denoiser()
-        self._prompts = prompts = self._words.of(encoded)
+        self._prompts = prompts = self._words.prompts_of(encoded)
         context = PlanContext(
             adapter=self.adapter,
             prompts=prompts or (),
-            lanes=encoded.lanes,
+            batch=encoded.batch,
             encode=encode,
             negative_prompts=tuple(self.adapter.parse(each, self._words.parser) for each in encoded.negatives),
         )
         plans, context = self._plans(prompts, context)
-        onlookers = tuple(Onlooker(control, control.plan(context)) for control in self._measure)
+        loss_monitors = tuple(LossMonitor(control, control.plan(context)) for control in self._measure)
         text = next((plan.text for plan in plans if plan.text is not None), None)
         self._call = PipelineCall(
             adapter=self.adapter,
-            lanes=encoded.lanes,
-            prompts=_by_picture(prompts if text is None else text.prompts, encoded),
+            batch=encoded.batch,
+            prompts=_by_image(prompts if text is None else text.prompts, encoded),
             plans=plans,
-            text=None if text is None else TextRows(text),
-            onlookers=onlookers,
-            switch=self._switch,
+            text=None if text is None else EmbedsState(text),
+            loss_monitors=loss_monitors,
+            active_pass=self._switch,
             hook=self._hook,
             cost=self.cost,
             recording=self._recording,
-            record_sites=self._record_sites,
+            record_layers=self._record_layers,
             truncate=self._truncate,
             checkpointing=self._checkpointing,
             raise_nonfinite=self._raise_nonfinite,
         )
         self._hook.install(self.adapter.denoiser)
-        self._processors.place(self._needed_sites(plans).union(*(each.sites for each in onlookers)))
+        self._processors.place(self._needed_layers(plans).union(*(each.layers for each in loss_monitors)))
         self._unwrap_scheduler()
-        self._wrap = StepWrap(self._pipe.scheduler, self._call.replace)
+        self._wrap = SchedulerPatch(self._pipe.scheduler, self._call.replace)
 
     def end_encoding(self, encoded: Encoded, result: Any, encode: Encode) -> Any:
         """Edit what ``encode_prompt`` returned, and remember it: the denoiser must be called with it.
@@ -299,11 +303,11 @@ class Session:
             result = self.adapter.with_text_states(result, states)
         elif text is not None and (text.edit.objectives or text.edit.during is not None):
             # Not edited a second time; but what acts on the way learns from the words what it needs.
-            words = _by_picture(self._prompts, encoded)
+            words = _by_image(self._prompts, encoded)
             assert words is not None
             text.edit.rewrite(encode([each.text for each in words]), encode)
         self._call.embeddings = result[0]
-        self._words.remember(result[0], _by_picture(self._prompts, encoded), is_edited=text is not None)
+        self._words.remember(result[0], _by_image(self._prompts, encoded), is_edited=text is not None)
         return result
 
     def _plans(self, prompts: tuple[Prompt, ...] | None, context: PlanContext) -> tuple[tuple[Plan, ...], PlanContext]:
@@ -326,13 +330,13 @@ class Session:
         plans = tuple(made[place] for place in range(len(self.controls)))
         self._check_owners(plans)
         objectives = [objective for plan in plans for objective in plan.objectives]
-        one_rule(objectives)
+        check_one_step_size(objectives)
         if objectives or any(plan.text is not None and plan.text.objectives for plan in plans):
             self.adapter.check_gradients()
             if torch.is_inference_mode_enabled():
                 raise UnsupportedPipeline(
                     "The pipeline is called under torch.inference_mode(), where no gradient can be taken.",
-                    "Call it under torch.no_grad(), or as it is: pipelines switch gradients off themselves.",
+                    "Call it under torch.no_grad(), or as it is: pipelines active_pass gradients off themselves.",
                 )
         return plans, context
 
@@ -346,13 +350,13 @@ class Session:
                     )
                 owners[thing] = control.name
 
-    def _needed_sites(self, plans: Sequence[Plan]) -> set[Site]:
-        edited = {site for plan in plans for sites, _ in plan.edits for site in sites}
-        probed = {site for plan in plans for objective in plan.objectives for site in objective.all_sites}
-        watched = {site for plan in plans for watch in plan.watches for site in watch.sites}
+    def _needed_layers(self, plans: Sequence[Plan]) -> set[Layer]:
+        edited = {layer for plan in plans for layers, _ in plan.edits for layer in layers}
+        probed = {layer for plan in plans for objective in plan.objectives for layer in objective.all_layers}
+        watched = {layer for plan in plans for watch in plan.map_hooks for layer in watch.layers}
         texts = [plan.text for plan in plans if plan.text is not None]
-        passed = {site for text in texts for objective in text.objectives for site in objective.sites}
-        return edited | probed | watched | passed | set(self._record_sites)
+        passed = {layer for text in texts for objective in text.objectives for layer in objective.layers}
+        return edited | probed | watched | passed | set(self._record_layers)
 
     def _unwrap_scheduler(self) -> None:
         if self._wrap is not None:
@@ -374,7 +378,7 @@ class Session:
             self._call.after()
 
 
-class _Learner:
+class EncodePromptWrapper:
     """Stands at ``pipe.encode_prompt`` for the length of a session and tells it what is encoded."""
 
     def __init__(self, original: Any, session: Session) -> None:
@@ -393,7 +397,7 @@ class _Learner:
         return self._session.end_encoding(encoded, result, encode)
 
 
-def _by_picture(prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> tuple[Prompt, ...] | None:
+def _by_image(prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> tuple[Prompt, ...] | None:
     if prompts is None:
         return None
-    return tuple(prompts[lane.prompt] for lane in encoded.lanes.only("cond").lanes)
+    return tuple(prompts[row.prompt] for row in encoded.batch.only("cond").rows)

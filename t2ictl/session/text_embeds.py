@@ -1,6 +1,6 @@
 """The text rows of one pipeline call: rewritten once, added to by step, moved by objectives.
 
-Legend: ``B`` picture, ``G`` row of a pass (any picture, any text), ``K`` position of the text row, ``C`` channels,
+Legend: ``B`` image, ``G`` row of a pass (any image, any text), ``K`` position of the text row, ``C`` channels,
 ``Y`` ``X`` rows and columns, ``T`` prompt token.
 """
 
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2ictl.attention.layers import Site
+from t2ictl.attention.layers import Layer
 from t2ictl.guidance.optimize import MoveTrace
 from t2ictl.guidance.text_objectives import TextEdit
-from t2ictl.guidance.text_updates import TokenMove, push_tokens, update_tokens
-from t2ictl.session.extra_passes import Evaluation, OwnPasses
+from t2ictl.guidance.text_updates import EmbedMove, perturb_embeds, update_embeds
+from t2ictl.session.extra_passes import Evaluation, ExtraPasses
 
-__all__ = ["TextRows"]
+__all__ = ["EmbedsState"]
 
 # The denoiser turns a mask m into the bias (m - 1) 10000.
 _MASK_BIAS = 10_000.0
@@ -28,19 +28,19 @@ _MASK_BIAS = 10_000.0
 class _Passes:
     """The passes of one evaluation, as objectives on text rows ask for them."""
 
-    own: OwnPasses
+    own: ExtraPasses
     now: Evaluation
 
-    def maps(self, sites: tuple[Site, ...], rows_BKC: Tensor) -> Tensor:
+    def maps(self, layers: tuple[Layer, ...], embeds_BTC: Tensor) -> Tensor:
         x_BCYX = self.now.inputs["sample"][self.now.cond, : self.own.adapter.latent_channels]
-        return self.own.maps([sites], self.now)(x_BCYX, states_BKC=rows_BKC)[0]
+        return self.own.maps([layers], self.now)(x_BCYX, embeds_BTC=embeds_BTC)[0]
 
-    def noise(self, rows_GKC: Tensor, picture_G: Tensor) -> Tensor:
-        return self.own.noise(rows_GKC, picture_G, self.now)
+    def noise(self, embeds_GTC: Tensor, image_G: Tensor) -> Tensor:
+        return self.own.noise(embeds_GTC, image_G, self.now)
 
 
 @dataclass
-class TextRows:
+class EmbedsState:
     """What one plan does to the text states of one call.
 
     Args:
@@ -60,9 +60,9 @@ class TextRows:
             Arguments by name.
         """
         states, changed = now.inputs["encoder_hidden_states"], {}
-        rows_BKC = self._rows(now)
-        if rows_BKC is not None:
-            changed["encoder_hidden_states"] = _with_rows(states, now.cond, rows_BKC.to(states.dtype))
+        embeds_BTC = self._rows(now)
+        if embeds_BTC is not None:
+            changed["encoder_hidden_states"] = _with_rows(states, now.cond, embeds_BTC.to(states.dtype))
         if self.edit.weight is not None:
             weight_BK = self.edit.weight.to(device=states.device, dtype=torch.float32)
             mask_BK = (1 + weight_BK.log() / _MASK_BIAS).clamp_min(0)
@@ -70,7 +70,7 @@ class TextRows:
             changed["encoder_attention_mask"] = _with_rows(full_BK, now.cond, mask_BK)
         return changed
 
-    def update(self, now: Evaluation, own: OwnPasses) -> tuple[MoveTrace, ...]:
+    def update(self, now: Evaluation, own: ExtraPasses) -> tuple[MoveTrace, ...]:
         """Let the objectives move rows before an evaluation.
 
         Args:
@@ -81,27 +81,29 @@ class TextRows:
             What was found and done.
         """
         acting = [each for each in self.edit.objectives if each.window.contains(now.step.index, now.step.total)]
-        if not acting and self.edit.push is None:
+        if not acting and self.edit.perturb is None:
             return ()
         states = now.inputs["encoder_hidden_states"]
         exact = torch.promote_types(states.dtype, torch.float32)
         base_BKC = states[now.cond].detach().to(exact)
         here_BKC = self._rows(now)
-        rows_BKC = start_BKC = base_BKC if here_BKC is None else here_BKC
+        embeds_BTC = start_BKC = base_BKC if here_BKC is None else here_BKC
         trace: list[MoveTrace] = []
-        # The mask of this call must reach our own passes too.
-        masked = Evaluation(step=now.step, lanes=now.lanes, inputs={**now.inputs, **self.inputs(now)}, rest=now.rest)
+        # The mask of this call must reach extra passes too.
+        masked = Evaluation(step=now.step, batch=now.batch, inputs={**now.inputs, **self.inputs(now)}, rest=now.rest)
         for objective in acting:
-            found = update_tokens(rows_BKC, objective, _Passes(own, masked), now.step, states.dtype)
-            rows_BKC = self._take(found, trace)
+            found = update_embeds(embeds_BTC, objective, _Passes(own, masked), now.step, states.dtype)
+            embeds_BTC = self._take(found, trace)
             own.cost.backwards += found.backwards
-        if self.edit.push is not None:
-            rows_BKC = self._take(push_tokens(rows_BKC, self.edit.push(rows_BKC, now.step), now.step), trace)
-        change_BKC = rows_BKC - start_BKC
+        if self.edit.perturb is not None:
+            embeds_BTC = self._take(
+                perturb_embeds(embeds_BTC, self.edit.perturb(embeds_BTC, now.step), now.step), trace
+            )
+        change_BKC = embeds_BTC - start_BKC
         self.moved = change_BKC if self.moved is None else self.moved + change_BKC
         return tuple(trace)
 
-    def _take(self, found: TokenMove, trace: list[MoveTrace]) -> Tensor:
+    def _take(self, found: EmbedMove, trace: list[MoveTrace]) -> Tensor:
         trace.extend(found.trace)
         return found.rows
 
@@ -111,11 +113,11 @@ class TextRows:
         added = [each for each in (during_BKC, self.moved) if each is not None]
         if not added:
             return None
-        states_BKC = now.inputs["encoder_hidden_states"][now.cond].detach()
-        rows_BKC = states_BKC.to(torch.promote_types(states_BKC.dtype, torch.float32))
+        embeds_BTC = now.inputs["encoder_hidden_states"][now.cond].detach()
+        embeds_BTC = embeds_BTC.to(torch.promote_types(embeds_BTC.dtype, torch.float32))
         for each in added:
-            rows_BKC = rows_BKC + each.to(rows_BKC)
-        return rows_BKC
+            embeds_BTC = embeds_BTC + each.to(embeds_BTC)
+        return embeds_BTC
 
 
 def _with_rows(full: Tensor, rows: slice, values: Tensor) -> Tensor:

@@ -30,9 +30,7 @@ KEYWORD = "t2ictl"
 """Keyword of the PNG text chunk."""
 MAX_BYTES = 1 << 20
 """Largest settings that are written or read, in bytes of UTF-8: Pillow's own limit for a compressed text chunk."""
-KNOWN_KEYS = frozenset(
-    {"schema", "request", "controls", "story", "places", "pipeline", "parser", "versions", "picture"}
-)
+KNOWN_KEYS = frozenset({"schema", "request", "controls", "story", "places", "pipeline", "parser", "versions", "image"})
 """Top-level keys that this version gives a meaning to; others are kept and handed back as they are."""
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "textblob", "spacy")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -155,7 +153,7 @@ def write_text(path: str | Path, text: str) -> Path:
 def read_settings(path: str | Path | BinaryIO) -> dict[str, Any]:
     """Return the settings in a PNG or a JSON file.
 
-    What a file is, is decided by its content and not by its name. The picture is not decoded unless its settings
+    What a file is, is decided by its content and not by its name. The image is not decoded unless its settings
     come after it. Settings of a newer schema are returned with a warning that names what is unknown here.
 
     Args:
@@ -199,7 +197,7 @@ def _png_text(handle: BinaryIO, name: str) -> str:
         with Image.open(handle, formats=["PNG"]) as image:
             text = image.info.get(KEYWORD)
             if text is None and isinstance(image, PngImagePlugin.PngImageFile):
-                text = image.text.get(KEYWORD)  # decodes the picture: chunks after it are read only then
+                text = image.text.get(KEYWORD)  # decodes the image: chunks after it are read only then
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise BadSetting(f"The PNG {name!r} cannot be read: {error}.", "It may be damaged or cut off.") from error
     if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""Pictures as settings: a file, or a picture in memory that travels with the settings while it is small."""
+"""Images as settings: a file, or an image in memory that travels with the settings while it is small."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, PlainSerializer
 from t2ictl.errors import BadSetting
 from t2ictl.settings.trust import require_files
 
-__all__ = ["Picture", "open_picture"]
+__all__ = ["ImageField", "open_image"]
 
 IN_MEMORY = "data:image/png;base64,"
 ABSENT = "sha256:"
@@ -25,21 +25,21 @@ LARGEST = 64 * 1024
 
 
 def _text(value: Any) -> Any:
-    """Read a picture (file, PIL image, array of 0..255 or 0..1) as the path of its file, or as its own PNG data."""
+    """Read an image (file, PIL image, array of 0..255 or 0..1) as the path of its file, or as its own PNG data."""
     if value is None:
         return None
     if isinstance(value, str) and value.startswith(ABSENT):
         raise BadSetting(
-            f"The picture {value[:20]}... was too large for the settings, which hold its hash alone.",
-            "Give the picture again, as a file.",
+            f"The image {value[:20]}... was too large for the settings, which hold its hash alone.",
+            "Give the image again, as a file.",
         )
     if isinstance(value, Path) or (isinstance(value, str) and not value.startswith(IN_MEMORY)):
         require_files(value)
         if not os.path.isfile(value):
-            raise BadSetting(f"There is no picture {_named(str(value))}.", "Give the path of a PNG or JPEG file.")
+            raise BadSetting(f"There is no image {_named(str(value))}.", "Give the path of a PNG or JPEG file.")
         value = str(value)
     if isinstance(value, str):
-        open_picture(value)  # raises if it cannot be read
+        open_image(value)  # raises if it cannot be read
         return value
     if not isinstance(value, Image.Image):
         value = _of_array(np.asarray(value))
@@ -49,13 +49,13 @@ def _text(value: Any) -> Any:
 
 
 def _of_array(array: np.ndarray) -> Image.Image:
-    """The picture of an array of 0..255, or, of truth values and floating point numbers, 0..1."""
+    """The image of an array of 0..255, or, of truth values and floating point numbers, 0..1."""
     if array.ndim != 3 or array.shape[2] != 3 or not array.size or array.dtype.kind not in "biuf":
         raise BadSetting(
-            f"An array of shape {array.shape} and type {array.dtype} is no picture.", "Give rows, columns, 3 channels."
+            f"An array of shape {array.shape} and type {array.dtype} is no image.", "Give rows, columns, 3 channels."
         )
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise BadSetting("The array of a picture holds what is no number.", "Give values between 0 and 1.")
+        raise BadSetting("The array of an image holds what is no number.", "Give values between 0 and 1.")
     values = array * 255.0 if array.dtype.kind in "bf" else array
     return Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))
 
@@ -67,40 +67,40 @@ def _written(value: str | None) -> str | None:
     return ABSENT + hashlib.sha256(value.encode()).hexdigest()
 
 
-Picture = Annotated[str, BeforeValidator(_text), PlainSerializer(_written)]
-"""A picture: path of a file, PIL image or array. Read back from settings unless it was in memory and large."""
+ImageField = Annotated[str, BeforeValidator(_text), PlainSerializer(_written)]
+"""An image: path of a file, PIL image or array. Read back from settings unless it was in memory and large."""
 
 
-def open_picture(picture: str) -> Image.Image:
-    """Open a picture of the settings.
+def open_image(given_image: str) -> Image.Image:
+    """Open a given_image of the settings.
 
     Args:
-        picture: a value of a :data:`Picture` field.
+        given_image: a value of a :data:`ImageField` field.
 
     Returns:
-        An RGB picture.
+        An RGB given_image.
 
     Raises:
         BadSetting: if it cannot be read.
 
     Example:
-        >>> open_picture(_text(Image.new("RGB", (4, 2), "red"))).size
+        >>> open_image(_text(Image.new("RGB", (4, 2), "red"))).size
         (4, 2)
     """
     try:
-        if picture.startswith(IN_MEMORY):
-            source: Any = io.BytesIO(base64.b64decode(picture.removeprefix(IN_MEMORY)))
+        if given_image.startswith(IN_MEMORY):
+            source: Any = io.BytesIO(base64.b64decode(given_image.removeprefix(IN_MEMORY)))
         else:
-            source = picture
+            source = given_image
         with Image.open(source) as image:
             # Cameras say how a photograph is turned, and boxes are given for the upright one.
             return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # of a damaged file, every format's reader reports something else
         raise BadSetting(
-            f"The picture {_named(picture)} cannot be read: {error}.", "Give a PNG or JPEG file."
+            f"The given_image {_named(given_image)} cannot be read: {error}.", "Give a PNG or JPEG file."
         ) from None
 
 
-def _named(picture: str) -> str:
+def _named(image: str) -> str:
     """A path for a message; of data no more than a beginning."""
-    return repr(picture if len(picture) < 200 else picture[:40] + "...")
+    return repr(image if len(image) < 200 else image[:40] + "...")

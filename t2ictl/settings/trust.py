@@ -8,20 +8,20 @@ from contextvars import ContextVar
 
 from t2ictl.errors import BadSetting
 
-__all__ = ["no_files", "require_files"]
+__all__ = ["forbid_paths", "require_files"]
 
 _ALLOWED: ContextVar[bool] = ContextVar("t2ictl_named_files", default=True)
 
 
 @contextmanager
-def no_files() -> Iterator[None]:
+def forbid_paths() -> Iterator[None]:
     """Refuse every file that settings name while the block runs.
 
     Yields:
         Nothing.
 
     Example:
-        >>> with no_files():
+        >>> with forbid_paths():
         ...     require_files("mask.png")
         Traceback (most recent call last):
         t2ictl.errors.BadSetting: The settings name the file 'mask.png', which is not opened. Give ...
@@ -40,10 +40,10 @@ def require_files(name: object) -> None:
         name: the file.
 
     Raises:
-        BadSetting: inside of :func:`no_files`.
+        BadSetting: inside of :func:`forbid_paths`.
     """
     if not _ALLOWED.get():
         shown = str(name)
         raise BadSetting(
-            f"The settings name the file {shown[:60]!r}, which is not opened.", "Give the picture or mask by hand."
+            f"The settings name the file {shown[:60]!r}, which is not opened.", "Give the image or mask by hand."
         )

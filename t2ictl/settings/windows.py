@@ -39,7 +39,7 @@ class Window:
             )
 
     @classmethod
-    def of_steps(cls, first: int, last: int, total: int) -> Window:
+    def from_steps(cls, first: int, last: int, total: int) -> Window:
         """Make the window that holds the steps ``first <= i < last`` of ``total``.
 
         Papers count steps; a window counts fractions. ``k / total`` is compared with itself,
@@ -54,7 +54,7 @@ class Window:
             The window.
 
         Example:
-            >>> Window.of_steps(0, 25, 51).steps(51) == tuple(range(25))
+            >>> Window.from_steps(0, 25, 51).steps(51) == tuple(range(25))
             True
         """
         return cls(start=first / total, stop=last / total)

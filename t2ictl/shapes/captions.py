@@ -1,4 +1,4 @@
-"""Prompts of the closed grammar, and what a picture of each must show.
+"""Prompts of the closed grammar, and what an image of each must show.
 
 ``a [small|large] [striped|dotted] [round] [color] shape [with a color dot|bar]``, one to three
 times, joined by commas and ``and``; or two of them joined by a relation such as ``left of``.
@@ -89,7 +89,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """What a picture of a prompt must show: these objects and no others.
+    """What an image of a prompt must show: these objects and no others.
 
     Args:
         objects: in the order of the prompt.
@@ -216,7 +216,7 @@ def expect(prompt: str) -> Expectation:
             with a blue dot"`` or ``"a star left of a ring"``.
 
     Returns:
-        What a picture must show.
+        What an image must show.
 
     Raises:
         BadSetting: a word outside the grammar, not one to three objects, or a relation among three.

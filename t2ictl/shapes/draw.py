@@ -1,4 +1,4 @@
-"""The renderer: a scene to an anti-aliased picture, with nothing but NumPy.
+"""The renderer: a scene to an anti-aliased image, with nothing but NumPy.
 
 Legend: ``Y`` ``X`` rows and columns of pixels, ``C`` color channels.
 """

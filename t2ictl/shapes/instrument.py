@@ -18,7 +18,7 @@ from t2ictl.shapes import model_path
 
 INSTRUMENT_VERSION = "2"
 
-#: What an asked-for picture is, and how it is judged; :func:`t2ictl.shapes.model_path` holds the weights.
+#: What an asked-for image is, and how it is judged; :func:`t2ictl.shapes.model_path` holds the weights.
 WORLD_FILES = ("world.py", "sampling.py", "draw.py", "captions.py", "prompts.py")
 JUDGE_FILES = ("seeing.py", "silhouettes.py", "verdict.py")
 RECORD = Path(__file__).with_name("instrument.json")

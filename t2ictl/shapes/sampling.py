@@ -38,7 +38,7 @@ def sample_looks(count: int, generator: np.random.Generator) -> tuple[Look, ...]
     """Draw looks of different colors and different shapes.
 
     Two objects never share a color or a shape, so that swap, leak and duplication are
-    always decidable from the picture. Two fifths of the objects have a texture.
+    always decidable from the image. Two fifths of the objects have a texture.
 
     Args:
         count: 1 to 6 objects.
@@ -72,7 +72,7 @@ def sample_marked_looks(count: int, generator: np.random.Generator) -> tuple[Loo
     """Draw plain, medium or large looks, most of them with a mark.
 
     No color comes twice, whether of an object or of a mark, so that a leak between owner,
-    mark and neighbor is always decidable from the picture.
+    mark and neighbor is always decidable from the image.
 
     Args:
         count: 1 to 3 objects.

@@ -1,9 +1,9 @@
-"""From pixels to found objects: which shapes, colors, textures, sizes and marks a picture shows.
+"""From pixels to found objects: which shapes, colors, textures, sizes and marks an image shows.
 
 No network and no randomness: chroma mask, connected components, nearest hue, template
 matching of normalized silhouettes, texture by the deviation of light and shade inside the
 silhouette, size by area; a mark is a compact spot of a second hue that the owner's hue
-surrounds. The thresholds were set on rendered scenes and on generated pictures read by eye;
+surrounds. The thresholds were set on rendered scenes and on generated images read by eye;
 see ``docs/shapes.md``.
 
 Legend: ``Y`` ``X`` rows and columns of pixels, ``C`` color channels.
@@ -49,7 +49,7 @@ BAR_ELONGATION = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One object that a picture shows.
+    """One object that an image shows.
 
     Args:
         shape: the best template.
@@ -223,7 +223,7 @@ def _read_component(colors_YXC: np.ndarray, hues_YX: np.ndarray, mask_YX: np.nda
 
 
 def find_objects(image: Image.Image | np.ndarray) -> tuple[Found, ...]:
-    """List the objects of a picture, largest first.
+    """List the objects of an image, largest first.
 
     Args:
         image: see :func:`to_array`.
@@ -235,7 +235,7 @@ def find_objects(image: Image.Image | np.ndarray) -> tuple[Found, ...]:
         >>> find_objects(np.full((64, 64, 3), 238, np.uint8))
         ()
     """
-    # A margin, so that what is cut off by the border of the picture has a rim there too.
+    # A margin, so that what is cut off by the border of the image has a rim there too.
     colors_YXC = np.pad(to_array(image), ((1, 1), (1, 1), (0, 0)), constant_values=1.0)
     is_hued_YX = has_hue(colors_YXC)
     hues_YX = np.full(is_hued_YX.shape, -1)

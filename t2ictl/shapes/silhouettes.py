@@ -46,7 +46,7 @@ def to_array(image: Image.Image | np.ndarray) -> np.ndarray:
     """
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
-        raise ShapeMismatch(f"A picture of shape {pixels.shape} cannot be judged.", "Give rows, columns, 3 channels.")
+        raise ShapeMismatch(f"An image of shape {pixels.shape} cannot be judged.", "Give rows, columns, 3 channels.")
     return pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else pixels.astype(np.float32)
 
 
@@ -114,7 +114,7 @@ def object_mask(colors_YXC: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def templates() -> tuple[np.ndarray, np.ndarray]:
-    """Draw every shape in every size and put it through the same mask as a picture.
+    """Draw every shape in every size and put it through the same mask as an image.
 
     A low threshold makes small objects look fatter than large ones, so every size has its own
     template, averaged over positions within a pixel.

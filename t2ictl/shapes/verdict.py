@@ -1,4 +1,4 @@
-"""The exact judge: what a picture shows against what its prompt asks for.
+"""The exact judge: what an image shows against what its prompt asks for.
 
 The outcomes are reported apart, never as one number: a control that adds the missing
 object and pays with an extra one must not look like a plain success.
@@ -35,16 +35,16 @@ FAILURES = (
     "size",
     "relation",
 )
-#: Failures of meaning: the picture is clean, and shows something else than the prompt says.
+#: Failures of meaning: the image is clean, and shows something else than the prompt says.
 SEMANTIC_FAILURES = tuple(kind for kind in FAILURES if kind != "malformed")
 #: What a match is worth when asked and found objects are paired: each more than all that follow together, in
 #: three objects, so that as many nouns as possible are found, then as many colors. That the relation holds counts 1.
 WORTH = {"shape": 512, "color": 128, "mark": 32, "texture": 8, "size": 2}
 #: The respects in which a present object must have its own attributes.
 ATTRIBUTES = tuple(field for field in WORTH if field != "shape")
-#: The separate outcomes; a picture is right if all of them hold.
+#: The separate outcomes; an image is right if all of them hold.
 OUTCOMES = ("has_all", "is_bound", "has_no_extra", "is_well_formed", "is_related")
-#: More found objects than this are not paired one by one; the picture is a mess anyway.
+#: More found objects than this are not paired one by one; the image is a mess anyway.
 MAX_PAIRED = 6
 #: A silhouette of no shape that has this many times the typical area of a medium object is two objects in one.
 FUSED_AREA = 1.6 * 230
@@ -55,7 +55,7 @@ class Verdict:
     """What the judge saw, and the separate outcomes.
 
     Args:
-        found: all objects of the picture, largest first.
+        found: all objects of the image, largest first.
         matched: for every asked object the index in ``found`` that was paired with it, or None.
         has_all: every asked noun is there, each on its own object.
         is_bound: every asked object that is there has its own color, texture, size and mark, and
@@ -107,7 +107,7 @@ def agrees(wanted: Wanted, found: Found, field: str) -> bool:
     Args:
         wanted: from the prompt. An open color, texture or size agrees with everything; a mark that
             is not asked for must not be there.
-        found: from the picture.
+        found: from the image.
         field: ``"shape"``, ``"color"``, ``"mark"``, ``"texture"`` or ``"size"``.
 
     Returns:
@@ -215,7 +215,7 @@ def name_failure(
 
     Args:
         wanted: from the prompt.
-        found: from the picture.
+        found: from the image.
         matched: from :func:`pair_up`.
         is_related: whether the asked relation holds, or none is asked.
 
@@ -244,7 +244,7 @@ def name_failure(
 
 
 def judge_expectation(image: Image.Image | np.ndarray, expectation: Expectation) -> Verdict:
-    """Judge a picture against a parsed request.
+    """Judge an image against a parsed request.
 
     Args:
         image: a PIL image, or an array of shape ``(rows, columns, 3)``.
@@ -277,7 +277,7 @@ def judge_expectation(image: Image.Image | np.ndarray, expectation: Expectation)
 
 
 def judge(image: Image.Image | np.ndarray, prompt: str) -> Verdict:
-    """Judge a picture against its prompt.
+    """Judge an image against its prompt.
 
     Args:
         image: a PIL image, or an array of shape ``(rows, columns, 3)``.
@@ -288,7 +288,7 @@ def judge(image: Image.Image | np.ndarray, prompt: str) -> Verdict:
 
     Raises:
         BadSetting: the prompt is outside the grammar.
-        ShapeMismatch: the array is not a picture.
+        ShapeMismatch: the array is not an image.
 
     Example:
         >>> from t2ictl.shapes.draw import render

@@ -10,10 +10,10 @@ import warnings
 import torch
 from torch import Tensor
 
-from t2ictl.attention.batch import Lane, Lanes
-from t2ictl.attention.cache import Latest
+from t2ictl.attention.batch import BatchLayout, BatchRow
+from t2ictl.attention.cache import TensorCache
 
-__all__ = ["MatchedLanes", "RowMatcher"]
+__all__ = ["MatchedLayout", "RowMatcher"]
 
 # Distance of two text rows over the length of the one that is known, the largest of all positions. Rounding, also that
 # of half precision through a whole encoder, is a few hundredths; another word is several tenths away, and so are,
@@ -57,7 +57,7 @@ class RowMatcher:
         return tuple(number if far <= SAME_STATES else None for far, number in nearest)
 
 
-class MatchedLanes:
+class MatchedLayout:
     """Says what each batch row is by its text states; the layers of one pass ask about the very same tensor.
 
     It warns once if the first rows that come are all strangers: then most likely the pipeline encodes its prompts in
@@ -68,15 +68,15 @@ class MatchedLanes:
     """
 
     def __init__(self, match: RowMatcher) -> None:
-        self._match, self._latest = match, Latest()
+        self._match, self._latest = match, TensorCache()
         self._is_told = False
 
-    def __call__(self, context_BKC: Tensor) -> Lanes:
-        """Give the lanes; a row of no known prompt counts as unconditional."""
-        lanes: Lanes = self._latest(context_BKC, None, lambda: self._lanes(context_BKC))
-        return lanes
+    def __call__(self, context_BKC: Tensor) -> BatchLayout:
+        """Give the batch; a row of no known prompt counts as unconditional."""
+        batch: BatchLayout = self._latest(context_BKC, None, lambda: self._lanes(context_BKC))
+        return batch
 
-    def _lanes(self, context_BKC: Tensor) -> Lanes:
+    def _lanes(self, context_BKC: Tensor) -> BatchLayout:
         numbers = self._match(context_BKC)
         if not self._is_told and all(number is None for number in numbers):
             warnings.warn(
@@ -87,9 +87,9 @@ class MatchedLanes:
                 stacklevel=2,
             )
         self._is_told = True
-        return Lanes(
-            lanes=tuple(
-                Lane(image=row, prompt=number or 0, role="uncond" if number is None else "cond")
+        return BatchLayout(
+            rows=tuple(
+                BatchRow(image=row, prompt=number or 0, role="uncond" if number is None else "cond")
                 for row, number in enumerate(numbers)
             )
         )

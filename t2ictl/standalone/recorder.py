@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from t2ictl.attention.batch import Lane, Lanes
+from t2ictl.attention.batch import BatchLayout, BatchRow
 from t2ictl.attention.edits import AttentionCall, Edit
-from t2ictl.attention.layers import Site, select
-from t2ictl.attention.passes import DenoiserPass, Switch
+from t2ictl.attention.layers import Layer, select_layers
+from t2ictl.attention.passes import ActivePass, DenoiserPass
 from t2ictl.attention.processor import ControlledAttention, Inputs, edited_attention
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.errors import ControlConflict, NotRecorded, ShapeMismatch
@@ -28,14 +28,14 @@ from t2ictl.families import find_adapter
 from t2ictl.families.base import Adapter, listed
 from t2ictl.maps.record import AttentionRecord, Recorder, Recording
 from t2ictl.settings.windows import Step
-from t2ictl.standalone.by_content import MatchedLanes, RowMatcher
+from t2ictl.standalone.by_content import MatchedLayout, RowMatcher
 
 __all__ = [
     "MapRecorder",
     "WithoutSession",
     "attention_processors",
     "check_free",
-    "edits_by_site",
+    "edits_by_layer",
     "encode",
     "plan_context",
     "standing",
@@ -62,7 +62,7 @@ def encode(adapter: Adapter, prompts: Sequence[str]) -> Tensor:
     Returns:
         ``encoded_PKC``, the text states that the denoiser gets.
     """
-    return adapter.encode(adapter.pipe.encode_prompt, {"device": adapter.device}, prompts).rows
+    return adapter.encode(adapter.pipe.encode_prompt, {"device": adapter.device}, prompts).embeds
 
 
 def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str = "grammar") -> dict[str, Tensor]:
@@ -85,15 +85,15 @@ def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str
     check_free(adapter)
     arguments = {"device": adapter.device}
     found = tuple(adapter.parse((text,), parser) for text in prompts)
-    lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=1, guided=False)
-    plan = control.plan(PlanContext(adapter=adapter, prompts=found, lanes=lanes))
+    batch = BatchLayout.from_counts(prompts=len(found), images_per_prompt=1, guided=False)
+    plan = control.plan(PlanContext(adapter=adapter, prompts=found, batch=batch))
     states = adapter.encode(pipe.encode_prompt, arguments, prompts)
     if plan.text is not None:
-        dtype = states.rows.dtype
+        dtype = states.embeds.dtype
         states = plan.text.rewrite(states, partial(adapter.encode, pipe.encode_prompt, arguments))
-        states = replace(states, rows=states.rows.to(dtype))
+        states = replace(states, embeds=states.embeds.to(dtype))
     pooled = {} if states.pooled is None else {"pooled_prompt_embeds": states.pooled}
-    return {"prompt_embeds": states.rows, **pooled}
+    return {"prompt_embeds": states.embeds, **pooled}
 
 
 def attention_processors(pipe: Any, control: Control, prompts: Sequence[str]) -> dict[str, Any]:
@@ -116,12 +116,12 @@ def attention_processors(pipe: Any, control: Control, prompts: Sequence[str]) ->
     check_free(adapter)
     plan = control.plan(plan_context(adapter, prompts, 1))
     current = standing(adapter)
-    edits = edits_by_site(plan)
+    edits = edits_by_layer(plan)
     if edits:
-        rows = MatchedLanes(RowMatcher(encode(adapter, prompts)))
-        for site, own in edits.items():
-            name = f"{site.module}.processor"
-            current[name] = _Editor(site, current[name], own, rows)
+        rows = MatchedLayout(RowMatcher(encode(adapter, prompts)))
+        for layer, own in edits.items():
+            name = f"{layer.module}.processor"
+            current[name] = _Editor(layer, current[name], own, rows)
     return current
 
 
@@ -131,14 +131,14 @@ def plan_context(adapter: Adapter, prompts: Sequence[str], images_per_prompt: in
     Args:
         adapter: the pipeline's family.
         prompts: the prompts.
-        images_per_prompt: pictures of each.
+        images_per_prompt: images of each.
 
     Returns:
         The context.
     """
     found = tuple(adapter.parse((text,)) for text in prompts)
-    lanes = Lanes.of_batch(prompts=len(found), images_per_prompt=images_per_prompt, guided=False)
-    return PlanContext(adapter=adapter, prompts=found, lanes=lanes)
+    batch = BatchLayout.from_counts(prompts=len(found), images_per_prompt=images_per_prompt, guided=False)
+    return PlanContext(adapter=adapter, prompts=found, batch=batch)
 
 
 def standing(adapter: Adapter) -> dict[str, Any]:
@@ -149,12 +149,12 @@ def standing(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def edits_by_site(plan: Plan) -> dict[Site, list[Edit]]:
+def edits_by_layer(plan: Plan) -> dict[Layer, list[Edit]]:
     """The edits of a plan by layer."""
-    edits: dict[Site, list[Edit]] = {}
-    for sites, edit in plan.edits:
-        for site in sites:
-            edits.setdefault(site, []).append(edit)
+    edits: dict[Layer, list[Edit]] = {}
+    for layers, edit in plan.edits:
+        for layer in layers:
+            edits.setdefault(layer, []).append(edit)
     return edits
 
 
@@ -165,9 +165,9 @@ class WithoutSession(ControlledAttention):
 class _Editor(WithoutSession):
     """A processor that edits the rows it recognizes, and hands over to the one before it where there is none."""
 
-    def __init__(self, site: Site, previous: Any, edits: Sequence[Edit], lanes: MatchedLanes) -> None:
-        super().__init__(site, previous, Switch())
-        self._edits, self._lanes = edits, lanes
+    def __init__(self, layer: Layer, previous: Any, edits: Sequence[Edit], batch: MatchedLayout) -> None:
+        super().__init__(layer, previous, ActivePass())
+        self._edits, self._lanes = edits, batch
 
     def __call__(
         self,
@@ -179,13 +179,13 @@ class _Editor(WithoutSession):
     ) -> Tensor:
         inputs = Inputs(attn, hidden_states, encoder_hidden_states, attention_mask, kwargs)
         context = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
-        lanes = self._lanes(context)
-        if not lanes.rows("cond"):
+        batch = self._lanes(context)
+        if not batch.indices("cond"):
             return inputs.send(self.previous)
         call = AttentionCall(
-            site=self.site,
-            size=(1, hidden_states.shape[1]),  # a row of positions: a processor cannot know the picture's shape
-            lanes=lanes,
+            layer=self.layer,
+            size=(1, hidden_states.shape[1]),  # a row of positions: a processor cannot know the image's shape
+            batch=batch,
             step=Step(index=0, total=1, timestep=0.0),
             attention=attn,
         )
@@ -196,21 +196,21 @@ class MapRecorder:
     """Records word maps through plain attention processors, for those who cannot open a session.
 
     The maps are means over everything that the pipeline does while the processors are set; make
-    a new recorder for a new call. Pictures are bit-equal to those without it.
+    a new recorder for a new call. Images are bit-equal to those without it.
 
     Args:
         pipe: a diffusers pipeline.
         prompts: the prompts that it will be called with.
         words: words or phrases to record; empty for every word.
-        sites: layer filter; empty for cross-attention at the model's semantic size.
-        size: height and width of the picture (pixels); None for the model's own. A processor
+        layers: layer filter; empty for cross-attention at the model's semantic size.
+        size: height and width of the image (pixels); None for the model's own. A processor
             sees a row of positions and cannot know it.
         budget_mb: most memory that the maps may take (MiB).
 
     Raises:
         UnsupportedPipeline: if the pipeline is of no supported family.
         SpanNotFound: if a word is in none of the prompts.
-        NoSiteMatched: if the filter matches no cross-attention layer.
+        NoLayerMatched: if the filter matches no cross-attention layer.
 
     Example:
         >>> import t2ictl
@@ -229,7 +229,7 @@ class MapRecorder:
         prompts: Sequence[str],
         *,
         words: Sequence[str] = (),
-        sites: Sequence[str] = (),
+        layers: Sequence[str] = (),
         size: tuple[int, int] | None = None,
         budget_mb: float = 512.0,
     ) -> None:
@@ -239,17 +239,17 @@ class MapRecorder:
         self._settings = Recording(words=tuple(words), per_step=False, budget_mb=budget_mb)
         for word in words if len(prompts) == 1 else ():
             self._prompts[0].find(word)
-        cross = [site for site in self._adapter.sites if site.kind == "cross"]
-        self._sites = select(cross, tuple(sites) or f"cross@{self._adapter.semantic_factor}")
+        cross = [layer for layer in self._adapter.layers if layer.kind == "cross"]
+        self._layers = select_layers(cross, tuple(layers) or f"cross@{self._adapter.semantic_stride}")
         self._match = RowMatcher(encode(self._adapter, prompts))
         self._latent_size = self._adapter.cells(size)
-        self._switch = Switch()
+        self._switch = ActivePass()
         self._recorder: Recorder | None = None
         self._numbers: tuple[int, ...] = ()
 
     @property
     def record(self) -> AttentionRecord:
-        """The word maps, one picture for each conditional row that was recognized.
+        """The word maps, one image for each conditional row that was recognized.
 
         Raises:
             NotRecorded: if no row of any batch belonged to one of the prompts.
@@ -268,9 +268,9 @@ class MapRecorder:
             A new dict with one processor for each attention layer (diffusers empties the one that it is given).
         """
         current: dict[str, Any] = dict(self._adapter.denoiser.attn_processors)
-        for site in self._sites:
-            name = f"{site.module}.processor"
-            current[name] = _Listener(site, current[name], self._switch, self)
+        for layer in self._layers:
+            name = f"{layer.module}.processor"
+            current[name] = _Listener(layer, current[name], self._switch, self)
         return current
 
     def begin(self, context_BKC: Tensor) -> None:
@@ -280,7 +280,7 @@ class MapRecorder:
             context_BKC: the text states of all rows.
 
         Raises:
-            ShapeMismatch: if the pictures of this batch are not those of the one before.
+            ShapeMismatch: if the images of this batch are not those of the one before.
         """
         self._switch.current = None  # an evaluation that an error broke off never came to its end
         numbers = self._match(context_BKC)
@@ -292,7 +292,7 @@ class MapRecorder:
             self._numbers = known
             prompts = [self._prompts[number] for number in known]
             self._recorder = Recorder(
-                self._sites, slice(None), prompts, self._settings, total=1, latent_size=self._latent_size
+                self._layers, slice(None), prompts, self._settings, total=1, latent_size=self._latent_size
             )
         elif known != self._numbers:
             raise ShapeMismatch(
@@ -300,12 +300,12 @@ class MapRecorder:
                 "Make a new MapRecorder for a new call.",
             )
         self._recorder.rows = rows
-        lanes = [
-            Lane(image=place, prompt=number or 0, role="uncond" if number is None else "cond")
+        batch = [
+            BatchRow(image=place, prompt=number or 0, role="uncond" if number is None else "cond")
             for place, number in enumerate(numbers)
         ]
         self._switch.current = DenoiserPass(
-            lanes=Lanes(lanes=tuple(lanes)),
+            batch=BatchLayout(rows=tuple(batch)),
             latent_size=self._latent_size,
             step=Step(index=self._recorder.record.steps, total=1, timestep=0.0),
             taps=[self._recorder],
@@ -317,29 +317,29 @@ class MapRecorder:
             self._recorder.end_step()
         self._switch.current = None
 
-    def is_first(self, site: Site) -> bool:
+    def is_first(self, layer: Layer) -> bool:
         """Tell whether the denoiser comes to this layer first."""
-        return site == self._sites[0]
+        return layer == self._layers[0]
 
-    def is_last(self, site: Site) -> bool:
+    def is_last(self, layer: Layer) -> bool:
         """Tell whether the denoiser comes to this layer last."""
-        return site == self._sites[-1]
+        return layer == self._layers[-1]
 
 
 class _Listener(ControlledAttention):
     """A processor that opens the evaluation at the first recorded layer and closes it at the last."""
 
-    def __init__(self, site: Site, previous: Any, switch: Switch, owner: MapRecorder) -> None:
-        super().__init__(site, previous, switch)
+    def __init__(self, layer: Layer, previous: Any, active_pass: ActivePass, owner: MapRecorder) -> None:
+        super().__init__(layer, previous, active_pass)
         self._owner = owner
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, *rest: Any, **more: Any
     ) -> Tensor:
         context = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
-        if self._owner.is_first(self.site):
+        if self._owner.is_first(self.layer):
             self._owner.begin(context)
         result = super().__call__(attn, hidden_states, encoder_hidden_states, *rest, **more)
-        if self._owner.is_last(self.site):
+        if self._owner.is_last(self.layer):
             self._owner.end()
         return result

@@ -21,7 +21,7 @@ PROMPT = "a red circle and a blue skateboard"
 
 @pytest.fixture(scope="module")
 def made() -> Generation:
-    recording = Recording(sites=("down.*", "up.*"), by="size")
+    recording = Recording(layers=("down.*", "up.*"), by="size")
     return t2ictl.generate(sd(), PROMPT, [AttendAndExcite(refinement=None)], seed=1, steps=3, record=recording)
 
 
@@ -72,7 +72,7 @@ def test_without_a_record_there_are_no_maps() -> None:
 
 def test_merged_words_say_whose_map_they_show() -> None:
     made = t2ictl.generate(
-        sd(), PROMPT, [TokenMerging(merge=True, entropy=0)], seed=1, steps=1, record=Recording(by="size")
+        sd(), PROMPT, [TokenMerging(merge=True, entropy_steps=0)], seed=1, steps=1, record=Recording(by="size")
     )
     with pytest.warns(UserWarning, match="merged into"):
         details = details_of(made)

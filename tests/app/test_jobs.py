@@ -29,7 +29,7 @@ class Steps:
             assert self.may_step.acquire(timeout=SECONDS)
             job.tell(step=step, steps=3, preview=b"small")
             self.stepped.release()
-        return f"picture of {job.request}"
+        return f"image of {job.request}"
 
     def let(self, steps: int) -> None:
         for _ in range(steps):
@@ -62,7 +62,7 @@ def test_jobs_are_done_in_their_order_and_say_how_far_they_are(runner: JobRunner
     assert (runner.position(first), runner.position(second), second.state) == (0, 1, "queued")
     steps.let(5)
     assert runner.wait(second, SECONDS)
-    assert (first.result, second.result) == ("picture of cat", "picture of dog")
+    assert (first.result, second.result) == ("image of cat", "image of dog")
     assert steps.order == ["cat", "dog"] and first.preview is None and runner.position(first) is None
     assert first.number < second.number
 
@@ -77,7 +77,7 @@ def test_cancel_at_work_answers_within_one_step_and_the_next_job_goes_on(runner:
     steps.let(3)
     assert runner.wait(second, SECONDS) and second.state == "done"
     runner.cancel(second)  # too late: what is there stays
-    assert (second.state, second.result) == ("done", "picture of dog")
+    assert (second.state, second.result) == ("done", "image of dog")
 
 
 def test_cancel_of_a_waiting_job_is_at_once_and_nobody_elses(runner: JobRunner, steps: Steps) -> None:
@@ -94,7 +94,7 @@ def test_a_session_has_one_job_at_work_and_two_waiting(runner: JobRunner, steps:
     runner.submit("a", 1)
     steps.step()
     runner.submit("a", 2), runner.submit("a", 3)
-    with pytest.raises(BadSetting, match="2 of your pictures are waiting"):
+    with pytest.raises(BadSetting, match="2 of your images are waiting"):
         runner.submit("a", 4)
     runner.submit("b", 5)  # another session is not hindered
 

@@ -33,8 +33,8 @@ def as_json(**settings: Any) -> bytes:
     return json.dumps({"request": REQUEST, "controls": [], **settings}).encode()
 
 
-def test_a_picture_comes_back_with_all_its_settings(tmp_path: Path) -> None:
-    controls = [AttendAndExcite(concepts=("circle",), strength=0.333), TokenMerging(merge=True, semantic=1)]
+def test_a_image_comes_back_with_all_its_settings(tmp_path: Path) -> None:
+    controls = [AttendAndExcite(concepts=("circle",), strength=0.333), TokenMerging(merge=True, binding_steps=1)]
     made = t2ictl.generate(
         t2ictl.load("shapes", device="cpu"), "a rÃ©d circle, 圆", controls, seed=2**31 + 5, steps=1, guidance_scale=3.3,
         width=48, negative_prompt="*blue*",
@@ -162,7 +162,7 @@ def test_a_newer_version_is_taken_in_part_and_said() -> None:
         recipe = uploaded("x.json", content)
     assert recipe.request == Request(**REQUEST) and recipe.controls == (AttendAndExcite(strength=0.5),)
     notes = " ".join(recipe.notes)
-    for said in ("newer version", "sampler", "of_tomorrow", "flavor", "there twice", "several pictures"):
+    for said in ("newer version", "sampler", "of_tomorrow", "flavor", "there twice", "several images"):
         assert said in notes
 
 

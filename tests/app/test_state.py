@@ -32,7 +32,7 @@ def job(kind: type[Job] = Job, **fields: Any) -> Job:
     return kind(number=3, session="me", request=None, **fields)
 
 
-def test_a_picture_of_a_job_that_ends_while_it_is_looked_at_is_not_lost() -> None:
+def test_a_image_of_a_job_that_ends_while_it_is_looked_at_is_not_lost() -> None:
     page = Page(jobs=[job(EndsWhileItIsLookedAt, state="running")])
     page.collect()
     page.collect()
@@ -47,7 +47,7 @@ def test_an_error_of_a_job_that_fails_while_it_is_looked_at_is_said_once() -> No
     assert [kind for kind, _ in page.notes] == ["error"] and "No memory" in page.notes[0][1] and not page.jobs
 
 
-def test_the_controlled_picture_is_shown_while_the_plain_one_is_made_and_once() -> None:
+def test_the_controlled_image_is_shown_while_the_plain_one_is_made_and_once() -> None:
     at_work = job(state="running", result=SimpleNamespace(number=4))
     page = Page(jobs=[at_work])
     page.collect()
@@ -57,4 +57,4 @@ def test_the_controlled_picture_is_shown_while_the_plain_one_is_made_and_once() 
     assert page.shown == 1
     at_work.state = "cancelled"
     page.collect()
-    assert page.shown == 1 and not page.jobs and "plain picture was cancelled" in page.notes[0][1]
+    assert page.shown == 1 and not page.jobs and "plain image was cancelled" in page.notes[0][1]

@@ -71,7 +71,7 @@ def test_bytes_are_bounded_but_one_result_always_fits(tmp_path: Path, made: Gene
 def test_pinned_results_are_never_lost_to_a_new_one(tmp_path: Path, made: Generation) -> None:
     store = ResultStore(tmp_path, most=1)
     store.pin("me", store.add("me", made, "1").number)
-    with pytest.raises(BadSetting, match="all older pictures are pinned"):
+    with pytest.raises(BadSetting, match="all older images are pinned"):
         store.add("me", made, "2")
     assert [each.prompt for each in store.results("me")] == ["1"] and len(files(tmp_path)) == 3
 
@@ -115,7 +115,7 @@ def test_sweep_removes_what_nobody_looks_at_and_what_an_earlier_run_left(tmp_pat
     assert store.sweep(60) == []
 
 
-def test_a_plain_picture_lives_as_long_as_one_that_is_compared_with_it(tmp_path: Path, made: Generation) -> None:
+def test_a_plain_image_lives_as_long_as_one_that_is_compared_with_it(tmp_path: Path, made: Generation) -> None:
     store = ResultStore(tmp_path, most=2)
     first = store.add("me", made, "1", details=b"maps")
     plain = store.add("me", made, "1", key="k", is_listed=False)
@@ -133,7 +133,7 @@ def test_a_plain_picture_lives_as_long_as_one_that_is_compared_with_it(tmp_path:
     assert files(tmp_path) == []
 
 
-def test_a_plain_picture_that_is_wanted_itself_stays(tmp_path: Path, made: Generation) -> None:
+def test_a_plain_image_that_is_wanted_itself_stays(tmp_path: Path, made: Generation) -> None:
     store = ResultStore(tmp_path)
     result, plain = store.add("me", made, "1"), store.add("me", made, "1", key="k", is_listed=False)
     store.compare("me", result.number, plain.number)
@@ -147,6 +147,6 @@ def test_room_is_asked_for_before_the_work(tmp_path: Path, made: Generation) -> 
     store.require_room("me")
     for prompt in "12":
         store.pin("me", store.add("me", made, prompt).number)
-    with pytest.raises(BadSetting, match="all older pictures are pinned"):
+    with pytest.raises(BadSetting, match="all older images are pinned"):
         store.require_room("me")
     store.require_room("you")

@@ -1,4 +1,4 @@
-"""Picture, inspect, history and progress, by Streamlit's own test runner, with real pictures."""
+"""Image, inspect, history and progress, by Streamlit's own test runner, with real images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.app.driver import PAGE, Driver, driver, editor, quick
 __all__ = ["driver", "editor"]
 
 
-def test_generate_shows_both_pictures_maps_and_history(driver: Driver, editor: Editor) -> None:
+def test_generate_shows_both_images_maps_and_history(driver: Driver, editor: Editor) -> None:
     quick(driver)
     driver.make()
     session = driver.page.shown
@@ -51,7 +51,7 @@ def test_words_at_a_place_without_the_component(driver: Driver) -> None:
     assert set(ranked["word"]) == {"red", "ring", "yellow", "cross"}
     assert list(ranked["share of attention"]) == sorted(ranked["share of attention"], reverse=True)
     driver.press("point-clear")
-    assert "Click on the picture" in driver.texts()
+    assert "Click on the image" in driver.texts()
 
 
 def test_a_place_that_the_component_reports_is_ranked(driver: Driver) -> None:
@@ -60,7 +60,7 @@ def test_a_place_that_the_component_reports_is_ranked(driver: Driver) -> None:
     driver.at.session_state["stage"] = {"point": {"x": 0.5, "y": 0.75, "pane": 1}}
     driver.run()
     driver.run()
-    assert "At 50% from the left and 75% from the top of the plain picture" in driver.texts()
+    assert "At 50% from the left and 75% from the top of the plain image" in driver.texts()
 
 
 def test_the_overlap_table_names_the_pair_that_shares_most(driver: Driver, editor: Editor) -> None:
@@ -83,7 +83,7 @@ def test_losses_are_drawn_for_a_control_that_has_them_and_said_for_one_without(d
     assert len(driver.at.get("vega_lite_chart")) == 2 and "refinements: 0; moves skipped: 0" in driver.texts()
     driver.set("multiselect", "Controls", ["structured_guidance"])
     driver.make()
-    assert "No control of this picture moves anything" in driver.texts()
+    assert "No control of this image moves anything" in driver.texts()
 
 
 def test_history_recalls_what_it_says(driver: Driver) -> None:

@@ -20,7 +20,7 @@ def test_a_first_visit_has_an_example_and_says_what_to_do(driver: Driver) -> Non
     first = examples()[0].recipe
     assert driver.widget("text_area", "Prompt").value == first.request.prompt
     assert driver.widget("number_input", "Seed").value == first.request.seed
-    assert "Nothing here yet" in driver.texts() and "once there is a picture" in driver.texts()
+    assert "Nothing here yet" in driver.texts() and "once there is an image" in driver.texts()
     assert not driver.at.button(key="generate").disabled and driver.at.button(key="generate").proto.type == "primary"
     assert driver.page.draft.order().controls == first.controls
 
@@ -60,11 +60,11 @@ def test_a_field_that_is_changed_arrives_and_a_bad_one_is_marked(driver: Driver)
     driver.set("multiselect", "Controls", ["attend_and_excite"])
     driver.set("slider", "strength", 2.5)
     driver.set("slider", "window", (0.1, 0.4))
-    driver.set("text_input", "sites", "up.*, mid")
+    driver.set("text_input", "layers", "up.*, mid")
     driver.set("toggle", "refinement", False)
     control: Any = driver.page.draft.control("attend_and_excite")
     assert (control.strength, control.window.start, control.window.stop) == (2.5, 0.1, 0.4)
-    assert control.sites == ("up.*", "mid") and control.refinement is None
+    assert control.layers == ("up.*", "mid") and control.refinement is None
     driver.set("toggle", "refinement", True)
     driver.set("text_area", "refinement · targets", "[[0, 7]]")
     assert driver.at.button(key="generate").disabled and "targets" in driver.texts()
@@ -86,7 +86,7 @@ def test_presets_touch_their_method_only_and_can_be_undone(driver: Driver) -> No
     driver.press("preset/attention_segregation/As published")
     draft = driver.page.draft
     assert draft.prompt == "a green star" and draft.fields["attention_segregation"] == {}
-    assert "rivals words → default" in driver.texts() and draft.control("attention_segregation") != before
+    assert "normalize_over words → default" in driver.texts() and draft.control("attention_segregation") != before
     driver.press("undo/attention_segregation")
     assert driver.page.draft.control("attention_segregation") == before
     assert driver.widget("text_area", "Prompt").value == "a green star"
@@ -101,7 +101,7 @@ def test_examples_fill_everything_in(driver: Driver, example: Any) -> None:
     assert driver.widget("number_input", "Seed").value == example.recipe.request.seed
 
 
-def test_a_new_seed_for_every_picture_unless_it_is_kept(driver: Driver) -> None:
+def test_a_new_seed_for_every_image_unless_it_is_kept(driver: Driver) -> None:
     quick(driver, 1)
     driver.set("toggle", "Keep it", False)
     driver.make()

@@ -1,4 +1,4 @@
-"""The worker with real pictures: controlled first, the plain one kept, progress, previews, cancel, failures."""
+"""The worker with real images: controlled first, the plain one kept, progress, previews, cancel, failures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pixels(editor: Editor, number: int, session: str = "me") -> bytes:
         return image.tobytes()
 
 
-def test_both_pictures_are_those_of_the_library(editor: Editor) -> None:
+def test_both_images_are_those_of_the_library(editor: Editor) -> None:
     control = AttendAndExcite(refinement=None)
     job = done(editor, order(control))
     pipe = t2ictl.load("shapes", device="cpu")
@@ -63,7 +63,7 @@ def test_both_pictures_are_those_of_the_library(editor: Editor) -> None:
     assert plain.maps is not None and plain.losses == ()
 
 
-def test_checkpointing_is_of_the_editor_and_leaves_pictures_as_they_are(
+def test_checkpointing_is_of_the_editor_and_leaves_images_as_they_are(
     editor: Editor, tmp_path: Path, ways: list[str]
 ) -> None:
     asked = order(AttendAndExcite(refinement=None), compare=False)
@@ -78,7 +78,7 @@ def test_checkpointing_is_of_the_editor_and_leaves_pictures_as_they_are(
         short.close()
 
 
-def test_another_control_uses_the_plain_picture_again(editor: Editor) -> None:
+def test_another_control_uses_the_plain_image_again(editor: Editor) -> None:
     first = done(editor, order(AttendAndExcite(refinement=None)))
     second = done(editor, order(StructuredGuidance()))
     assert second.result.plain == first.result.plain and second.result.number != first.result.number
@@ -88,19 +88,19 @@ def test_another_control_uses_the_plain_picture_again(editor: Editor) -> None:
     assert mine.result.plain not in (first.result.plain, other_seed.result.plain)
 
 
-def test_the_plain_picture_itself_is_not_made_twice(editor: Editor) -> None:
+def test_the_plain_image_itself_is_not_made_twice(editor: Editor) -> None:
     plain = done(editor, order(AttendAndExcite(refinement=None))).result.plain
     again = done(editor, order())
     assert again.result.number == plain and again.result.plain is None
     assert [each.number for each in editor.store.results("me")][0] == plain
 
 
-def test_without_compare_there_is_no_plain_picture(editor: Editor) -> None:
+def test_without_compare_there_is_no_plain_image(editor: Editor) -> None:
     job = done(editor, order(StructuredGuidance(), compare=False))
     assert job.result.plain is None and editor.store.find("me", job.result.number).plain is None
 
 
-def test_cancelled_during_the_plain_picture_the_controlled_one_is_kept(editor: Editor) -> None:
+def test_cancelled_during_the_plain_image_the_controlled_one_is_kept(editor: Editor) -> None:
     job = editor.submit("me", order(StructuredGuidance(), steps=60))
     until = time.monotonic() + 120
     while job.result is None and time.monotonic() < until:

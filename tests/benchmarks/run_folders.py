@@ -33,8 +33,8 @@ def rows_of(
     """Rows in which all outcomes have the given values."""
     rows = []
     for (category, prompt), arms in values.items():
-        for arm, pictures in arms.items():
-            for seed, right in enumerate(pictures):
+        for arm, images in arms.items():
+            for seed, right in enumerate(images):
                 row = {"arm": arm, "category": category, "prompt_id": prompt, "prompt": "a red circle", "seed": seed}
                 passes = {"forwards": 20, "backwards": 0 if arm == "plain" else 5}
                 failure = None if right else "missing"
@@ -47,7 +47,7 @@ def rows_of(
 def drawn_rows(
     prompts: int = 30, seeds: int = 2, arms: Mapping[str, float] | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Two categories; arms with shares; outcomes of a prompt's pictures depend on each other, as do those of arms."""
+    """Two categories; arms with shares; outcomes of a prompt's images depend on each other, as do those of arms."""
     generator = np.random.default_rng(seed)
     shares = arms or {"plain": 0.4, "segregation": 0.6, "random:segregation": 0.4, "best-of-2": 0.6}
     parts = []

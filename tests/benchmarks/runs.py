@@ -17,6 +17,6 @@ def bench(out: Path, *options: str, arms: str = ARMS) -> int:
 
 
 def fingerprint(out: Path) -> dict[str, str]:
-    """Hashes of the table and of every picture."""
+    """Hashes of the table and of every image."""
     files = [out / "results.parquet", *sorted(out.glob("images/*/*.png"))]
     return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

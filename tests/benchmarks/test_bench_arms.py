@@ -29,7 +29,7 @@ from t2ictl.settings.windows import Window
 
 PROMPTS = ["a red circle and a blue square", "a green star and a yellow ring", "a blue heart and a red cross"]
 SEEDS = (11, 12, 13)
-REFINING = AttendAndExcite(refinement=Refinement(targets=((0.0, 0.3), (0.4, 0.9)), most=3))
+REFINING = AttendAndExcite(refinement=Refinement(thresholds=((0.0, 0.3), (0.4, 0.9)), max_iterations=3))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_what_the_base_edits_stays_in_its_random_arm(sampler: Sampler) -> None:
     assert pixels(still) == pixels(guided) != pixels(plain)
 
 
-def test_a_picture_that_is_done_waits_for_the_others_of_its_batch(sampler: Sampler) -> None:
+def test_a_image_that_is_done_waits_for_the_others_of_its_batch(sampler: Sampler) -> None:
     step = [SimpleNamespace(index=index) for index in (0, 2)]
     lengths = [[0.5, 0.25, 1.0], [0.0, 0.75, 0.0], [0.5, 0.0, 0.125]]
     trace = [
@@ -108,7 +108,7 @@ def test_directions_are_fresh_and_know_nothing_of_the_gradient(sampler: Sampler)
         assert cosines.abs().max() < 5 / dimensions**0.5
     steps = units["random"]
     assert (steps[0] * steps[1]).sum(-1).abs().max() < 5 / dimensions**0.5  # fresh at each step
-    assert (steps[0, 0] * steps[0, 1]).sum().abs() < 5 / dimensions**0.5  # and for each picture
+    assert (steps[0, 0] * steps[0, 1]).sum().abs() < 5 / dimensions**0.5  # and for each image
 
 
 def test_a_random_direction_is_the_same_in_another_batch(sampler: Sampler) -> None:
@@ -121,7 +121,7 @@ def test_a_random_direction_is_the_same_in_another_batch(sampler: Sampler) -> No
 
 
 def test_random_moves_of_text_rows_are_as_long_and_keep_the_merge(sampler: Sampler) -> None:
-    control = TokenMerging(merge=True, semantic=1, entropy=1, targets=(0.0,), window=Window(stop=0.5))
+    control = TokenMerging(merge=True, binding_steps=1, entropy_steps=1, thresholds=(0.0,), window=Window(stop=0.5))
     base = sampler(PROMPTS, SEEDS, (control,), ())
     repeated = sampler(PROMPTS, SEEDS, (RandomDirection(base.trace, (1, 2, 3), (control,)),), ())
     for row in range(len(PROMPTS)):
@@ -132,12 +132,12 @@ def test_random_moves_of_text_rows_are_as_long_and_keep_the_merge(sampler: Sampl
         # Two steps, two groups: a target, a look forward and back for each, and one look at the entropy.
         assert (base.extra_forwards(row), base.backwards(row)) == (2 * (2 * 2 + 1), 2 * (2 + 1))
         assert repeated.extra_forwards(row) == repeated.backwards(row) == 0
-    merged = sampler(PROMPTS, SEEDS, (TokenMerging(merge=True, semantic=0, entropy=0),), ())
+    merged = sampler(PROMPTS, SEEDS, (TokenMerging(merge=True, binding_steps=0, entropy_steps=0),), ())
     still = sampler(PROMPTS, SEEDS, (RandomDirection((), (1, 2, 3), (control,)),), ())
     assert pixels(still) == pixels(merged) != pixels(repeated)
 
 
-def test_moves_of_length_zero_leave_the_plain_picture(sampler: Sampler) -> None:
+def test_moves_of_length_zero_leave_the_plain_image(sampler: Sampler) -> None:
     plain = sampler(PROMPTS, SEEDS, (), ())
     base = sampler(PROMPTS, SEEDS, (AttentionSegregation(),), ())
     still = [
@@ -147,7 +147,7 @@ def test_moves_of_length_zero_leave_the_plain_picture(sampler: Sampler) -> None:
         assert pixels(sampler(PROMPTS, SEEDS, (RandomDirection(trace, (1, 2, 3)),), ())) == pixels(plain)
 
 
-# -- losses on plain pictures --------------------------------------------------------------------
+# -- losses on plain images --------------------------------------------------------------------
 
 
 def test_measuring_changes_no_pixel_and_costs_no_pass(sampler: Sampler) -> None:
@@ -162,7 +162,7 @@ def test_measuring_changes_no_pixel_and_costs_no_pass(sampler: Sampler) -> None:
     assert plain.loss(controls, 0) is None
 
 
-# -- best of N, with pictures and verdicts made up -----------------------------------------------
+# -- best of N, with images and verdicts made up -----------------------------------------------
 
 PAIRS = tuple(Pair(item=Item(id=f"id-{name}", category="pair", prompt=name), seed=0) for name in "ab")
 CONTROL = AttentionSegregation()
@@ -170,12 +170,12 @@ LOSSES = {"a": [0.5, 0.2, 0.2, 0.9], "b": [0.1, float("nan"), 0.3, 0.05]}
 TRUE = {"a": [1, 2, 2, 0], "b": [2, 3, 1, 3]}  # number of true outcomes of three, by candidate
 
 
-def picture(prompt: str, candidate: int) -> Image.Image:
+def image(prompt: str, candidate: int) -> Image.Image:
     return Image.new("RGB", (1, 1), (ord(prompt), candidate, 0))
 
 
 class Faked:
-    """A sampler whose pictures say which candidate they are."""
+    """A sampler whose images say which candidate they are."""
 
     steps, guidance = 2, 4.0
 
@@ -187,7 +187,7 @@ class Faked:
         self.made.append(candidate)
         assert measure in ((), (CONTROL,)) and not controls
         return Sample(
-            images=[picture(prompt, candidate) for prompt in prompts],
+            images=[image(prompt, candidate) for prompt in prompts],
             seeds=tuple(seeds),
             trace=(),
             losses={id(CONTROL): [LOSSES[prompt][candidate] for prompt in prompts]} if measure else {},
@@ -211,7 +211,7 @@ def best(*labels: str) -> tuple[dict[str, list[dict[str, Any]]], Faked]:
             arms.append(Arm(label=label, kind="best", candidates=int(count), base=base or None, controls=behind))
     sampler: Any = Faked()
     run = UnitRun(unit=Unit(number=0, pairs=PAIRS), arms=arms, sampler=sampler, judge=fake_judge)
-    return {each.arm.label: [one.row for one in each.pictures] for each in run.results()}, sampler
+    return {each.arm.label: [one.row for one in each.images] for each in run.results()}, sampler
 
 
 def chosen(rows: list[dict[str, Any]]) -> list[int]:
@@ -254,6 +254,6 @@ def test_a_failed_candidate_fails_the_arms_that_need_it() -> None:
     failing: Any = Failing()
     run = UnitRun(unit=Unit(number=0, pairs=PAIRS), arms=arms, sampler=failing, judge=fake_judge)
     plain, two = run.results()
-    assert [one.row["status"] for one in plain.pictures] == ["ok", "ok"]
-    assert [one.row["error"] for one in two.pictures] == ["RuntimeError: out of memory"] * 2
-    assert all(one.generation is None for one in two.pictures)
+    assert [one.row["status"] for one in plain.images] == ["ok", "ok"]
+    assert [one.row["error"] for one in two.images] == ["RuntimeError: out of memory"] * 2
+    assert all(one.generation is None for one in two.images)

@@ -16,7 +16,7 @@ OUTCOMES = ("has_all", "is_bound", "has_no_extra", "is_well_formed", "is_strict"
 
 
 def compare(folder: Path, prompts: int, steps: int) -> tuple[int, float, int]:
-    """Run at batch sizes 1 and 8; gives the largest pixel difference, the share of equal verdicts, and pictures."""
+    """Run at batch sizes 1 and 8; gives the largest pixel difference, the share of equal verdicts, and images."""
     tables = []
     for batch in (1, 8):
         options = ("--prompts", str(prompts), "--seeds", "2", "--steps", str(steps), "--batch", str(batch))

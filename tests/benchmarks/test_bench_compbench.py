@@ -42,7 +42,7 @@ def test_dry_run_says_what_would_be_made(data: Path, tmp_path: Path, capsys: pyt
     small = {"data": str(data), "prompts": "3", "score": "blip_vqa/grammar:any", "out": str(tmp_path / "run")}
     assert main([*command(**small), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("3 prompts x 10 seeds x 3 arms (plain, attend_and_excite, structured_guidance): 90 pictures")
+    assert said.startswith("3 prompts x 10 seeds x 3 arms (plain, attend_and_excite, structured_guidance): 90 images")
     assert not (tmp_path / "run").exists()
 
 

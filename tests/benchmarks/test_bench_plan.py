@@ -119,7 +119,7 @@ def test_a_file_that_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_losses_that_need_passes_of_their_own_choose_nothing() -> None:
     arms = {"merging": {"control": "token_merging"}, "best-of-2:merging": None}
-    with pytest.raises(BadSetting, match="passes of their own"):
+    with pytest.raises(BadSetting, match="extra passes"):
         resolve_arms(make_plan({"arms": arms}).arms)
     merging, apart = (list_controls()[name]() for name in ("token_merging", "attention_segregation"))
     assert measurable([merging, apart]) == (apart,)

@@ -62,7 +62,7 @@ def test_tuning_prompts_are_those_of_the_training_set(folder: Path) -> None:
     assert set(rows["prompt"]) == {"a red cat and a blue dog"}
 
 
-def test_pictures_can_be_made_again(folder: Path) -> None:
+def test_images_can_be_made_again(folder: Path) -> None:
     assert bench(folder, "run") == 0
     path = next((folder / "run/images/token_flow").iterdir())
     again = np.asarray(replay(sd(), path).images[0], dtype=int)
@@ -98,7 +98,7 @@ def test_a_published_set_needs_its_folder(capsys: pytest.CaptureFixture[str], tm
 def test_comparing_what_nobody_judged_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(folder, "run") == 0
     assert main(["bench", "compare", str(folder / "run"), "--against", "plain"]) == 2
-    assert "Judge the pictures first" in capsys.readouterr().err
+    assert "Judge the images first" in capsys.readouterr().err
 
 
 # -- official layouts -------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_written(
     assert match in capsys.readouterr().err and not (folder / "official").exists()
 
 
-def test_names_that_cannot_be_read_back_full_folders_and_lost_pictures(
+def test_names_that_cannot_be_read_back_full_folders_and_lost_images(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "data/color_val.txt").write_text("a red_cat\na dog\na bird\n", encoding="utf-8")

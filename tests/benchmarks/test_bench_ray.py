@@ -25,7 +25,7 @@ def test_two_workers_two_shards_and_one_process_give_the_same_bytes(tmp_path: Pa
     for shard in ("1/2", "2/2"):
         assert bench(tmp_path / "shards", "--shard", shard) == 0
     whole = fingerprint(tmp_path / "local")
-    assert len(whole) == 1 + 3 * 2 * 5  # the table, and a picture for each prompt, seed and arm
+    assert len(whole) == 1 + 3 * 2 * 5  # the table, and an image for each prompt, seed and arm
     assert fingerprint(tmp_path / "ray") == whole == fingerprint(tmp_path / "shards")
     assert len(list((tmp_path / "ray" / "rows").glob("ray-*.jsonl"))) == 1
     assert bench(tmp_path / "ray", "--retry-failed") == 0  # the other engine takes the folder as its own

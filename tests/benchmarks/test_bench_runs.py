@@ -1,4 +1,4 @@
-"""Runs: the same table and pictures however they were made, and failures that stay rows."""
+"""Runs: the same table and images however they were made, and failures that stay rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.benchmarks.runs import ARMS, bench, fingerprint
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed: 3 batches of 2 pictures in 5 arms."""
+    """A run that nothing disturbed: 3 batches of 2 images in 5 arms."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert bench(out) == 0
     return out
@@ -95,7 +95,7 @@ def test_a_random_arm_repeats_the_lengths_of_its_base(whole: Path) -> None:
     assert (base.backwards > 0).all() and (random.backwards == 0).all() and base.loss.notna().all()
 
 
-def test_no_time_host_or_batch_is_in_rows_and_pictures(whole: Path, tmp_path: Path) -> None:
+def test_no_time_host_or_batch_is_in_rows_and_images(whole: Path, tmp_path: Path) -> None:
     timings = [json.loads(line) for line in (whole / "timings" / "1of1.jsonl").read_text().splitlines()]
     assert len(timings) == 3 * 5 and {"seconds", "images_per_second", "peak_bytes"} <= set(timings[0])
     assert not {"seconds", "images_per_second", "peak_bytes", "batch"} & set(table(whole).columns)
@@ -103,7 +103,7 @@ def test_no_time_host_or_batch_is_in_rows_and_pictures(whole: Path, tmp_path: Pa
     assert set(info) == {"t2ictl"} and not {"time", "date", "host", "batch"} & set(json.loads(info["t2ictl"]))
 
 
-def test_a_picture_can_be_made_again_from_its_own_settings(whole: Path, tmp_path: Path) -> None:
+def test_a_image_can_be_made_again_from_its_own_settings(whole: Path, tmp_path: Path) -> None:
     for arm in ("attention_segregation", "best-of-2@attention_segregation"):
         path, again = whole / "images" / arm / "tune-pair-0001-1.png", tmp_path / "again.png"
         assert main(["generate", "--from", str(path), "--out", str(again), "--device", "cpu"]) == 0
@@ -160,7 +160,7 @@ def test_a_torn_write_is_cut_off_and_made_again(
     assert fingerprint(run) == fingerprint(whole) and rows_file(run).read_bytes() == content
 
 
-def test_damaged_pictures_are_made_again(run: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_images_are_made_again(run: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run / "images" / "best-of-2"
     (folder / "tune-pair-0000-0.png").unlink()
     cut = run / "images" / "plain" / "tune-pair-0002-1.png"

@@ -25,7 +25,7 @@ def test_bad_shards_are_refused(text: str) -> None:
         Shard.read(text)
 
 
-def test_every_picture_has_noise_and_directions_of_its_own() -> None:
+def test_every_image_has_noise_and_directions_of_its_own() -> None:
     pairs = [Pair(item=item, seed=seed) for item in ITEMS for seed in range(20)]
     seeds = [noise_seed(pair, candidate) for pair in pairs for candidate in range(4)]
     seeds += [direction_seed(pair, arm) for pair in pairs for arm in ("random:a", "random:b")]

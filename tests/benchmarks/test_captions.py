@@ -12,7 +12,7 @@ from t2ictl.benchmarks.scoring.captions import CaptionCosine
 from t2ictl.benchmarks.scoring.metrics import open_metric
 from t2ictl.errors import BadSetting
 from tests.benchmarks.test_scoring import PROMPT, WORDS
-from tests.core.test_judges import VISION, clip, pictures  # noqa: F401 (fixture)
+from tests.core.test_judges import VISION, clip, drawings  # noqa: F401 (fixture)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,13 @@ def metric(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> CaptionCosin
 
 
 def test_captions_are_the_same_each_time(metric: CaptionCosine) -> None:
-    first, other = pictures(2)
+    first, other = drawings(2)
     assert metric.caption(first) == metric.caption(first)
     assert set(metric.caption(other).split()) <= set(WORDS)
 
 
 def test_score_is_the_cosine_of_the_two_texts(metric: CaptionCosine, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = pictures(1)[0]
+    given_image = drawings(1)[0]
     monkeypatch.setattr(metric, "caption", lambda image: "a blue square")
     features = []
     for text in ("a blue square", PROMPT):
@@ -48,9 +48,9 @@ def test_score_is_the_cosine_of_the_two_texts(metric: CaptionCosine, monkeypatch
             made = metric._clip.get_text_features(**metric._read(text=[text], return_tensors="pt"))
         features.append((made if isinstance(made, torch.Tensor) else made.pooler_output)[0])
     expected = float(features[0] @ features[1] / features[0].norm() / features[1].norm())
-    assert metric(picture, PROMPT).value == pytest.approx(expected, abs=1e-5)
+    assert metric(given_image, PROMPT).value == pytest.approx(expected, abs=1e-5)
     monkeypatch.setattr(metric, "caption", lambda image: PROMPT)
-    assert metric(picture, PROMPT).value == pytest.approx(1.0, abs=1e-5)
+    assert metric(given_image, PROMPT).value == pytest.approx(1.0, abs=1e-5)
 
 
 def test_both_models_are_needed(clip: Path) -> None:  # noqa: F811

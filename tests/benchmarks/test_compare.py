@@ -1,4 +1,4 @@
-"""From rows to tables: hand-worked values, a loop over pictures, invariances, and refusals."""
+"""From rows to tables: hand-worked values, a loop over images, invariances, and refusals."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_failure_kinds_are_counted() -> None:
     assert found.loc["segregation"].to_dict() == {"images": 6, "right": 4, "missing": 2}
 
 
-def test_estimates_against_a_loop_over_pictures() -> None:
+def test_estimates_against_a_loop_over_images() -> None:
     rows = drawn_rows()
     found = _compared(rows, against=("plain", "random"))
     value = {(r.arm, r.prompt_id, r.seed): r for r in rows.itertuples()}
@@ -83,8 +83,8 @@ def test_estimates_against_a_loop_over_pictures() -> None:
         assert row["low"] <= row["estimate"] <= row["high"]
 
 
-def test_prompts_count_alike_however_many_pictures_they_have() -> None:
-    """1, 1, 1, 1 and 0: the mean over prompts is 0.5, that over pictures 0.8."""
+def test_prompts_count_alike_however_many_images_they_have() -> None:
+    """1, 1, 1, 1 and 0: the mean over prompts is 0.5, that over images 0.8."""
     values = {("pair", "a"): {"plain": [1] * 4, "x": [0] * 4}, ("pair", "b"): {"plain": [0], "x": [0]}}
     found = _compared(rows_of(values), {"seeds": 1})
     assert _row(found.shares, arm="plain")["estimate"] == 0.5
@@ -119,7 +119,7 @@ def test_seed_and_number_of_resamples_are_what_decides() -> None:
     assert (first["low"] - other["low"]).abs().max() < 0.03
 
 
-def test_pictures_that_say_the_same_twice_are_no_evidence() -> None:
+def test_images_that_say_the_same_twice_are_no_evidence() -> None:
     rows = drawn_rows()
     twice = pd.concat([rows, rows.assign(seed=rows["seed"] + 100)])
     columns = ["estimate", "low", "high", "p", "p_holm"]
@@ -255,10 +255,10 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_arms_without_a_common_picture_are_refused() -> None:
+def test_arms_without_a_common_image_are_refused() -> None:
     rows = rows_of(TINY)
     apart = rows[(rows["arm"] == "plain") == (rows["seed"] == 0)]
-    with pytest.raises(BadSetting, match="no picture in common"):
+    with pytest.raises(BadSetting, match="no image in common"):
         _compared(apart, allow_missing=True)
 
 
@@ -267,7 +267,7 @@ def test_bad_rows_are_refused() -> None:
     for bad, message in (
         (rows.drop(columns="seed"), "no column seed"),
         (rows.iloc[:0], "no rows"),
-        (pd.concat([rows, rows.iloc[:2]]), "2 pictures come twice, first plain, prompt pair-0, seed 0"),
+        (pd.concat([rows, rows.iloc[:2]]), "2 images come twice, first plain, prompt pair-0, seed 0"),
         (rows.assign(category=[f"c{i}" for i in range(len(rows))]), "A prompt is in two categories"),
         (rows.drop(columns="is_strict"), "no outcomes"),
     ):

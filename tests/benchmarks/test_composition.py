@@ -9,7 +9,7 @@ import torch
 
 import t2ictl
 from t2ictl.benchmarks.studies.composition import pairs, table
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.processors import AttendAndExcite, AttentionSegregation, LinguisticBinding
 from tests.repository.sources import ROOT
 from tests.tiny import run, sd
@@ -26,7 +26,7 @@ def test_the_page_says_what_the_registry_does() -> None:
 
 
 def test_the_order_of_losses_does_not_matter() -> None:
-    rule = StepRule(size=5.0)
+    rule = StepSize(scale=5.0)
     controls = [
         AttendAndExcite(step=rule, refinement=None),
         AttentionSegregation(step=rule),

@@ -142,7 +142,7 @@ def metric(detector: Path, clip: Path, data: Path) -> GenEval:  # noqa: F811
 
 
 def scene() -> tuple[Image.Image, list[np.ndarray]]:
-    """A picture, and masks of two things in it."""
+    """An image, and masks of two things in it."""
     generator = np.random.default_rng(0)
     masks = [np.zeros((48, 64), dtype=bool) for _ in range(2)]
     masks[0][4:20, 2:18] = masks[1][24:44, 30:60] = True
@@ -159,15 +159,15 @@ def answer(monkeypatch: pytest.MonkeyPatch, metric: GenEval, found: list[tuple[i
 
 
 def test_real_classes_give_a_score_and_a_name_of_its_own(metric: GenEval) -> None:
-    picture, _ = scene()
-    assert metric(picture, "a photo of a clock").value in (0.0, 1.0)
+    image, _ = scene()
+    assert metric(image, "a photo of a clock").value in (0.0, 1.0)
     assert metric.name.startswith("geneval[hf,mask2former")  # not the official one
-    assert metric._find(picture, {"clock"}, threshold=0.0).keys() == {"clock"}
+    assert metric._find(image, {"clock"}, threshold=0.0).keys() == {"clock"}
 
 
 def test_real_classes_find_masks_with_boxes_around_them(metric: GenEval) -> None:
-    picture, _ = scene()
-    found = metric._find(picture, {"clock", "vase", "computer mouse"}, threshold=0.0)
+    image, _ = scene()
+    found = metric._find(image, {"clock", "vase", "computer mouse"}, threshold=0.0)
     every = [each for objects in found.values() for each in objects]
     assert every, "a random detector that finds nothing tests nothing"
     for each in every:
@@ -179,26 +179,26 @@ def test_real_classes_find_masks_with_boxes_around_them(metric: GenEval) -> None
 
 
 def test_thresholds_order_and_words(metric: GenEval, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture, _ = scene()
+    image, _ = scene()
     answer(monkeypatch, metric, [(0, 0.31), (1, 0.99)])
-    assert metric(picture, "a photo of a clock").value == 1
+    assert metric(image, "a photo of a clock").value == 1
     answer(monkeypatch, metric, [(0, 0.30)])
-    assert metric(picture, "a photo of a clock").parts == {"0 clock, 1 wanted": 0.0}
+    assert metric(image, "a photo of a clock").parts == {"0 clock, 1 wanted": 0.0}
     answer(monkeypatch, metric, [(0, 0.95), (0, 0.91)])  # counting: only what is very sure
-    assert metric(picture, "two clocks").value == 1
+    assert metric(image, "two clocks").value == 1
     answer(monkeypatch, metric, [(0, 0.95), (0, 0.89)])
-    assert metric(picture, "two clocks").value == 0
+    assert metric(image, "two clocks").value == 0
     answer(monkeypatch, metric, [(2, 0.5)])  # "computer mouse" is COCO's "mouse"
-    assert metric(picture, "a mouse").value == 1
+    assert metric(image, "a mouse").value == 1
     answer(monkeypatch, metric, [(0, 0.4), (0, 0.8)])
-    boxes = [each.box for each in metric._find(picture, {"clock"}, threshold=0.3)["clock"]]
+    boxes = [each.box for each in metric._find(image, {"clock"}, threshold=0.3)["clock"]]
     assert boxes == [(30.0, 24.0, 60.0, 44.0), (2.0, 4.0, 18.0, 20.0)]  # the surest first
     answer(monkeypatch, metric, [(0, 0.99 - 0.01 * number) for number in range(20)])
-    assert len(metric._find(picture, {"clock"}, threshold=0.3)["clock"]) == 16
+    assert len(metric._find(image, {"clock"}, threshold=0.3)["clock"]) == 16
 
 
 def test_color_sees_the_object_alone_on_gray(metric: GenEval, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture, masks = scene()
+    image, masks = scene()
     seen = []
     processor = metric._processor
 
@@ -209,10 +209,10 @@ def test_color_sees_the_object_alone_on_gray(metric: GenEval, monkeypatch: pytes
     monkeypatch.setattr(metric, "_processor", listen)
     mask = masks[0].copy()
     mask[4, 2] = False  # a corner of the box that is not the object's
-    assert metric._color(picture, Detected(box=(2, 4, 18, 20), mask_YX=mask), "clock") in COLORS
+    assert metric._color(image, Detected(box=(2, 4, 18, 20), mask_YX=mask), "clock") in COLORS
     assert seen[0].size == (16, 16)
     assert seen[0].getpixel((0, 0)) == (0x99, 0x99, 0x99)
-    assert seen[0].getpixel((3, 3)) == picture.getpixel((5, 7))
+    assert seen[0].getpixel((3, 3)) == image.getpixel((5, 7))
 
 
 def test_color_texts_are_means_over_templates(metric: GenEval) -> None:
@@ -225,11 +225,11 @@ def test_color_texts_are_means_over_templates(metric: GenEval) -> None:
 
 
 def test_what_is_missing_is_named(metric: GenEval, detector: Path, clip: Path, data: Path) -> None:  # noqa: F811
-    picture, _ = scene()
+    image, _ = scene()
     with pytest.raises(BadSetting, match="not one of GenEval's"):
-        metric(picture, "a photo of a castle")
+        metric(image, "a photo of a castle")
     with pytest.raises(BadSetting, match="knows no 'zebra'"):
-        metric(picture, "a zebra")
+        metric(image, "a zebra")
     with pytest.raises(BadSetting, match="clauses are in its metadata"):
         open_metric(f"geneval:{detector},{clip}")
     with pytest.raises(BadSetting, match="geneval needs two models. Write geneval:DETECTOR,CLIP"):
@@ -242,8 +242,8 @@ def test_color_of_an_object_that_is_thin(metric: GenEval, box: Box) -> None:
     left, top, right, bottom = map(int, box)
     mask = np.zeros((48, 64), dtype=bool)
     mask[top:bottom, left:right] = True
-    picture = Image.new("RGB", (64, 48), (200, 30, 30))
+    image = Image.new("RGB", (64, 48), (200, 30, 30))
     wide = np.zeros((48, 64), dtype=bool)
     wide[4:24, 2:22] = True
-    expected = metric._color(picture, Detected(box=(2, 4, 22, 24), mask_YX=wide), "clock")
-    assert metric._color(picture, Detected(box=box, mask_YX=mask), "clock") == expected
+    expected = metric._color(image, Detected(box=(2, 4, 22, 24), mask_YX=wide), "clock")
+    assert metric._color(image, Detected(box=box, mask_YX=mask), "clock") == expected

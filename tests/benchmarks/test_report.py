@@ -57,7 +57,7 @@ def test_command_writes_the_report_beside_the_run(run: Path, capsys: pytest.Capt
     assert not re.search(r"(src|href)=.?https?:", text)  # it fetches nothing
 
 
-def test_page_holds_every_picture_with_what_the_judge_said(run: Path) -> None:
+def test_page_holds_every_image_with_what_the_judge_said(run: Path) -> None:
     page = write_report(run, run / "report")
     data = data_of(page)
     rows = pd.read_parquet(run / "results.parquet").set_index(["arm", "prompt", "seed"])
@@ -73,7 +73,7 @@ def test_page_holds_every_picture_with_what_the_judge_said(run: Path) -> None:
             assert (page.parent / unquote(data["base"]) / cell[0]).resolve() == (run / row["image"]).resolve()
 
 
-def test_scores_of_learned_judges_are_in_it_and_only_for_their_own_pictures(run: Path, tmp_path: Path) -> None:
+def test_scores_of_learned_judges_are_in_it_and_only_for_their_own_images(run: Path, tmp_path: Path) -> None:
     scores = score_run(run, Redness())
     try:
         page = write_report(run, tmp_path / "out")
@@ -87,7 +87,7 @@ def test_scores_of_learned_judges_are_in_it_and_only_for_their_own_pictures(run:
         assert line["cells"][0][2][number] == pytest.approx(value, abs=1e-4)
         assert (tmp_path / "out" / "scores.json").is_file() and "red[" in (tmp_path / "out" / "tables.md").read_text()
         table = next((run / "scores").glob("*.csv"))
-        pd.read_csv(table).assign(sha256="of another picture").to_csv(table, index=False)
+        pd.read_csv(table).assign(sha256="of another image").to_csv(table, index=False)
         with pytest.raises(BadSetting, match="have no score"):
             write_report(run, tmp_path / "out")
     finally:

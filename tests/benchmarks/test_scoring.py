@@ -19,7 +19,7 @@ from t2ictl.benchmarks.scoring.metrics import BlipVqa, blip_question, open_metri
 from t2ictl.benchmarks.scoring.run import score_run, score_table
 from t2ictl.cli.app import main
 from t2ictl.errors import BadSetting, MissingExtra
-from tests.core.test_judges import VISION, clip, pictures, vlm  # noqa: F401 (fixtures)
+from tests.core.test_judges import VISION, clip, drawings, vlm  # noqa: F401 (fixtures)
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] yes no a red blue green circle square bench cat dog and the ? of on".split()
 PROMPT = "a red circle and a blue square"
@@ -75,7 +75,7 @@ def test_score_is_the_product_of_rounded_answers(blip: Path, monkeypatch: pytest
         return {"a red circle?": 0.123456, "a blue square?": 0.5}[question]
 
     monkeypatch.setattr(metric, "_answer", answer)
-    score = metric(pictures(1)[0], PROMPT)
+    score = metric(drawings(1)[0], PROMPT)
     assert asked == ["a red circle?", "a blue square?"]
     assert score.parts == {"a red circle": 0.1235, "a blue square": 0.5}
     assert score.value == pytest.approx(0.1235 * 0.5, abs=1e-12)
@@ -100,14 +100,14 @@ def test_first_tokens_are_enc_and_dec(blip: Path) -> None:
         getattr(metric._model, name).register_forward_pre_hook(
             lambda module, args, kwargs, name=name: seen.update({name: kwargs["input_ids"]}), with_kwargs=True
         )
-    metric._answer(metric._image(pictures(1)[0]), "a red circle?")
+    metric._answer(metric._image(drawings(1)[0]), "a red circle?")
     start = len(WORDS)  # [DEC]; [ENC] is the next entry
     words = [WORDS.index(word) for word in ("a", "red", "circle", "?", "[SEP]")]
     assert seen["text_encoder"].tolist() == [[start + 1, *words]] and seen["text_decoder"].tolist() == [[start]]
 
 
 def test_answers_are_those_of_the_model_by_hand(blip: Path) -> None:
-    metric, image = BlipVqa(str(blip), chunks="grammar"), pictures(1)[0]
+    metric, image = BlipVqa(str(blip), chunks="grammar"), drawings(1)[0]
     model = transformers.BlipForQuestionAnswering.from_pretrained(blip)
     square = np.asarray(image.resize((480, 480), Image.Resampling.BICUBIC).resize((32, 32), Image.Resampling.BICUBIC))
     mean, spread = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
@@ -138,7 +138,7 @@ def test_papers_chunks_need_spacy_and_say_so(blip: Path) -> None:
 
 
 def test_clip_cosine_is_not_scaled(clip: Path) -> None:  # noqa: F811
-    image = pictures(1)[0]
+    image = drawings(1)[0]
     model, processor = transformers.CLIPModel.from_pretrained(clip), transformers.CLIPProcessor.from_pretrained(clip)
     inputs = processor(text=[PROMPT], images=image, return_tensors="pt", padding=True)
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_vqascore_asks_the_papers_question(vlm: Path) -> None:  # noqa: F811
         return first(image, question)  # type: ignore[no-any-return]
 
     metric._judge._asking.first_token = listen
-    assert 0 <= metric(pictures(1)[0], "a cat").value <= 1
+    assert 0 <= metric(drawings(1)[0], "a cat").value <= 1
     assert asked == ['Does this figure show "a cat"? Please Answer yes or no.']
 
 
@@ -172,19 +172,19 @@ def test_unknown_metrics_are_refused(name: str) -> None:
 
 
 class Counting:
-    """A metric that says how red a picture is, and counts how often it was asked."""
+    """A metric that says how red an image is, and counts how often it was asked."""
 
     def __init__(self, name: str = "red[mean]") -> None:
         self.name, self.facts, self.calls = name, {"band": 0}, 0
 
     def __call__(self, image: Image.Image, prompt: str) -> Score:
-        """Score one picture."""
+        """Score one image."""
         self.calls += 1
         return Score(value=float(np.asarray(image.convert("RGB"))[..., 0].mean() / 255))
 
 
 def run_of(folder: Path, values: dict[tuple[str, str, int], float]) -> Path:
-    """A finished run with pictures of known redness: by arm, prompt and seed."""
+    """A finished run with images of known redness: by arm, prompt and seed."""
     rows = []
     (folder / "images").mkdir(parents=True)
     for (arm, prompt, seed), value in values.items():
@@ -196,7 +196,7 @@ def run_of(folder: Path, values: dict[tuple[str, str, int], float]) -> Path:
     return folder
 
 
-# Two of the eight pictures are those of the other arm, for the same prompt.
+# Two of the eight images are those of the other arm, for the same prompt.
 VALUES = {
     (arm, prompt, seed): round(51 * level) / 255
     for arm, levels in {"plain": (0, 1, 2, 3), "moved": (1, 2, 3, 4)}.items()
@@ -204,7 +204,7 @@ VALUES = {
 }
 
 
-def test_every_picture_is_scored_once_and_kept(tmp_path: Path) -> None:
+def test_every_image_is_scored_once_and_kept(tmp_path: Path) -> None:
     run, metric = run_of(tmp_path / "run", VALUES), Counting()
     first = score_run(run, metric)
     assert metric.calls == 6 and first["score"].tolist() == pytest.approx(list(VALUES.values()))
@@ -219,7 +219,7 @@ def test_a_killed_scoring_goes_on(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", VALUES)
 
     class Stopping(Counting):
-        """Gives up at the fifth picture."""
+        """Gives up at the fifth image."""
 
         def __call__(self, image: Image.Image, prompt: str) -> Score:
             if self.calls == 4:
@@ -235,7 +235,7 @@ def test_a_killed_scoring_goes_on(tmp_path: Path) -> None:
     assert len(file.read_text().splitlines()) == 6
 
 
-def test_equal_pictures_of_a_prompt_are_scored_once(tmp_path: Path) -> None:
+def test_equal_images_of_a_prompt_are_scored_once(tmp_path: Path) -> None:
     values = {("plain", "a", 0): 0.2, ("moved", "a", 0): 0.2, ("moved", "b", 0): 0.2, ("plain", "b", 0): 0.4}
     metric = Counting()
     score_run(run_of(tmp_path / "run", values), metric)
@@ -264,13 +264,13 @@ def test_runs_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     rows = pd.read_parquet(run / "results.parquet")
     rows.loc[0, "status"] = "error"
     rows.to_parquet(run / "results.parquet")
-    with pytest.raises(BadSetting, match="1 pictures of the run failed"):
+    with pytest.raises(BadSetting, match="1 images of the run failed"):
         score_run(run, Counting())
 
 
 def test_missing_pairs_are_not_averaged_away(tmp_path: Path) -> None:
     values = {key: value for key, value in VALUES.items() if key != ("moved", "b", 1)}
-    with pytest.raises(BadSetting, match="no picture for prompts of 'color'"):
+    with pytest.raises(BadSetting, match="no image for prompts of 'color'"):
         score_table(score_run(run_of(tmp_path / "run", values), Counting()), "plain")
 
 

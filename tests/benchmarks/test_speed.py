@@ -12,9 +12,9 @@ import t2ictl
 from t2ictl.app.engine.memory import DECODED, FORWARD
 from t2ictl.benchmarks.speed import compiled, published
 from t2ictl.benchmarks.speed.growth import CASES, over_runs, over_steps, slope
-from t2ictl.benchmarks.speed.maps import SITES, operations
+from t2ictl.benchmarks.speed.maps import LAYERS, operations
 from t2ictl.benchmarks.speed.memory import LiveBytes, decoder_peak, denoiser_peak
-from t2ictl.benchmarks.speed.published import whole_picture
+from t2ictl.benchmarks.speed.published import whole_image
 from t2ictl.benchmarks.speed.synchronizations import counts
 from t2ictl.benchmarks.speed.update import MODELS, measure
 from t2ictl.session.checkpoints import Checkpointing
@@ -44,17 +44,17 @@ def test_checkpointing_trades_memory_for_work(name: str, way: Checkpointing, sha
     assert 0.02 < short["backward"] - plain["backward"] < more
 
 
-def test_whole_pictures_stay_within_their_budget() -> None:
+def test_whole_images_stay_within_their_budget() -> None:
     found = measured("SD 1.5, 512 x 512", published=False)
     update = found["forward"] + found["backward"]
-    assert whole_picture(update, updates=25) <= 1.35  # Attend-and-Excite without refinement
-    assert whole_picture(update, updates=50) <= 1.6  # A-STAR at every step
+    assert whole_image(update, updates=25) <= 1.35  # Attend-and-Excite without refinement
+    assert whole_image(update, updates=50) <= 1.6  # A-STAR at every step
 
 
-@pytest.mark.parametrize("sites", SITES.values(), ids=SITES)
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("name", MODELS)
-def test_maps_of_words_stay_within_their_budget(name: str, sites: object) -> None:
-    assert 1.0005 < operations(name, sites) <= 1.05
+def test_maps_of_words_stay_within_their_budget(name: str, layers: object) -> None:
+    assert 1.0005 < operations(name, layers) <= 1.05
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -41,7 +41,7 @@ def test_wilson_against_published_values() -> None:
 
 
 def test_interval_of_a_share_worked_by_hand() -> None:
-    """Means 0, 0.5, 0.5, 1: variance 1/6, squared error 1/24, so 0.25 * 24 = 6 pictures; Student's point for 3."""
+    """Means 0, 0.5, 0.5, 1: variance 1/6, squared error 1/24, so 0.25 * 24 = 6 images; Student's point for 3."""
     low, estimate, high = _bounds(share_bounds(_column([0, 0.5, 0.5, 1])))
     point = 3.182446
     shrink = 1 + point**2 / 6
@@ -50,7 +50,7 @@ def test_interval_of_a_share_worked_by_hand() -> None:
     assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
 
 
-def test_one_picture_a_prompt_is_wilson_with_one_picture_less() -> None:
+def test_one_image_a_prompt_is_wilson_with_one_image_less() -> None:
     values = [1.0] * 30 + [0.0] * 70
     bounds = share_bounds(_column(values))
     low, high = wilson_bounds(np.array([0.3]), np.array([99.0]), np.array([stats.t.ppf(0.975, 99)]))

@@ -40,12 +40,12 @@ def test_coverage_everywhere(scenario: Scenario) -> None:
 
 
 @pytest.mark.parametrize("scenario", EXTREME, ids=lambda scenario: scenario.name)
-def test_where_few_pictures_decide_intervals_err_to_the_safe_side(scenario: Scenario) -> None:
+def test_where_few_images_decide_intervals_err_to_the_safe_side(scenario: Scenario) -> None:
     assert measure_coverage(scenario, 600, seed=1).share >= 0.95
 
 
 def test_an_interval_without_its_prompts_does_not_cover() -> None:
-    """The measurement can fail: Student's interval of a rare outcome, and pictures taken for independent ones."""
+    """The measurement can fail: Student's interval of a rare outcome, and images taken for independent ones."""
     assert measure_coverage(BY_NAME["share 2%, r 0.3, 50 prompts"], 600, method="student", seed=1).share < 0.9
     scenario = BY_NAME["share 50%, r 0.6, 200 prompts"]
     (values,) = scenario.draw(600, np.random.default_rng(1))
@@ -63,7 +63,7 @@ def test_simulated_runs_have_the_truth_they_claim() -> None:
     assert shares.mean() == pytest.approx(0.3, abs=0.005)
 
 
-def test_pictures_of_a_prompt_are_correlated_as_asked() -> None:
+def test_images_of_a_prompt_are_correlated_as_asked() -> None:
     """The variance of means of 4 is p (1 - p) (1 + 3 r) / 4."""
     for correlation in (0.0, 0.5):
         population = Population(prompts=2000, share=0.4, correlation=correlation)

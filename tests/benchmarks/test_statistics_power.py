@@ -66,8 +66,8 @@ def test_pilot_recovers_the_spread() -> None:
         ["arm", "category", "outcome", "quantity"]
     )
     row = table.loc["plain", "pair", "is_strict", "share"]
-    pictures = rows[(rows["arm"] == "plain") & (rows["category"] == "pair")]
-    groups = [group["is_strict"].astype(float) for _, group in pictures.groupby("prompt_id")]
+    images = rows[(rows["arm"] == "plain") & (rows["category"] == "pair")]
+    groups = [group["is_strict"].astype(float) for _, group in images.groupby("prompt_id")]
     within = np.mean([np.var(group, ddof=1) for group in groups])
     between = np.var([group.mean() for group in groups], ddof=1) - within / 4
     assert (row["within"], row["between"]) == pytest.approx((math.sqrt(within), math.sqrt(between)))

@@ -13,7 +13,7 @@ import t2ictl
 from t2ictl.benchmarks.studies.stories import key_gather
 from t2ictl.benchmarks.studies.stories.key_gather import KeyGather
 from t2ictl.errors import BadSetting
-from t2ictl.processors.isolation_reposition.places import Places
+from t2ictl.processors.isolation_reposition.places import SubjectRegions
 from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests.processors.isolation_cases import (
     CAT,
@@ -128,14 +128,14 @@ def test_places_are_learned_where_none_is_given() -> None:
     """By the words' own maps, from the first step on."""
     pipe, learned = sd(), [Subject(name="cat", prompt=CAT), Subject(name="dog", prompt=DOG)]
     seen: list[Tensor] = []
-    take = Places.take
+    take = SubjectRegions.take
 
-    def taken(places: Places, maps_BYXT: Tensor) -> None:
+    def taken(places: SubjectRegions, maps_BYXT: Tensor) -> None:
         take(places, maps_BYXT)
         assert places._seen_BNYX is not None
         seen.append(places._seen_BNYX.clone())
 
-    with patch.object(Places, "take", taken):
+    with patch.object(SubjectRegions, "take", taken):
         heard, draws = heard_in(pipe, KeyGather(learned))
     assert len(seen) == 2
     shown = {portrait: seen[0][portrait, 0] for portrait in (1, 2)}  # what the step before has shown
@@ -144,7 +144,7 @@ def test_places_are_learned_where_none_is_given() -> None:
             same(layer.out, dense(layer, draws, shown, True))
 
 
-def test_of_several_pictures_of_a_prompt_each_reads_the_portrait_of_its_own() -> None:
+def test_of_several_images_of_a_prompt_each_reads_the_portrait_of_its_own() -> None:
     _, draws = heard_in(sd(), KeyGather(SUBJECTS), num_images_per_prompt=2)
     pairs = {key[:2] for key in draws}
     assert pairs == {(0, 2), (0, 4), (1, 3), (1, 5), (2, 4), (3, 5), (4, 2), (5, 3)}

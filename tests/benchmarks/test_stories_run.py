@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from t2ictl.benchmarks.studies.stories.arms import ARMS, StoryArm, StoryPictures, arm_settings, arms_of
+from t2ictl.benchmarks.studies.stories.arms import ARMS, StoryArm, StoryImages, arm_settings, arms_of
 from t2ictl.benchmarks.studies.stories.measures import Appearance, SceneReading, StoryReading
 from t2ictl.benchmarks.studies.stories.run import main, read_story, tell
 from t2ictl.benchmarks.studies.stories.store import StoryStore
@@ -33,11 +33,11 @@ class DrawingArm:
     def __init__(self, worse: bool = False, **settings: Any) -> None:
         self.worse, self.settings, self.calls = worse, settings, 0
 
-    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryPictures:
+    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryImages:
         self.calls += 1
         names = list(story.subjects)
         wrong = {name: COLORS[names[(place + 1) % len(names)]] for place, name in enumerate(names)}
-        return StoryPictures(
+        return StoryImages(
             portraits=tuple(self._draw(prompt, COLORS) for prompt in story.portraits),
             scenes=tuple(self._draw(prompt, wrong if self.worse else COLORS) for prompt in story.scenes),
         )
@@ -94,7 +94,7 @@ def test_other_settings_are_refused(tmp_path: Path, told: tuple[Story, ...]) -> 
 
 
 def test_contact_sheets_of_the_first_stories(tmp_path: Path, told: tuple[Story, ...]) -> None:
-    tell(None, told, {"good": DrawingArm(), "bad": DrawingArm()}, store(tmp_path), steps=1, guidance=3.0, pictures=2)
+    tell(None, told, {"good": DrawingArm(), "bad": DrawingArm()}, store(tmp_path), steps=1, guidance=3.0, images=2)
     sheets = sorted(tmp_path.glob("*.png"))
     assert [sheet.stem for sheet in sheets] == [each.key for each in told[:2]]
     with Image.open(sheets[0]) as sheet:
@@ -150,7 +150,7 @@ def pipe() -> Any:
 
 
 def test_all_arms_begin_with_the_same_noise_and_portraits(pipe: Any) -> None:
-    story = stories("tune", 2, 1, "told")[0]
+    story = stories("tune", 2, 1, "subject_text")[0]
     made = {label: arm(pipe, story, 2, 3.0) for label, arm in ARMS.items()}
     plain = pipe(
         list(story.prompts),
@@ -172,7 +172,7 @@ def test_all_arms_begin_with_the_same_noise_and_portraits(pipe: Any) -> None:
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--out", str(tmp_path), "--stories", "1", "--subjects", "2", "--arms", "plain,gather", "--steps", "2"]
-    assert main([*arguments, "--pictures", "1"]) == 0
+    assert main([*arguments, "--images", "1"]) == 0
     assert (tmp_path / "tune-2-0000.png").exists()
     first = capsys.readouterr().out
     assert "tune-2-0000 gather" in first and "gather - plain" in first

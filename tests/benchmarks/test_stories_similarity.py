@@ -28,7 +28,7 @@ def by_color(images: Sequence[Image.Image]) -> Tensor:
     return torch.nn.functional.normalize(torch.tensor(np.stack(means)), dim=-1)
 
 
-def picture(left: str, right: str = "white") -> Image.Image:
+def drawing(left: str, right: str = "white") -> Image.Image:
     image = Image.new("RGB", (8, 8), right)
     image.paste(Image.new("RGB", (4, 8), left), (0, 0))
     return image
@@ -37,9 +37,9 @@ def picture(left: str, right: str = "white") -> Image.Image:
 def write(folder: Path, scenes: list[Image.Image], places: dict[str, Any]) -> Path:
     """A story of a red cat and a blue dog."""
     folder.mkdir()
-    pictures = {"portrait-1": picture("red"), "portrait-2": picture("blue")}
-    pictures |= {f"scene-{number}": each for number, each in enumerate(scenes, start=1)}
-    for name, image in pictures.items():
+    images = {"portrait-1": drawing("red"), "portrait-2": drawing("blue")}
+    images |= {f"scene-{number}": each for number, each in enumerate(scenes, start=1)}
+    for name, image in images.items():
         image.save(folder / f"{name}.png")
     data = {
         "story": {"subjects": [{"name": "cat"}, {"name": "dog"}], "scenes": [{}] * len(scenes)},
@@ -58,7 +58,7 @@ def test_a_cut_is_the_box_of_the_region_and_gray_outside() -> None:
 
 
 def test_own_other_swap_and_miss_of_a_known_story(tmp_path: Path) -> None:
-    scenes = [picture("red", "blue"), picture("blue", "red"), picture("red", "green")]
+    scenes = [drawing("red", "blue"), drawing("blue", "red"), drawing("red", "green")]
     both = {"cat": LEFT, "dog": RIGHT}
     folder = write(tmp_path / "a", scenes, {"scene-1": both, "scene-2": both, "scene-3": {"cat": LEFT}})
     found = likenesses(folder, by_color)
@@ -84,7 +84,7 @@ def test_means_over_stories_have_intervals() -> None:
 def test_what_is_no_story_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match="holds no story"):
         likenesses(tmp_path, by_color)
-    folder = write(tmp_path / "a", [picture("red")], {"portrait-1": {}})
+    folder = write(tmp_path / "a", [drawing("red")], {"portrait-1": {}})
     with pytest.raises(BadSetting, match="where 'cat' is in its portrait"):
         likenesses(folder, by_color)
     with pytest.raises(BadSetting, match="cannot be loaded"):
@@ -123,7 +123,7 @@ def test_models_of_transformers_on_a_story_of_the_pipeline(
     told.save(tmp_path / "story")
     model = tiny_model(kind, tmp_path / "model")
     embed = embedder(model)
-    vectors_BD = embed([picture("red"), picture("blue"), picture("red")])
+    vectors_BD = embed([drawing("red"), drawing("blue"), drawing("red")])
     assert torch.allclose(vectors_BD.norm(dim=-1), torch.ones(3), atol=1e-5)
     assert torch.equal(vectors_BD[0], vectors_BD[2]) and not torch.allclose(vectors_BD[0], vectors_BD[1], atol=1e-3)
     assert main([str(tmp_path / "story"), "--model", model, "--json"]) == 0

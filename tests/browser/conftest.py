@@ -64,8 +64,8 @@ class Server:
         raise AssertionError(f"the editor did not start: {self.log.read_text()}")
 
     @property
-    def pictures(self) -> set[Path]:
-        """The pictures that it keeps, of all sessions."""
+    def images(self) -> set[Path]:
+        """The images that it keeps, of all sessions."""
         return set(self.log.parent.glob("t2ictl-editor-*/**/*.png"))
 
     @property
@@ -127,11 +127,11 @@ class Visitor:
         self.page.locator("[data-testid='stApp'][data-test-script-state='notRunning']").wait_for()
 
     def generate(self) -> None:
-        """Press the button, and wait for the picture and the one it is compared with."""
-        count = self.page.get_by_text(re.compile(r"^\d+ pictures? of this session"))
+        """Press the button, and wait for the image and the one it is compared with."""
+        count = self.page.get_by_text(re.compile(r"^\d+ images? of this session"))
         before = int(count.inner_text().split()[0]) if count.count() else 0
         self.button("Generate").click()
-        self.page.get_by_text(re.compile(rf"^{before + 1} pictures? of this session")).wait_for()
+        self.page.get_by_text(re.compile(rf"^{before + 1} images? of this session")).wait_for()
         expect(self.button("Cancel")).to_have_count(0)
         self.settle()
 

@@ -1,4 +1,4 @@
-"""The pictures of the editor in the README, made anew: ``python -m tests.browser.screenshots docs/images``."""
+"""The images of the editor in the README, made anew: ``python -m tests.browser.screenshots docs/images``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = {"width": 1280, "height": 860}
 
 
 def _whole(browser: Browser, server: Server, folder: Path) -> None:
-    """The page with its example: a map over both pictures, and the words at a place."""
+    """The page with its example: a map over both images, and the words at a place."""
     visitor = Visitor(browser, server)
     visitor.page.set_viewport_size(SIZE)  # type: ignore[arg-type]
     visitor.generate()
@@ -34,7 +34,7 @@ def _whole(browser: Browser, server: Server, folder: Path) -> None:
 
 
 def _right_of_compose(visitor: Visitor) -> dict[str, float]:
-    box = visitor.page.get_by_role("heading", name="Picture").bounding_box()
+    box = visitor.page.get_by_role("heading", name="Image").bounding_box()
     assert box
     left, top = box["x"] - 12, box["y"] - 8
     return {"x": left, "y": top, "width": SIZE["width"] - left, "height": SIZE["height"] - top}
@@ -74,7 +74,7 @@ def _progress(browser: Browser, server: Server, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Take all pictures.
+    """Take all images.
 
     Args:
         folder: where they go.

@@ -1,4 +1,4 @@
-"""The editor as a user has it: a whole journey, two people at once, strangers' files, and fifty pictures in a row."""
+"""The editor as a user has it: a whole journey, two people at once, strangers' files, and fifty images in a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.browser.conftest import SESSION_SECONDS, Server, Visitor
 
 pytestmark = pytest.mark.browser
 
-#: Growth of the server's memory from the first ten pictures to the last ten of fifty; docs/editor.md has the figures.
+#: Growth of the server's memory from the first ten images to the last ten of fifty; docs/editor.md has the figures.
 GROWTH_MIB = 8
 STEPPING = re.compile(r"Step \d+ of 200")
 
@@ -66,9 +66,9 @@ def begin_and_cancel(visitor: Visitor) -> None:
 
 
 def compare_by_slider(visitor: Visitor) -> None:
-    """Where the slider stands, one picture ends and the other begins."""
+    """Where the slider stands, one image ends and the other begins."""
     visitor.choose("Slider")
-    slider = visitor.page.get_by_label("Where the plain picture ends")
+    slider = visitor.page.get_by_label("Where the plain image ends")
     line = visitor.page.locator(".stage .line")
     before = line.bounding_box()
     slider.focus()
@@ -121,8 +121,8 @@ def test_the_whole_journey(visitor: Visitor, tmp_path: Path) -> None:
     page.goto("about:blank")
     page.goto(visitor.address)
     visitor.button("Generate").wait_for()
-    upload(visitor, "picture.png", first.read_bytes())
-    expect(page.get_by_text("Settings taken from picture.png")).to_be_visible()
+    upload(visitor, "image.png", first.read_bytes())
+    expect(page.get_by_text("Settings taken from image.png")).to_be_visible()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a green circle and a red star")
     visitor.generate()
     last = download(visitor, tmp_path, "Download PNG")
@@ -150,7 +150,7 @@ def test_a_page_that_is_loaded_again_has_everything(visitor: Visitor) -> None:
     visitor.button("Download PNG").wait_for()
     visitor.page.wait_for_timeout(2000 * SESSION_SECONDS)  # the old tab's session has ended in the meantime
     visitor.choose("Slider")
-    expect(visitor.page.get_by_text("1 picture of this session")).to_be_visible()
+    expect(visitor.page.get_by_text("1 image of this session")).to_be_visible()
     expect(visitor.page.get_by_label("Seed", exact=True)).to_have_value("77")
 
 
@@ -177,11 +177,11 @@ def test_two_people_share_the_worker_and_nothing_else(browser: Browser, server: 
 
 
 def test_a_closed_tab_leaves_no_job_and_no_files(browser: Browser, server: Server, visitor: Visitor) -> None:
-    gone, others = Visitor(browser, server), server.pictures
+    gone, others = Visitor(browser, server), server.images
     gone.steps(2)
     gone.generate()
-    made = server.pictures - others
-    assert len(made) == 2  # the controlled picture and the plain one
+    made = server.images - others
+    assert len(made) == 2  # the controlled image and the plain one
     gone.steps(200)
     gone.button("Generate").click()
     expect(gone.page.get_by_text(STEPPING).first).to_be_visible()
@@ -194,10 +194,10 @@ def test_a_closed_tab_leaves_no_job_and_no_files(browser: Browser, server: Serve
         if (expand := visitor.page.get_by_test_id("stExpandSidebarButton")).is_visible():  # it stays as it was left
             expand.click()
         queue = visitor.page.get_by_text("at work,").inner_text()
-        if queue.startswith("0 at work, 0 waiting") and not made & server.pictures:
+        if queue.startswith("0 at work, 0 waiting") and not made & server.images:
             return
         time.sleep(0.5)
-    raise AssertionError(f"something is still there: {queue}, {made & server.pictures}")
+    raise AssertionError(f"something is still there: {queue}, {made & server.images}")
 
 
 HOSTILE = (
@@ -229,7 +229,7 @@ def bomb() -> bytes:
     ("name", "content", "says"),
     [
         ("x.png", b"\x89PNG\r\n\x1a\nrubbish", "cannot be read"),
-        ("<b>x</b>.json", b'{"request": {"prompt": ["a", "b"]}, "controls": []}', "one picture of one prompt"),
+        ("<b>x</b>.json", b'{"request": {"prompt": ["a", "b"]}, "controls": []}', "one image of one prompt"),
         ("x.json", b'{"request": {"prompt": "a cat", "steps": 1e9}, "controls": []}', "steps"),
         ("huge.png", bomb(), "PNG"),
     ],
@@ -250,7 +250,7 @@ def test_the_first_screen_has_everything_and_fits(browser: Browser, server: Serv
         visitor.steps(2)
         visitor.generate()
         assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 1280
-        for name in ("Compose", "Picture", "Inspect"):
+        for name in ("Compose", "Image", "Inspect"):
             box = visitor.page.get_by_role("heading", name=name).bounding_box()
             assert box and box["y"] < 300
         box = visitor.button("Generate").bounding_box()
@@ -261,7 +261,7 @@ def test_the_first_screen_has_everything_and_fits(browser: Browser, server: Serv
         visitor.leave()
 
 
-def test_fifty_pictures_in_a_row_grow_memory_by_less_than_a_bound(browser: Browser, tmp_path: Path) -> None:
+def test_fifty_images_in_a_row_grow_memory_by_less_than_a_bound(browser: Browser, tmp_path: Path) -> None:
     server = Server(tmp_path / "log.txt")  # a fresh one: what others have left in memory would hide what grows
     try:
         visitor = Visitor(browser, server)
@@ -274,5 +274,5 @@ def test_fifty_pictures_in_a_row_grow_memory_by_less_than_a_bound(browser: Brows
         visitor.leave()
     finally:
         server.stop()
-    print("\nMiB after each picture: " + " ".join(f"{value:.1f}" for value in after))
+    print("\nMiB after each image: " + " ".join(f"{value:.1f}" for value in after))
     assert len(set(after)) > 1 and sum(after[-10:]) / 10 - sum(after[:10]) / 10 < GROWTH_MIB

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl.guidance.optimize import optimize
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from t2ictl.session.call import PipelineCall
 from tests import tiny
@@ -24,7 +24,7 @@ from tests import tiny
 PROMPT = "a red circle and a blue square"
 THREE = (PROMPT, "a cat and a dog and a frog", "a lion in a bowl and a bench")
 # Long enough to be seen in float32, short enough for the gradient to tell the truth about the loss.
-SMALL = StepRule(size=1e-3, mode="normalized")
+SMALL = StepSize(scale=1e-3, mode="normalized")
 STEPS = 3
 # A perturbed sample that changes the next one by less than this share of itself was thrown away: what is left is
 # rounding. Samples that are kept come back at a tenth of their size or more.
@@ -79,7 +79,7 @@ class Case:
 
 
 def matrix() -> tuple[Case, ...]:
-    """Every scheduler with both families, guidance on and off, one and several pictures; then every other pipeline."""
+    """Every scheduler with both families, guidance on and off, one and several images; then every other pipeline."""
     one, many = {"guidance_scale": 7.5}, {"guidance_scale": 1.0, "num_images_per_prompt": 2}
     several = {"guidance_scale": 5.0, "num_images_per_prompt": 2}
     oblong = {"height": 48, "width": 80}
@@ -165,7 +165,7 @@ def outcome(case: Case) -> Outcome:
 
 @contextmanager
 def _watched(pipe: Any, found: Outcome) -> Iterator[None]:
-    """Look at each scheduler step from below the session's wrap."""
+    """RowSubset at each scheduler step from below the session's wrap."""
     scheduler, replace = pipe.scheduler, PipelineCall.replace
     original, given, seen = scheduler.step, [], {}
     signature = inspect.signature(original)
@@ -175,7 +175,7 @@ def _watched(pipe: Any, found: Outcome) -> Iterator[None]:
         return replace(call, sample)
 
     def look(module: Any, inputs: Any) -> None:
-        if not torch.is_grad_enabled():  # the last such pass before a step is the one that makes the picture
+        if not torch.is_grad_enabled():  # the last such pass before a step is the one that makes the image
             seen["sample"] = inputs[0]
 
     @functools.wraps(original)
@@ -241,5 +241,5 @@ def rows_apart(first: Tensor, second: Tensor) -> list[float]:
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One generator a picture."""
+    """One generator an image."""
     return [tiny.generator(seed) for seed in seeds]

@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall, Edit
-from t2ictl.attention.layers import Site
-from t2ictl.attention.passes import DenoiserPass, StopForward, Switch
+from t2ictl.attention.layers import Layer
+from t2ictl.attention.passes import ActivePass, DenoiserPass, StopForward
 from t2ictl.attention.processor import ControlledAttention
 from t2ictl.errors import ShapeMismatch, UnsupportedPipeline
 from t2ictl.settings.windows import Step
 
 SIZE = (3, 5)  # not square
 ROWS, TOKENS, WIDTH, CONTEXT = 4, 7, 12, 10
-LANES = Lanes.of_batch(prompts=2, images_per_prompt=1, guided=True)
+LANES = BatchLayout.from_counts(prompts=2, images_per_prompt=1, guided=True)
 STEP = Step(index=2, total=9, timestep=500.0)
 STOCK = [AttnProcessor, AttnProcessor2_0]
 
@@ -84,28 +84,30 @@ def given(kind: str, dtype: torch.dtype = torch.float64, seed: int = 1) -> tuple
     return hidden.to(dtype), context.to(dtype) if kind == "cross" else None
 
 
-def site(kind: Any = "cross", heads: int = 2, factor: int = 1) -> Site:
-    return Site(address=f"up.0.0.0.{kind}", module="m", kind=kind, place="up", factor=factor, order=0, heads=heads)
+def address_of(kind: Any = "cross", heads: int = 2, factor: int = 1) -> Layer:
+    return Layer(address=f"up.0.0.0.{kind}", module="m", kind=kind, block="up", stride=factor, order=0, heads=heads)
 
 
 def installed(attn: Attention, previous: Any, *, taps: Any = (), edits: Any = (), **now: Any) -> ControlledAttention:
     """Our processor at a layer, with a pass in progress."""
-    switch, here = Switch(), site("cross" if attn.is_cross_attention else "self", attn.heads)
-    switch.current = DenoiserPass(
-        lanes=LANES, latent_size=SIZE, step=STEP, taps=taps, edits={here.address: list(edits)} if edits else {}, **now
+    active_pass, here = ActivePass(), address_of("cross" if attn.is_cross_attention else "self", attn.heads)
+    active_pass.current = DenoiserPass(
+        batch=LANES, latent_size=SIZE, step=STEP, taps=taps, edits={here.address: list(edits)} if edits else {}, **now
     )
-    return ControlledAttention(here, previous, switch)
+    return ControlledAttention(here, previous, active_pass)
 
 
 class Listener:
     """A tap that keeps what it hears."""
 
-    def __init__(self, sites: tuple[str, ...] = ("up.0.0.0.cross", "up.0.0.0.self"), rows: slice = slice(None)) -> None:
-        self.sites, self.rows = frozenset(sites), rows
+    def __init__(
+        self, layers: tuple[str, ...] = ("up.0.0.0.cross", "up.0.0.0.self"), rows: slice = slice(None)
+    ) -> None:
+        self.layers, self.rows = frozenset(layers), rows
         self.heard: list[tuple[AttentionCall, Tensor]] = []
 
-    def take(self, call: AttentionCall, mass_BQK: Tensor) -> None:
-        self.heard.append((call, mass_BQK))
+    def take(self, call: AttentionCall, map_BQK: Tensor) -> None:
+        self.heard.append((call, map_BQK))
 
 
 def masks() -> dict[str, Tensor | None]:
@@ -185,7 +187,7 @@ def test_without_edit_the_previous_processor_gets_the_very_same_arguments(state:
     spy, tap = Spy(), Listener()
     ours = installed(attn, spy, taps=[tap] if state == "a tap here" else [])
     if state == "no pass":
-        ours.switch.current = None
+        ours.active_pass.current = None
     result = ours(attn, hidden, encoder_hidden_states=context, attention_mask=mask, temb=hidden, extra="kept")
     ((args, kwargs),) = spy.got
     assert args[0] is attn and args[1] is hidden
@@ -200,7 +202,7 @@ def test_signature_is_that_of_the_processor_that_was_there() -> None:
         def __call__(self, attn: Any, hidden_states: Tensor, ip_adapter_masks: Any = None) -> Tensor:
             return hidden_states
 
-    ours = ControlledAttention(site(), Adapter(), Switch())
+    ours = ControlledAttention(address_of(), Adapter(), ActivePass())
     assert "ip_adapter_masks" in inspect.signature(ours.__call__).parameters
 
 
@@ -224,9 +226,9 @@ def test_edits_run_by_stage_and_then_in_order_and_know_where_they_are() -> None:
     attn, (hidden, context) = layer(cross_attention_dim=CONTEXT), given("cross")
     installed(attn, AttnProcessor(), edits=[Logged("a"), Logged("b")])(attn, hidden, encoder_hidden_states=context)
     assert log == [("a", "tokens"), ("b", "tokens"), ("a", "weights"), ("b", "weights")]
-    assert calls[0].lanes is LANES and calls[0].step is STEP and calls[0].size == SIZE
-    assert calls[0].site.address == "up.0.0.0.cross" and calls[0].attention is attn
-    assert [lane.role for lane in calls[0].lanes.lanes] == ["uncond", "uncond", "cond", "cond"]
+    assert calls[0].batch is LANES and calls[0].step is STEP and calls[0].size == SIZE
+    assert calls[0].layer.address == "up.0.0.0.cross" and calls[0].attention is attn
+    assert [row.role for row in calls[0].batch.rows] == ["uncond", "uncond", "cond", "cond"]
 
 
 def test_an_edit_that_acts_changes_the_result() -> None:
@@ -290,13 +292,13 @@ def test_map_mass_sees_what_the_layer_projects(options: dict[str, Any]) -> None:
     hidden, context = given("cross" if cross else "self")
     seen: list[Tensor] = []
 
-    class Watch(Edit):
+    class MapHook(Edit):
         def weights(self, call: AttentionCall, weights_BHQK: Tensor) -> Tensor:
             seen.append(weights_BHQK)
             return weights_BHQK
 
     tap = Listener()
-    installed(attn, AttnProcessor(), taps=[tap], edits=[Watch()])(attn, hidden, encoder_hidden_states=context)
+    installed(attn, AttnProcessor(), taps=[tap], edits=[MapHook()])(attn, hidden, encoder_hidden_states=context)
     torch.testing.assert_close(tap.heard[0][1], seen[0].sum(1), rtol=0, atol=1e-12)
 
 
@@ -323,7 +325,7 @@ def test_double_precision_is_not_lost_by_upcasting() -> None:
         torch.testing.assert_close(tap.heard[0][1], slow_mass(attn, hidden, context, None), rtol=0, atol=1e-12)
 
 
-def test_the_pass_ends_after_the_taps_of_its_last_site() -> None:
+def test_the_pass_ends_after_the_taps_of_its_last_layer() -> None:
     attn, (hidden, context), spy, tap = layer(cross_attention_dim=CONTEXT), given("cross"), Spy(), Listener()
     ours = installed(attn, spy, taps=[tap], stop_after="up.0.0.0.cross")
     with pytest.raises(StopForward):

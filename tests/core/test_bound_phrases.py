@@ -13,7 +13,7 @@ import torch
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound, T2ictlError
 from t2ictl.families import Adapter, find_adapter
 from t2ictl.processors.structured_guidance.control import StructuredGuidance
-from t2ictl.processors.structured_guidance.phrases import BoundPhrase, bound_phrases
+from t2ictl.processors.structured_guidance.phrases import ResolvedPhrase, resolve_phrases
 from t2ictl.prompts.grammar import pieces
 from t2ictl.prompts.noun_phrases import NounPhrase
 from t2ictl.prompts.prompt import Merge, Prompt
@@ -24,13 +24,13 @@ PROMPT = "a red circle and a blue square"  # start a red circle and a blue squar
 NESTED = "a cat with a hat on a bench and a dog"  # start a cat with a hat on a bench and a dog end: 0 to 12
 
 
-def bound(pipe: Any, named: Any, *prompts: Any, levels: Any = "all") -> tuple[tuple[BoundPhrase, ...], ...]:
+def bound(pipe: Any, named: Any, *prompts: Any, levels: Any = "all") -> tuple[tuple[ResolvedPhrase, ...], ...]:
     adapter = find_adapter(pipe)
     parsed = [adapter.parse((each,) if isinstance(each, str) else each) for each in prompts]
-    return bound_phrases(named, levels, parsed, adapter, control="mine")
+    return resolve_phrases(named, levels, parsed, adapter, control="mine")
 
 
-def places(own: tuple[BoundPhrase, ...]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+def places(own: tuple[ResolvedPhrase, ...]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     return [(each.text, each.positions, each.rows) for each in own]
 
 
@@ -193,7 +193,7 @@ def test_words_that_were_merged_are_left_out_and_the_others_have_moved() -> None
     merge = Merge(noun=(6, 12), parts=((2, 5), (6, 12)))  # red circle, of which one token stays
     prompt = adapter.parse((PROMPT,)).merged_by([merge], [(0, 1, 2, 2, *range(3, 15))])
     with pytest.warns(UserWarning, match="leaves out 'a red circle': words of it are merged into one token"):
-        (own,) = bound_phrases(("a red circle", "a blue square"), "all", [prompt], adapter, control="mine")
+        (own,) = resolve_phrases(("a red circle", "a blue square"), "all", [prompt], adapter, control="mine")
     assert places(own) == [("a blue square", (4, 5, 6), (1, 2, 3))]
 
 
@@ -255,7 +255,7 @@ def plain(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", kept).lower())
 
 
-def check(prompt: Prompt, each: BoundPhrase, adapter: Adapter) -> None:
+def check(prompt: Prompt, each: ResolvedPhrase, adapter: Adapter) -> None:
     words = prompt.text[each.start : each.end]
     alone = adapter.parse((each.text,))
     for written, own, tokenizer in zip(prompt.encodings, alone.encodings, adapter.tokenizers, strict=True):
@@ -289,7 +289,7 @@ def test_odd_prompts_give_named_errors_or_tokens_that_spell_the_phrase(seed: int
         prompt = adapter.parse((text,))
         for kind, named in (("found", ()), *(("named", (words,)) for words in slices(chance, text))):
             try:
-                (own,) = bound_phrases(named, "all", [prompt], adapter, control="mine")
+                (own,) = resolve_phrases(named, "all", [prompt], adapter, control="mine")
             except T2ictlError as error:
                 made["refused"] += 1
                 assert kind == "named" and isinstance(error, SpanNotFound)

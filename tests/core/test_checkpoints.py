@@ -1,4 +1,4 @@
-"""Activation checkpointing of our own passes: the same latents to the last bit, less kept, nothing left behind."""
+"""Activation checkpointing of extra passes: the same latents to the last bit, less kept, nothing left behind."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention.passes import Switch
+from t2ictl.attention.passes import ActivePass
 from t2ictl.errors import BadSetting
 from t2ictl.guidance.rules import Refinement
 from t2ictl.processors import AttendAndExcite, AttentionSegregation, StructuredGuidance, TokenMerging
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
-from t2ictl.session.installation import ProcessorInstallation
+from t2ictl.session.installation import AttnProcessorPatch
 from t2ictl.session.session import Session
 from tests.tiny import run, sd, sd2, sdxl
 
@@ -25,8 +25,8 @@ PROMPT = "a red circle and a blue square"
 WAYS: tuple[Checkpointing, ...] = ("feed_forward", "all")
 CONTROLS: dict[str, list[Any]] = {
     "segregation": [AttentionSegregation()],
-    "refined": [AttendAndExcite(refinement=Refinement(targets=((0.0, 0.9),), most=2))],
-    "edits beside": [StructuredGuidance(), AttentionSegregation(sites=("cross",))],
+    "refined": [AttendAndExcite(refinement=Refinement(thresholds=((0.0, 0.9),), max_iterations=2))],
+    "edits beside": [StructuredGuidance(), AttentionSegregation(layers=("cross",))],
     "text rows": [TokenMerging()],
 }
 
@@ -79,7 +79,7 @@ def test_layers_run_again_are_those_in_which_nobody_listens() -> None:
     counted = {}
     for way in ("off", *WAYS):
         seen.clear()
-        with t2ictl.controlled(pipe, [AttentionSegregation(sites=("cross",))], checkpointing=way):
+        with t2ictl.controlled(pipe, [AttentionSegregation(layers=("cross",))], checkpointing=way):
             run(pipe, PROMPT, steps=1)
         counted[way] = {
             kind: seen.count((kind, True)) for kind in ("FeedForward", "self", "Attention", "ResnetBlock2D")
@@ -105,11 +105,11 @@ def test_nothing_is_left_on_the_modules() -> None:
 
 def test_a_layer_with_one_of_our_processors_is_kept_as_it_is() -> None:
     pipe = sd()
-    sites = Session(pipe, (), recording=None, words=None, parser="grammar", raise_nonfinite=False).adapter.sites
-    installation = ProcessorInstallation(pipe.unet, Switch())
-    installation.place({site for site in sites if site.order < 3})
-    touched = [pipe.unet.get_submodule(site.module) for site in sites if site.order < 3]
-    others = [pipe.unet.get_submodule(site.module) for site in sites if site.order >= 3]
+    layers = Session(pipe, (), recording=None, words=None, parser="grammar", raise_nonfinite=False).adapter.layers
+    installation = AttnProcessorPatch(pipe.unet, ActivePass())
+    installation.place({layer for layer in layers if layer.order < 3})
+    touched = [pipe.unet.get_submodule(layer.module) for layer in layers if layer.order < 3]
+    others = [pipe.unet.get_submodule(layer.module) for layer in layers if layer.order >= 3]
     with Recomputed(pipe.unet, "all")():
         assert not any("forward" in each.__dict__ for each in touched)
         assert all("forward" in each.__dict__ for each in others) and others

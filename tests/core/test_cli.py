@@ -42,7 +42,7 @@ def options(model: str) -> tuple[str, ...]:
     return ("--model", model, "--steps", "2", "--size", "64x48", "--device", "cpu")
 
 
-def test_generate_writes_a_picture_that_can_be_made_again(run: Run, model: str, tmp_path: Path) -> None:
+def test_generate_writes_a_image_that_can_be_made_again(run: Run, model: str, tmp_path: Path) -> None:
     chosen = ("--control", "attention_segregation", "--set", "attention_segregation.step.size=5")
     status, out, _ = run("generate", PROMPT, *chosen, *options(model), "--seed", "7", "--out", "a.png")
     assert (status, out.split()) == (0, ["a.png"])
@@ -61,7 +61,7 @@ def test_checkpointing_reaches_the_session_and_leaves_the_file_as_it_is(run: Run
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
-def test_compare_puts_the_plain_picture_beside(run: Run, model: str) -> None:
+def test_compare_puts_the_plain_image_beside(run: Run, model: str) -> None:
     chosen = ("--control", "attention_segregation", "--compare", "--json")
     status, out, _ = run("generate", PROMPT, *chosen, *options(model), "--out", "a.png")
     summary = json.loads(out)

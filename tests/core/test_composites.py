@@ -45,7 +45,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def test_a_box_is_moved_pixel_by_pixel() -> None:
-    """Sizes agree, so nothing is resampled; around it is the gray of its own picture."""
+    """Sizes agree, so nothing is resampled; around it is the gray of its own image."""
     dice = np.random.default_rng(0)
     image = plain(GRAY)
     noise = dice.integers(0, 256, (4, 2, 3), dtype=np.uint8)
@@ -61,7 +61,7 @@ def test_a_box_is_moved_pixel_by_pixel() -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (24, 8), (10, 30)])
 def test_sizes_that_differ(size: tuple[int, int]) -> None:
-    """Width and height of a picture are its own, those of the composite too."""
+    """Width and height of an image are its own, those of the composite too."""
     width, height = size
     image = framed(RED, (0, 0, width // 2, height // 2), size)
     made, coverage_NYX = compose([piece(image, (0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1))], 2 * height, 3 * width)
@@ -93,7 +93,7 @@ def test_aspect_is_kept_and_it_is_centered(target: Box, rows: Any, columns: Any)
     assert np.array_equal(pixels(made), np.where(wanted[..., None], RED, GRAY))
 
 
-def test_along_a_mask_of_the_size_of_its_picture() -> None:
+def test_along_a_mask_of_the_size_of_its_image() -> None:
     """Only what the mask holds is cut out, and its corner shows the background."""
     mask = np.zeros((8, 8), int)
     mask[2:6, 1:5] = 1
@@ -106,7 +106,7 @@ def test_along_a_mask_of_the_size_of_its_picture() -> None:
     assert np.array_equal(pixels(made), np.where(wanted[..., None], RED, BLUE))
 
 
-def test_a_coarse_mask_on_a_large_picture() -> None:
+def test_a_coarse_mask_on_a_large_image() -> None:
     """Two by two cells for 16 x 8 pixels: brought to its size, smooth, halfway between the centers of cells."""
     image, target = plain(RED, (16, 8)), (0.0, 0.0, 1.0, 1.0)
     left = piece(image, ((1, 0), (1, 0)), target)
@@ -115,7 +115,7 @@ def test_a_coarse_mask_on_a_large_picture() -> None:
     assert np.array_equal(low.inside(), np.arange(8)[:, None].repeat(16, 1) >= 4)
 
 
-def test_masks_finer_than_their_picture_lose_nobody() -> None:
+def test_masks_finer_than_their_image_lose_nobody() -> None:
     """One cell of 64 x 64 is a hundredth of a pixel's weight."""
     mask = np.zeros((64, 64), int)
     mask[37, 5] = 1
@@ -207,7 +207,7 @@ def test_shares_of_any_pieces_are_at_most_one_and_lie_in_their_boxes() -> None:
 
 
 def test_what_is_shared_shows_both() -> None:
-    """At a soft edge the picture is mixed as the shares say."""
+    """At a soft edge the image is mixed as the shares say."""
     mask = np.tril(np.ones((16, 16), int))
     made, coverage_NYX = compose(
         [piece(Image.fromarray(np.where(mask[..., None], RED, BLUE).astype(np.uint8)), mask, WHOLE)], 5, 5

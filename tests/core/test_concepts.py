@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.controls.base import PlanContext
 from t2ictl.controls.concepts import ConceptMaps, chosen_concepts, concept_table
-from t2ictl.errors import AmbiguousWord, BadSetting, NoSiteMatched, SpanNotFound
+from t2ictl.errors import AmbiguousWord, BadSetting, NoLayerMatched, SpanNotFound
 from t2ictl.families import find_adapter
 from t2ictl.prompts.prompt import Span
 from tests.tiny import sd, sd2, sdxl
@@ -23,7 +23,7 @@ def context(pipe: Any, *prompts: str, images: int = 1, guided: bool = True) -> P
     return PlanContext(
         adapter=find_adapter(pipe),
         prompts=tuple(t2ictl.parse(pipe, each) for each in prompts),
-        lanes=Lanes.of_batch(prompts=len(prompts), images_per_prompt=images, guided=guided),
+        batch=BatchLayout.from_counts(prompts=len(prompts), images_per_prompt=images, guided=guided),
     )
 
 
@@ -31,7 +31,7 @@ def texts(rows: Any) -> list[list[str]]:
     return [[span.text for span in spans] for spans in rows]
 
 
-def test_objects_of_each_prompt_stand_at_each_of_its_pictures() -> None:
+def test_objects_of_each_prompt_stand_at_each_of_its_images() -> None:
     rows = chosen_concepts((), context(sd(), *PROMPTS, images=2), control="x")
     assert texts(rows) == [["circle", "square"]] * 2 + [["cat", "skateboard"]] * 2
 
@@ -79,9 +79,9 @@ def test_table_without_concepts_keeps_its_shape(rows: Any) -> None:
     assert table.index_BNK.shape == (len(rows), 1, 1) and not table.mask_BN.any()
 
 
-def maps_for(pipe: Any, *prompts: str, sites: Any = (), smoothing: Any = "none", words: Any = ()) -> ConceptMaps:
+def maps_for(pipe: Any, *prompts: str, layers: Any = (), smoothing: Any = "none", words: Any = ()) -> ConceptMaps:
     here = context(pipe, *prompts)
-    return ConceptMaps.of(here, chosen_concepts(words, here, control="x"), sites, smoothing)
+    return ConceptMaps.from_context(here, chosen_concepts(words, here, control="x"), layers, smoothing)
 
 
 def test_which_tokens_compete() -> None:
@@ -97,7 +97,7 @@ def test_the_tokens_that_compete_can_be_chosen() -> None:
     pipe, raw_BYXT = sd(), torch.rand(1, 2, 2, 16, generator=torch.Generator().manual_seed(0)) / 20
     here = context(pipe, PROMPTS[0])
     rows = chosen_concepts(("circle",), here, control="x")
-    made = {name: ConceptMaps.of(here, rows, (), "none", name) for name in ("auto", "row", "words", "none")}
+    made = {name: ConceptMaps.from_context(here, rows, (), "none", name) for name in ("auto", "row", "words", "none")}
     (place,) = rows[0][0].tokens
     assert made["auto"].ends == made["row"].ends == (15,) and made["words"].ends == (8,)
     for name, last in (("row", 15), ("words", 8)):
@@ -127,16 +127,16 @@ def test_several_tokens_are_averaged_after_the_softmax() -> None:
 @pytest.mark.parametrize("build", [sd, sdxl])
 def test_words_have_maps_in_cross_attention_only(build: Any) -> None:
     pipe = build()
-    assert {site.kind for site in maps_for(pipe, PROMPTS[0], sites=("up",)).sites} == {"cross"}
-    assert {site.kind for site in maps_for(pipe, PROMPTS[0], sites=("*",)).sites} == {"cross"}
-    with pytest.raises(NoSiteMatched, match="'self'"):
-        maps_for(pipe, PROMPTS[0], sites=("self",))
+    assert {layer.kind for layer in maps_for(pipe, PROMPTS[0], layers=("up",)).layers} == {"cross"}
+    assert {layer.kind for layer in maps_for(pipe, PROMPTS[0], layers=("*",)).layers} == {"cross"}
+    with pytest.raises(NoLayerMatched, match="'self'"):
+        maps_for(pipe, PROMPTS[0], layers=("self",))
 
 
 def test_a_word_at_two_places_is_refused_before_the_first_step() -> None:
     pipe = sdxl()
     prompt = find_adapter(pipe).parse(("a red circle", "a small red circle"))
-    lanes = Lanes.of_batch(prompts=1, images_per_prompt=1, guided=False)
-    here = PlanContext(adapter=find_adapter(pipe), prompts=(prompt,), lanes=lanes)
+    batch = BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=False)
+    here = PlanContext(adapter=find_adapter(pipe), prompts=(prompt,), batch=batch)
     with pytest.raises(AmbiguousWord, match="circle"):
-        ConceptMaps.of(here, chosen_concepts(("circle",), here, control="x"), (), "none")
+        ConceptMaps.from_context(here, chosen_concepts(("circle",), here, control="x"), (), "none")

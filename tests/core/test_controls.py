@@ -41,7 +41,7 @@ from t2ictl.attention.edits import AttentionCall, Edit
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.registry import register_control
 from t2ictl.settings.fields import setting, settings_class
-from t2ictl.attention.layers import select
+from t2ictl.attention.layers import select_layers
 
 
 class _Soften(Edit):
@@ -59,16 +59,16 @@ class Soften(Control):
 
     Args:
         strength: how much; 0 is the untouched model.
-        sites: layer filter.
+        layers: layer filter.
     """
 
     strength: float = setting(0.5, help="how much; 0 is the untouched model", low=0.0, high=1.0)
-    sites: tuple[str, ...] = setting(("cross",), help="layer filter")
+    layers: tuple[str, ...] = setting(("cross",), help="layer filter")
 
     def plan(self, context: PlanContext) -> Plan:
         if self.strength == 0:
             return Plan()
-        return Plan(edits=((select(context.adapter.sites, self.sites), _Soften(self.strength)),))
+        return Plan(edits=((select_layers(context.adapter.layers, self.layers), _Soften(self.strength)),))
 '''
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 
-from t2ictl.attention.cache import Latest
+from t2ictl.attention.cache import TensorCache
 from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, project_keys, split_heads
 from t2ictl.attention.processor import Inputs
 from t2ictl.errors import ControlConflict
@@ -84,12 +84,12 @@ class Other(Edit):
     """Values of another context, times a factor."""
 
     def __init__(self, factor: float) -> None:
-        self.factor = factor
+        self.stride = factor
         self.got: list[Tensor] = []
 
     def values(self, call: AttentionCall, context_BKC: Tensor) -> Tensor:
         self.got.append(context_BKC)
-        return context_BKC.flip(1) * self.factor
+        return context_BKC.flip(1) * self.stride
 
 
 @pytest.mark.parametrize("name", ["none", "keys"])
@@ -203,7 +203,7 @@ def test_edits_are_handed_the_very_context_of_the_call() -> None:
 
 def test_a_result_is_kept_for_one_tensor_as_it_was_and_one_key() -> None:
     made: list[None] = []
-    latest = Latest()
+    latest = TensorCache()
 
     def make() -> int:
         made.append(None)

@@ -1,4 +1,4 @@
-"""One line from prompt to picture: seeds, settings inside the file, replay, progress and cancelling."""
+"""One line from prompt to image: seeds, settings inside the file, replay, progress and cancelling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from t2ictl.controls.base import Control
 from t2ictl.errors import BadSetting, Cancelled, ControlConflict
 from t2ictl.generation import Progress, Request, generate, replay
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from t2ictl.session.session import controlled
 from t2ictl.settings.files import read_settings
@@ -24,14 +24,14 @@ SMALL: dict[str, Any] = {"steps": 3, "width": 64, "height": 64}
 
 
 def controls() -> list[Control]:
-    return [AttentionSegregation(step=StepRule(mode="normalized", size=0.05))]
+    return [AttentionSegregation(step=StepSize(mode="normalized", scale=0.05))]
 
 
 def same(first: Image.Image, second: Image.Image) -> bool:
     return first.tobytes() == second.tobytes()
 
 
-def test_a_picture_of_a_batch_is_the_one_of_its_own_seed() -> None:
+def test_a_image_of_a_batch_is_the_one_of_its_own_seed() -> None:
     pipe = sd()
     batch = generate(pipe, [PROMPT, "a cat"], seed=5, images_per_prompt=2, **SMALL)
     assert len(batch.images) == 4
@@ -49,7 +49,7 @@ def test_the_global_random_state_is_not_touched() -> None:
 
 
 @pytest.mark.parametrize("make", [sd, sdxl])
-def test_a_saved_picture_can_be_made_again_from_itself(make: Any, tmp_path: Path) -> None:
+def test_a_saved_image_can_be_made_again_from_itself(make: Any, tmp_path: Path) -> None:
     pipe = make()
     first = generate(pipe, PROMPT, controls(), seed=3, guidance_scale=4.0, negative_prompt="a dog", **SMALL)
     path = first.save(tmp_path / "one.png")
@@ -59,7 +59,7 @@ def test_a_saved_picture_can_be_made_again_from_itself(make: Any, tmp_path: Path
     assert not same(first.image, generate(pipe, PROMPT, seed=3, guidance_scale=4.0, **SMALL).image)
 
 
-def test_the_settings_name_everything_that_made_the_picture(tmp_path: Path) -> None:
+def test_the_settings_name_everything_that_made_the_image(tmp_path: Path) -> None:
     pipe = sd()
     path = generate(pipe, PROMPT, controls(), seed=3, **SMALL).save(tmp_path / "one.png")
     settings = read_settings(path)

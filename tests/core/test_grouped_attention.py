@@ -133,7 +133,7 @@ def test_no_tensor_of_positions_by_positions() -> None:
 
 
 def test_work_is_that_of_the_pairs_that_are_read() -> None:
-    """1 - sum of r_i r_j over pairs of subjects, and the references' share on top (r: share of the picture)."""
+    """1 - sum of r_i r_j over pairs of subjects, and the references' share on top (r: share of the image)."""
     count, share = 1000, (200, 150)
     labels = torch.zeros(count, dtype=torch.long)
     labels[: share[0]], labels[share[0] : sum(share)] = 1, 2

@@ -1,4 +1,4 @@
-"""Judges: the real classes of transformers at a toy size with random weights; the exact one on drawn pictures."""
+"""Judges: the real classes of transformers at a toy size with random weights; the exact one on drawn images."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image
 from t2ictl.errors import BadSetting
 from t2ictl.evaluation.judges import Judge, open_judge
 from t2ictl.evaluation.judges.shapes import ShapesJudge
-from t2ictl.shapes import Look, Placed, Scene, render
+from t2ictl.shapes import Placed, RowSubset, Scene, render
 from tests.tiny import tokenizer
 
 THINGS = ["red circle", "blue square", "cat"]
 SIDE = 32
 
 
-def pictures(count: int = 5) -> list[Image.Image]:
+def drawings(count: int = 5) -> list[Image.Image]:
     generator = np.random.default_rng(0)
     return [Image.fromarray(generator.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(count)]
 
@@ -105,13 +105,13 @@ def opened(request: pytest.FixtureRequest) -> Callable[[str], Judge]:
 
 
 @pytest.mark.parametrize("kind", ["clip", "detector", "vlm", "choice"])
-def test_answers_are_probabilities_that_depend_on_picture_and_thing_alone(
+def test_answers_are_probabilities_that_depend_on_image_and_thing_alone(
     opened: Callable[[str], Judge], kind: str
 ) -> None:
-    judge, images = opened(kind), pictures()
+    judge, images = opened(kind), drawings()
     whole = np.asarray(judge(images, THINGS))
     assert whole.shape == (5, 3) and ((whole >= 0) & (whole <= 1)).all() and judge.name.startswith(kind)
-    assert whole.std(axis=0).max() > 0  # random weights tell random pictures apart
+    assert whole.std(axis=0).max() > 0  # random weights tell random images apart
     np.testing.assert_allclose(np.asarray(judge(images[3:], THINGS)), whole[3:], atol=1e-4)
     if kind == "choice":
         assert (whole.sum(axis=1) <= 1 + 1e-6).all()
@@ -120,9 +120,9 @@ def test_answers_are_probabilities_that_depend_on_picture_and_thing_alone(
 
 
 def test_clip_margin_is_its_formula(clip: Path) -> None:
-    image = pictures(1)[0]
+    image = drawings(1)[0]
     model, processor = transformers.CLIPModel.from_pretrained(clip), transformers.CLIPProcessor.from_pretrained(clip)
-    inputs = processor(text=["a picture", "a picture of a cat"], images=image, return_tensors="pt", padding=True)
+    inputs = processor(text=["an image", "an image of a cat"], images=image, return_tensors="pt", padding=True)
     with torch.no_grad():
         made = model(**inputs)
     cosines = torch.nn.functional.cosine_similarity(made.image_embeds, made.text_embeds)
@@ -131,7 +131,7 @@ def test_clip_margin_is_its_formula(clip: Path) -> None:
 
 
 def test_detector_gives_the_score_of_the_best_box(detector: Path) -> None:
-    image = pictures(1)[0]
+    image = drawings(1)[0]
     model = transformers.OwlViTForObjectDetection.from_pretrained(detector)
     processor = transformers.OwlViTProcessor.from_pretrained(detector)
     inputs = processor(text=[["a photo of a cat"]], images=image, return_tensors="pt")
@@ -143,10 +143,10 @@ def test_detector_gives_the_score_of_the_best_box(detector: Path) -> None:
 
 def test_yes_and_no_share_the_probability_of_the_first_token(vlm: Path) -> None:
     judge: Any = open_judge(f"vlm:{vlm}")
-    p_V = judge._asking.first_token(pictures(1)[0], "Is there a cat in the image? Answer yes or no.")
+    p_V = judge._asking.first_token(drawings(1)[0], "Is there a cat in the image? Answer yes or no.")
     assert float(p_V.sum()) == pytest.approx(1, abs=1e-5)
     yes, no = float(p_V[judge._yes].sum()), float(p_V[judge._no].sum())
-    assert judge(pictures(1), ["cat"])[0, 0] == pytest.approx(yes / (yes + no), abs=1e-6)
+    assert judge(drawings(1), ["cat"])[0, 0] == pytest.approx(yes / (yes + no), abs=1e-6)
 
 
 def test_choices_are_put_in_both_orders(vlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_choices_are_put_in_both_orders(vlm: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(judge, "_shares", first_letter)
     # A model that always takes the first letter has said nothing: half for the first thing, half for "none of these".
-    assert judge(pictures(1), ["cat", "dog"]).tolist() == [[0.5, 0.0]]
+    assert judge(drawings(1), ["cat", "dog"]).tolist() == [[0.5, 0.0]]
     assert asked == [["cat", "dog", "none of these"], ["none of these", "dog", "cat"]]
 
 
@@ -188,7 +188,7 @@ def test_a_judge_is_given_back_as_it_is() -> None:
 
 def scene(*looks: tuple[Any, ...]) -> Image.Image:
     placed = [
-        Placed(look=Look(shape=shape, color=color, texture=texture), x=16 + 32 * number, y=32, radius=10)
+        Placed(look=RowSubset(shape=shape, color=color, texture=texture), x=16 + 32 * number, y=32, radius=10)
         for number, (shape, color, texture) in enumerate(looks)
     ]
     return Image.fromarray(np.asarray(render(Scene(objects=tuple(placed)))))
@@ -212,7 +212,7 @@ def scene(*looks: tuple[Any, ...]) -> Image.Image:
         ("cross", 0),
     ],
 )
-def test_exact_judge_reads_drawn_pictures(thing: str, there: int) -> None:
+def test_exact_judge_reads_drawn_images(thing: str, there: int) -> None:
     image = scene(("circle", "red", "plain"), ("star", "blue", "striped"))
     assert ShapesJudge()([image, Image.new("RGB", (64, 64), (238, 238, 238))], [thing]).tolist() == [[there], [0]]
 

@@ -84,22 +84,24 @@ def test_bad_regions_are_refused(settings: dict[str, Any], message: str) -> None
 def test_regions_replace_learned_ones_for_their_words_only() -> None:
     here = context(sd(), "a cat and a dog", "a red circle", images=2)
     rows = chosen_concepts((), here, control="x")
-    layout = Layout.of((Region(word="dog", box=(0, 0, 1, 0.5)), Region(word="circle", mask=[[0, 1]])), here, rows)
+    layout = Layout.from_regions(
+        (Region(word="dog", box=(0, 0, 1, 0.5)), Region(word="circle", mask=[[0, 1]])), here, rows
+    )
     learned = torch.rand(4, 2, 4, 4) > 0.5
     found = layout.over(learned)
     top = torch.tensor([[True] * 4] * 2 + [[False] * 4] * 2)
     right = torch.tensor([[False, False, True, True]] * 4)
-    for picture in (0, 1):
-        assert torch.equal(found[picture, 0], learned[picture, 0]) and torch.equal(found[picture, 1], top)
-    for picture in (2, 3):
-        assert torch.equal(found[picture, 0], right) and torch.equal(found[picture, 1], learned[picture, 1])
+    for image in (0, 1):
+        assert torch.equal(found[image, 0], learned[image, 0]) and torch.equal(found[image, 1], top)
+    for image in (2, 3):
+        assert torch.equal(found[image, 0], right) and torch.equal(found[image, 1], learned[image, 1])
     assert layout.over(learned.double()).dtype == torch.float64
 
 
 def test_no_regions_leave_the_learned_ones_alone() -> None:
     here = context(sd(), "a cat")
     learned = torch.rand(1, 1, 4, 4) > 0.5
-    assert Layout.of((), here, chosen_concepts((), here, control="x")).over(learned) is learned
+    assert Layout.from_regions((), here, chosen_concepts((), here, control="x")).over(learned) is learned
 
 
 def test_a_region_must_belong_to_a_concept() -> None:
@@ -107,9 +109,9 @@ def test_a_region_must_belong_to_a_concept() -> None:
     rows = chosen_concepts((), here, control="x")
     whole = (0.0, 0.0, 1.0, 1.0)
     with pytest.raises(BadSetting, match=r"'red', which is none of the concepts \['cat', 'dog'\]"):
-        Layout.of((Region(word="red", box=whole),), here, rows)
+        Layout.from_regions((Region(word="red", box=whole),), here, rows)
     with pytest.raises(SpanNotFound):
-        Layout.of((Region(word="car", box=whole),), here, rows)
+        Layout.from_regions((Region(word="car", box=whole),), here, rows)
     both = context(sd(), "a cat", "a dog")
     with pytest.raises(BadSetting, match="'car'"):
-        Layout.of((Region(word="car", box=whole),), both, chosen_concepts((), both, control="x"))
+        Layout.from_regions((Region(word="car", box=whole),), both, chosen_concepts((), both, control="x"))

@@ -9,12 +9,12 @@ import torch
 
 import t2ictl
 from t2ictl import Region
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.controls.base import PlanContext
 from t2ictl.controls.concepts import ConceptMaps
-from t2ictl.processors.isolation_reposition.cast import Cast
-from t2ictl.processors.isolation_reposition.places import Places
-from t2ictl.processors.isolation_reposition.story.locator import Lookout
+from t2ictl.processors.isolation_reposition.cast import SubjectAssignment
+from t2ictl.processors.isolation_reposition.places import SubjectRegions
+from t2ictl.processors.isolation_reposition.story.locator import SubjectLocator
 from tests import tiny
 from tests.tiny import run
 
@@ -23,7 +23,7 @@ PROMPTS, NAMES = ["a cat and a dog", "a frog"], [("cat", "dog"), ("frog",)]
 
 @pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl])
 def test_looking_changes_nothing_and_finds_disjoint_places(build: Any) -> None:
-    pipe, lookout = build(), Lookout(NAMES, 0.5)
+    pipe, lookout = build(), SubjectLocator(NAMES, 0.5)
     with t2ictl.controlled(pipe, [lookout]) as session:
         found = run(pipe, PROMPTS)
     assert torch.equal(found, run(pipe, PROMPTS)) and session.cost.extra_forwards == 0
@@ -33,14 +33,18 @@ def test_looking_changes_nothing_and_finds_disjoint_places(build: Any) -> None:
     assert all(mask.any() for mask in masks) and not (masks[0] & masks[1]).any()
 
 
-def places(maps_BNYX: torch.Tensor, given: Region | None = None) -> Places:
-    """Places of a picture with two subjects after one look at these maps."""
+def places(maps_BNYX: torch.Tensor, given: Region | None = None) -> SubjectRegions:
+    """SubjectRegions of an image with two subjects after one look at these maps."""
     pipe = tiny.sd()
     prompt = t2ictl.parse(pipe, PROMPTS[0])
-    lanes = Lanes.of_batch(prompts=1, images_per_prompt=1, guided=True)
-    context = PlanContext(adapter=t2ictl.families.find_adapter(pipe), prompts=(prompt,), lanes=lanes)
+    batch = BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=True)
+    context = PlanContext(adapter=t2ictl.families.find_adapter(pipe), prompts=(prompt,), batch=batch)
     rows, nobody = (prompt.find_all(("cat", "dog")),), ((None, None),)
-    made = Places(Cast(rows, ((given, None),), nobody, nobody), ConceptMaps.of(context, rows, (), "none", "none"), 0.5)
+    made = SubjectRegions(
+        SubjectAssignment(rows, ((given, None),), nobody, nobody),
+        ConceptMaps.from_context(context, rows, (), "none", "none"),
+        0.5,
+    )
     tokens = [span.tokens[0] for span in rows[0]]
     maps_BYXT = torch.zeros(1, *maps_BNYX.shape[-2:], 16)
     for number, token in enumerate(tokens):

@@ -1,4 +1,4 @@
-"""How much picture and noise the denoiser sees at a timestep, against what the stock schedulers make of a picture."""
+"""How much image and noise the denoiser sees at a timestep, against what the stock schedulers make of an image."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def made(name: str, **overrides: Any) -> Any:
 
 
 def seen_by_the_denoiser(scheduler: Any, t: Any) -> tuple[float, float]:
-    """Picture and noise in what it is given now, by the stock scheduler.
+    """ImageField and noise in what it is given now, by the stock scheduler.
 
-    Those that scale samples of ``z0 + sigma eps`` by ``c`` show ``c`` of the picture; the others add noise themselves.
+    Those that scale samples of ``z0 + sigma eps`` by ``c`` show ``c`` of the image; the others add noise themselves.
     """
     scale = input_scale(scheduler, t)
     if scale != 1:  # c = 1 / sqrt(1 + sigma^2)
@@ -123,5 +123,5 @@ def test_ends_and_middle() -> None:
     ids=lambda each: type(each).__name__,
 )
 def test_schedulers_that_noise_otherwise_are_refused(other: Any) -> None:
-    with pytest.raises(UnsupportedPipeline, match=f"{type(other).__name__} does not noise pictures"):
+    with pytest.raises(UnsupportedPipeline, match=f"{type(other).__name__} does not noise images"):
         noise_levels(other, 10.0)

@@ -1,4 +1,4 @@
-"""The search for initial noise: closed forms, bounds, rows on their own, and whole pictures."""
+"""The search for initial noise: closed forms, bounds, rows on their own, and whole images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 import t2ictl
 from t2ictl.guidance.noise_search import optimize_noise
 from t2ictl.guidance.objectives import Losses, Objective
-from t2ictl.guidance.rules import NoiseSearch, divergence
+from t2ictl.guidance.rules import NoiseSearch, kl_divergence
 from t2ictl.processors import AttendAndExcite, InitialNoise
 from t2ictl.settings.windows import Step
 from tests.tiny import run, sd, sdxl
@@ -40,7 +40,7 @@ def objective(presence: Any = None, **search: Any) -> Objective:
         mean_B = maps.flatten(1).mean(1)
         return Losses(terms={"up": -mean_B}, presence=mean_B if presence is None else presence(maps))
 
-    return Objective(name="up", sites=(), evaluate=evaluate, search=NoiseSearch(**search))
+    return Objective(name="up", layers=(), evaluate=evaluate, search=NoiseSearch(**search))
 
 
 def noise(*seeds: int) -> Tensor:
@@ -51,8 +51,8 @@ def noise(*seeds: int) -> Tensor:
 def test_divergence_by_hand_and_of_what_is_normal() -> None:
     mean, log_variance = torch.tensor([[[[0.0, 2.0]]]]), torch.log(torch.tensor([[[[1.0, 4.0]]]]))
     expected = (0 + (4 + 4 - 1 - torch.tensor(4.0).log()) / 2) / 2
-    torch.testing.assert_close(divergence(mean, log_variance), expected[None])
-    assert divergence(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).item() == 0
+    torch.testing.assert_close(kl_divergence(mean, log_variance), expected[None])
+    assert kl_divergence(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).item() == 0
 
 
 def test_first_step_of_adam_in_closed_form() -> None:
@@ -84,7 +84,7 @@ def test_rows_stop_on_their_own_and_do_not_mix() -> None:
     together = optimize_noise(x_BCYX, [asked], passes, STEP)
     assert len(set(passes.rows)) == 3, "rows need unlike numbers of tries"
     asked_for_more = torch.stack([entry.refined for entry in together.trace]).sum(0)
-    assert int((asked_for_more + 1).sum()) == sum(passes.rows)  # what benchmarks count as a picture's own looks
+    assert int((asked_for_more + 1).sum()) == sum(passes.rows)  # what benchmarks count as an image's own looks
     for row in range(3):
         alone = optimize_noise(x_BCYX[row : row + 1], [asked], Passes(), STEP)
         torch.testing.assert_close(together.latents[row], alone.latents[0], rtol=1e-9, atol=1e-9)
@@ -98,7 +98,7 @@ def test_what_is_good_enough_is_not_moved() -> None:
     assert torch.equal(move.latents, x_BCYX) and not move.delta.any() and len(move.trace) == 1
 
 
-def test_a_loss_that_is_no_number_leaves_its_picture_alone() -> None:
+def test_a_loss_that_is_no_number_leaves_its_image_alone() -> None:
     x_BCYX = noise(1, 2)
     x_BCYX[0, 0, 0, 0] = float("nan")
     move = optimize_noise(x_BCYX, [objective(most=3, target=1.0)], Passes(), STEP)
@@ -107,9 +107,9 @@ def test_a_loss_that_is_no_number_leaves_its_picture_alone() -> None:
 
 
 @pytest.mark.parametrize("build", [sd, sdxl])
-def test_whole_pictures_begin_with_other_noise_and_end_otherwise(build: Any) -> None:
+def test_whole_images_begin_with_other_noise_and_end_otherwise(build: Any) -> None:
     pipe = build()
-    control = InitialNoise(search=NoiseSearch(most=4, target=1.0))
+    control = InitialNoise(search=NoiseSearch(max_steps=4, target=1.0))
     with t2ictl.controlled(pipe, [control]) as session:
         made = run(pipe, [PROMPT, "a cat and a dog"], steps=3)
     assert {entry.step.index for entry in session.trace} == {0} and len(session.trace) == 4
@@ -120,7 +120,9 @@ def test_whole_pictures_begin_with_other_noise_and_end_otherwise(build: Any) -> 
 
 def test_it_joins_a_control_that_moves_at_every_step() -> None:
     pipe = sd()
-    with t2ictl.controlled(pipe, [AttendAndExcite(refinement=None), InitialNoise(search=NoiseSearch(most=2))]) as both:
+    with t2ictl.controlled(
+        pipe, [AttendAndExcite(refinement=None), InitialNoise(search=NoiseSearch(max_steps=2))]
+    ) as both:
         run(pipe, PROMPT, steps=4)
     at = [entry.step.index for entry in both.trace]
     assert at == [0, 0, 0, 1] and "attend_and_excite.presence" in both.trace[2].terms

@@ -13,13 +13,13 @@ import t2ictl
 from t2ictl.benchmarks.speed.synchronizations import Synchronizations
 from t2ictl.guidance.objectives import Losses, Objective
 from t2ictl.guidance.optimize import optimize
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.processors import AttendAndExcite, AttentionSegregation
 from t2ictl.settings.windows import Step
 from tests.tiny import run, sd
 
 STEP = Step(index=0, total=10, timestep=900.0)
-RULE = StepRule(size=0.1, decay=1.0)
+RULE = StepSize(scale=0.1, final_scale_sq=1.0)
 
 
 class Passes:
@@ -51,11 +51,11 @@ def shrink(maps: Tensor, step: Step) -> Losses:
 
 
 def objective(**settings: Any) -> Objective:
-    return Objective(**({"name": "shrink", "sites": (), "evaluate": shrink, "rule": RULE} | settings))
+    return Objective(**({"name": "shrink", "layers": (), "evaluate": shrink, "rule": RULE} | settings))
 
 
 def target(presence: float, **more: Any) -> Refinement:
-    return Refinement(targets=((0.0, presence),), **more)
+    return Refinement(thresholds=((0.0, presence),), **more)
 
 
 def test_one_update_in_closed_form_and_nothing_given_is_changed() -> None:
@@ -119,7 +119,7 @@ def test_rows_that_are_good_enough_leave_the_batch() -> None:
 
 @pytest.mark.parametrize("look", [1, 2, 3, 50])
 @pytest.mark.parametrize("most", [3, 20])
-def test_looking_seldom_changes_no_picture(look: int, most: int) -> None:
+def test_looking_seldom_changes_no_image(look: int, most: int) -> None:
     norms = (0.3, 0.95, 0.62, 3.0)
     often, seldom = Passes(), Passes()
     one = optimize(start(*norms), [objective(refinement=target(0.5, most=most))], often, STEP)
@@ -179,7 +179,10 @@ def test_a_row_that_is_not_finite_stays_alone(kind: str) -> None:
         return Losses(terms={"half": half_B}, presence=found.presence)
 
     x_BCYX = start(0.8, 0.9, 3.0)
-    settings = {"refinement": target(0.5), "rule": StepRule(size=30.0 if kind == "too large" else 0.1, decay=1.0)}
+    settings = {
+        "refinement": target(0.5),
+        "rule": StepSize(scale=30.0 if kind == "too large" else 0.1, final_scale_sq=1.0),
+    }
     move = optimize(x_BCYX, [objective(evaluate=evaluate, **settings)], Passes(), STEP)
     clean = optimize(x_BCYX, [objective(**settings)], Passes(), STEP)
     if kind != "gradient":  # there the poison multiplies 0 by infinity in the other rows too, in the test's own loss
@@ -197,7 +200,7 @@ def test_small_half_precision_gradients_survive() -> None:
         assert maps.dtype == torch.float16
         return Losses(terms={"sum": maps.flatten(1).float().sum(1) * 3e-8})
 
-    rule = StepRule(size=1e6, decay=1.0)
+    rule = StepSize(scale=1e6, final_scale_sq=1.0)
     move = optimize(start(1.0, dtype=torch.float16), [objective(evaluate=evaluate, rule=rule)], Passes(), STEP)
     torch.testing.assert_close(move.delta, torch.full_like(move.delta, -0.03), rtol=2e-2, atol=0)
     assert move.delta.dtype == torch.float32 and move.latents.dtype == torch.float16
@@ -209,7 +212,9 @@ def test_half_precision_moves_add_up_in_float32() -> None:
     def evaluate(maps: Tensor, step: Step) -> Losses:
         return Losses(terms={"sum": maps.flatten(1).float().sum(1)}, presence=torch.zeros(len(maps)))
 
-    refined = objective(evaluate=evaluate, rule=StepRule(size=1e-4, decay=1.0), refinement=target(0.5, most=9))
+    refined = objective(
+        evaluate=evaluate, rule=StepSize(scale=1e-4, final_scale_sq=1.0), refinement=target(0.5, most=9)
+    )
     move = optimize(torch.ones(1, 4, 2, 2, dtype=torch.float16), [refined], Passes(), STEP)
     torch.testing.assert_close(move.delta, torch.full_like(move.delta, -1e-3), rtol=1e-3, atol=0)
     assert move.latents[0, 0, 0, 0] < 1
@@ -223,7 +228,7 @@ def test_objectives_add_up_with_their_strengths() -> None:
     both = [objective(strength=0.5), objective(name="lean", evaluate=lean, strength=0.25)]
     move = optimize(x_BCYX, both, Passes(2), STEP)
     torch.testing.assert_close(move.delta, -0.1 * (0.5 * x_BCYX + 0.25), rtol=1e-13, atol=0)
-    normalized = StepRule(size=0.01, decay=1.0, mode="normalized")
+    normalized = StepSize(scale=0.01, final_scale_sq=1.0, mode="normalized")
     both = [objective(strength=0.5, rule=normalized), objective(name="lean", evaluate=lean, rule=normalized)]
     share_B = optimize(x_BCYX, both, Passes(2), STEP).delta.flatten(1).norm(dim=1) / torch.tensor([1.0, 2.0])
     torch.testing.assert_close(share_B, torch.full_like(share_B, 0.01))  # the strongest sets the length
@@ -244,10 +249,10 @@ def test_two_controls_of_one_name_both_stand_in_the_trace() -> None:
 
 @pytest.mark.parametrize("mode", ["raw", "normalized"])
 @pytest.mark.parametrize("control", [AttentionSegregation, AttendAndExcite])
-def test_strength_acts_continuously_from_the_untouched_picture(control: Any, mode: Any) -> None:
+def test_strength_acts_continuously_from_the_untouched_image(control: Any, mode: Any) -> None:
     pipe, prompt = sd(dtype=torch.float64), "a red circle and a blue square"
     plain = run(pipe, prompt, steps=3)
-    rule = StepRule(mode=mode, size=20.0 if mode == "raw" else 0.05)
+    rule = StepSize(mode=mode, scale=20.0 if mode == "raw" else 0.05)
     far = []
     for strength in (0.0, 1e-6, 1e-4):
         settings = control(strength=strength, step=rule, refinement=None)

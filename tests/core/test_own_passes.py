@@ -1,4 +1,4 @@
-"""Our own passes: one projection serves the layer and its map, text is projected once, rows that are done leave."""
+"""Extra passes: one projection serves the layer and its map, text is projected once, rows that are done leave."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from diffusers.models.attention_processor import AttnProcessor
 
 import t2ictl
 from t2ictl import Window
-from t2ictl.families.unet import unet_sites
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.families.unet import unet_layers
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.processors import AttendAndExcite, AttentionSegregation, StructuredGuidance
 from tests.tiny import run, sd, sd2, sdxl
 
@@ -28,7 +28,7 @@ def projections(pipe: Any) -> Counter[str]:
         if part in {"to_q", "to_k", "to_v"} and ".attn2." in name:
 
             def note(_: Any, __: Any, part: str = part) -> None:
-                seen[part if torch.is_grad_enabled() else f"picture {part}"] += 1
+                seen[part if torch.is_grad_enabled() else f"image {part}"] += 1
 
             module.register_forward_pre_hook(note)
     return seen
@@ -37,12 +37,12 @@ def projections(pipe: Any) -> Counter[str]:
 def test_text_is_projected_once_a_call_and_queries_once_a_pass() -> None:
     pipe = sd()
     seen = projections(pipe)
-    layers = sum(site.kind == "cross" for site in unet_sites(pipe.unet))
-    with t2ictl.controlled(pipe, [AttentionSegregation(sites=("cross",))]):
+    layers = sum(layer.kind == "cross" for layer in unet_layers(pipe.unet))
+    with t2ictl.controlled(pipe, [AttentionSegregation(layers=("cross",))]):
         run(pipe, PROMPT, steps=4)
     assert seen["to_q"] == 4 * layers and layers > 3
     assert seen["to_k"] == seen["to_v"] == layers
-    with t2ictl.controlled(pipe, [AttentionSegregation(sites=("cross",))]):
+    with t2ictl.controlled(pipe, [AttentionSegregation(layers=("cross",))]):
         run(pipe, PROMPT, steps=2)
     assert seen["to_k"] == 2 * layers  # another call encodes its text anew
 
@@ -68,11 +68,13 @@ def test_moves_do_not_depend_on_the_processor_that_was_there(build: Any, process
 
 
 def refining(**more: Any) -> AttendAndExcite:
-    return AttendAndExcite(refinement=Refinement(targets=((0.0, 0.6),), most=6, **more), step=StepRule(size=40.0))
+    return AttendAndExcite(
+        refinement=Refinement(thresholds=((0.0, 0.6),), max_iterations=6, **more), step=StepSize(scale=40.0)
+    )
 
 
 @pytest.mark.parametrize("beside", [[], [StructuredGuidance()]], ids=["alone", "beside an edit"])
-def test_pictures_that_are_good_enough_leave_the_batch_and_come_out_as_alone(beside: list[Any]) -> None:
+def test_images_that_are_good_enough_leave_the_batch_and_come_out_as_alone(beside: list[Any]) -> None:
     pipe, prompts = sd(dtype=torch.float64), [PROMPT, MORE, "a bird"]
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
     with t2ictl.controlled(pipe, [refining(), *beside]) as together:
@@ -86,11 +88,11 @@ def test_pictures_that_are_good_enough_leave_the_batch_and_come_out_as_alone(bes
         cost += alone.cost.extra_forwards
     assert len(set(passes)) > 1, "the rows need unlike numbers of passes, or nothing leaves"
     assert len(together.trace) == max(passes)
-    # An edit may want the whole batch, so beside one the rows stay; else the batch costs what its pictures cost alone.
+    # An edit may want the whole batch, so beside one the rows stay; else the batch costs what its images cost alone.
     assert together.cost.extra_forwards == (max(passes) * 3 if beside else cost)
 
 
-def test_looking_seldom_gives_the_same_pictures() -> None:
+def test_looking_seldom_gives_the_same_images() -> None:
     pipe, made = sd(), []
     for look in (1, 4):
         with t2ictl.controlled(pipe, [refining(look=look)]):
@@ -102,7 +104,7 @@ def test_looking_seldom_gives_the_same_pictures() -> None:
 @pytest.mark.parametrize("start", [0.0, 0.25])
 def test_updates_at_every_so_many_steps(every: int, start: float) -> None:
     pipe = sd()
-    control = AttentionSegregation(step=StepRule(every=every), window=Window(start=start))
+    control = AttentionSegregation(step=StepSize(every=every), window=Window(start=start))
     with t2ictl.controlled(pipe, [control]) as session:
         run(pipe, PROMPT, steps=8)
     first = int(start * 8)

@@ -12,17 +12,17 @@ from jinja2 import UndefinedError
 from PIL import Image
 
 import t2ictl
-from t2ictl.maps.pages import picture_uri, render, rendered_maps
+from t2ictl.maps.pages import image_uri, render, rendered_maps
 from t2ictl.maps.record import Recording
 from tests.tiny import sd, sdxl
 
 
-def test_pictures_are_whole_where_small_and_made_smaller_where_large() -> None:
+def test_images_are_whole_where_small_and_made_smaller_where_large() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
-    small = Image.open(io.BytesIO(base64.b64decode(picture_uri(noise).partition(",")[2])))
+    small = Image.open(io.BytesIO(base64.b64decode(image_uri(noise).partition(",")[2])))
     assert np.array_equal(np.asarray(small.convert("RGB")), np.asarray(noise))
     large = Image.new("RGB", (2000, 1000))
-    assert Image.open(io.BytesIO(base64.b64decode(picture_uri(large).partition(",")[2]))).size == (512, 256)
+    assert Image.open(io.BytesIO(base64.b64decode(image_uri(large).partition(",")[2]))).size == (512, 256)
     assert large.size == (2000, 1000)
 
 
@@ -52,7 +52,7 @@ def test_maps_without_steps_have_their_mean() -> None:
 def test_text_is_escaped_and_nothing_is_forgotten() -> None:
     result = t2ictl.generate(sd(), "a cat", steps=2, record=True)
     assert result.record is not None
-    given = {"maps": rendered_maps(result.record), "picture": "</script><b>", "settings": "{}"}
+    given = {"maps": rendered_maps(result.record), "image": "</script><b>", "settings": "{}"}
     page = render("maps.html.j2", prompt="<b>&", **given)
     assert "&lt;b&gt;&amp;" in page and page.count("</script>") == 1 and "<b>" not in page
     with pytest.raises(UndefinedError):

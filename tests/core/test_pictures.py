@@ -1,4 +1,4 @@
-"""Pictures: one honest scale for all words, and nothing invented when enlarging."""
+"""Images: one honest scale for all words, and nothing invented when enlarging."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_a_weak_word_looks_weak_beside_a_strong_one() -> None:
 def test_the_brightest_place_is_where_the_map_is_largest() -> None:
     map_YX = torch.zeros(16, 16)
     map_YX[3, 12] = 1.0
-    picture = overlay(Image.new("RGB", (64, 64)), map_YX, 1.0).convert("L")
-    cells = torch.tensor(list(picture.tobytes())).view(64, 64)
+    image = overlay(Image.new("RGB", (64, 64)), map_YX, 1.0).convert("L")
+    cells = torch.tensor(list(image.tobytes())).view(64, 64)
     y, x = divmod(int(cells.argmax()), 64)
     assert (y // 4, x // 4) == (3, 12)
 
@@ -38,10 +38,10 @@ def test_enlarging_repeats_pixels() -> None:
 
 def test_a_sheet_wraps_and_fits_long_captions() -> None:
     image = Image.new("RGB", (300, 200))
-    sheet = side_by_side([("a very long caption that cannot fit below a picture of this width " * 2, image)] * 5)
+    sheet = side_by_side([("a very long caption that cannot fit below an image of this width " * 2, image)] * 5)
     assert sheet.size == (4 * 300 + 3 * 12, 2 * 228 + 12)
 
 
-def test_a_map_sheet_has_the_picture_and_every_word() -> None:
+def test_a_map_sheet_has_the_image_and_every_word() -> None:
     sheet = map_sheet(Image.new("RGB", (64, 64)), {"cat": torch.rand(16, 16), "dog": torch.zeros(16, 16)})
     assert sheet.size == (3 * 256 + 2 * 12, 284)

@@ -1,4 +1,4 @@
-"""Rows that are held at given pictures: their exact values, the rows beside them, and what is refused."""
+"""Rows that are held at given images: their exact values, the rows beside them, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from t2ictl.benchmarks.runs.random_direction import RandomDirection
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.errors import NeedsSession, UnsupportedPipeline
 from t2ictl.families import find_adapter
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from t2ictl.processors.isolation_reposition.by_order import ordered_processors
-from t2ictl.processors.isolation_reposition.reference_rows import PinnedRows, encode_picture
+from t2ictl.processors.isolation_reposition.reference_rows import ReferenceLatents, encode_image
 from tests import tiny
 from tests.core.test_session_restore import state
 from tests.core.test_session_traps import unreached
 
 PROMPTS = ["a red circle and a blue square", "a cat and a dog", "a lion in a bowl"]
-MOVES = AttentionSegregation(step=StepRule(size=0.05, mode="normalized"))
+MOVES = AttentionSegregation(step=StepSize(scale=0.05, mode="normalized"))
 
 
 def photo(seed: int, height: int = 64, width: int = 64) -> Image.Image:
@@ -50,14 +50,14 @@ class Held(Control):
         return photo(self.rows[row], height, width)
 
     def plan(self, context: PlanContext) -> Plan:
-        pictures = {row: (lambda h, w, row=row: self.give(row, h, w)) for row in self.rows}
+        images = {row: (lambda h, w, row=row: self.give(row, h, w)) for row in self.rows}
         names = {row: self.names[row] if self.names else context.row_prompts[row].text for row in self.rows}
-        return Plan(pin=PinnedRows(adapter=context.adapter, pictures=pictures, names=names, seed=self.seed))
+        return Plan(fixed_latents=ReferenceLatents(adapter=context.adapter, images=images, names=names, seed=self.seed))
 
 
 @contextlib.contextmanager
 def inputs(pipe: Any) -> Iterator[list[tuple[float, Tensor]]]:
-    """Timestep and sample of every pass that makes the picture, as the layers see them."""
+    """Timestep and sample of every pass that makes the image, as the layers see them."""
     found: list[tuple[float, Tensor]] = []
     timesteps: list[float] = []
 
@@ -107,7 +107,7 @@ def _alpha(scheduler: Any, t: float) -> float:
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
 @pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl])
-def test_a_held_row_is_its_noised_picture_in_every_evaluation(build: Any, guidance_scale: float) -> None:
+def test_a_held_row_is_its_noised_image_in_every_evaluation(build: Any, guidance_scale: float) -> None:
     """The noise is found from one evaluation of one scheduler, and predicts all others."""
     pipe = build()
     wanted: Tensor | None = None
@@ -125,7 +125,7 @@ def test_a_held_row_is_its_noised_picture_in_every_evaluation(build: Any, guidan
 
 @pytest.mark.parametrize("name", tiny.SCHEDULERS)
 @pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl])
-def test_the_other_pictures_are_bit_equal_to_a_call_without(build: Any, name: str) -> None:
+def test_the_other_images_are_bit_equal_to_a_call_without(build: Any, name: str) -> None:
     pipe = build()
     pipe.scheduler = tiny.scheduler(name, pipe)
     plain = tiny.run(pipe, PROMPTS, steps=4)
@@ -214,7 +214,7 @@ def test_nothing_is_drawn_from_the_global_generator() -> None:
 
 
 def encoded(pipe: Any, image: Image.Image) -> Tensor:
-    return encode_picture(find_adapter(pipe), image)
+    return encode_image(find_adapter(pipe), image)
 
 
 @pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl])
@@ -349,15 +349,15 @@ def test_a_random_direction_holds_the_same_rows() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_the_pipeline_is_restored_when_a_picture_fails(error: type[BaseException]) -> None:
+def test_the_pipeline_is_restored_when_a_image_fails(error: type[BaseException]) -> None:
     pipe = tiny.sd()
     plain, before = tiny.run(pipe, PROMPTS, steps=2), state(pipe)
 
     class Failing(Held):
         def give(self, row: int, height: int, width: int) -> Image.Image:
-            raise error("no picture")
+            raise error("no image")
 
-    with unreached(pipe), pytest.raises(error, match="no picture"), t2ictl.controlled(pipe, [Failing({1: 5})]):
+    with unreached(pipe), pytest.raises(error, match="no image"), t2ictl.controlled(pipe, [Failing({1: 5})]):
         tiny.run(pipe, PROMPTS)
     assert state(pipe) == before and torch.equal(tiny.run(pipe, PROMPTS, steps=2), plain)
     with t2ictl.controlled(pipe, [Held({1: 5})]):
@@ -370,7 +370,7 @@ def test_schedulers_of_another_noise_are_refused_before_the_first_pass() -> None
     pipe = tiny.sdxl()
     pipe.scheduler = diffusers.EDMEulerScheduler()
     before = state(pipe)
-    with unreached(pipe), pytest.raises(UnsupportedPipeline, match="EDMEulerScheduler does not noise pictures"):
+    with unreached(pipe), pytest.raises(UnsupportedPipeline, match="EDMEulerScheduler does not noise images"):
         heard(pipe, [Held({1: 5})])
     assert state(pipe)["processors"] == before["processors"]
 

@@ -1,4 +1,4 @@
-"""The record equals a plain mean of explicit softmax maps, costs what it says, and never touches the picture."""
+"""The record equals a plain mean of explicit softmax maps, costs what it says, and never touches the image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall
-from t2ictl.attention.layers import Site, select
-from t2ictl.errors import AmbiguousWord, BudgetExceeded, NoSiteMatched, NotRecorded, SpanNotFound
-from t2ictl.families.unet import unet_sites
+from t2ictl.attention.layers import Layer, select_layers
+from t2ictl.errors import AmbiguousWord, BudgetExceeded, NoLayerMatched, NotRecorded, SpanNotFound
+from t2ictl.families.unet import unet_layers
 from t2ictl.maps.record import AttentionRecord, MapTap, Recorder, Recording
 from t2ictl.settings.windows import Step
 from tests.tiny import run, sd, sd2, sdxl
@@ -83,13 +83,13 @@ def test_record_is_the_mean_of_explicit_maps(build: Any, guided: bool) -> None:
     call = {"guidance_scale": 7.5 if guided else 1.0}
     maps, record = explicit_maps(pipe, PROMPT, **call), recorded(pipe, PROMPT, **call)
     with t2ictl.controlled(pipe) as session:
-        sites = select(session.adapter.sites, f"cross@{session.adapter.semantic_factor}")
-    row, size = int(guided), sites[0].size((16, 16))
+        layers = select_layers(session.adapter.layers, f"cross@{session.adapter.semantic_stride}")
+    row, size = int(guided), layers[0].size((16, 16))
     prompt = t2ictl.parse(pipe, PROMPT)
     for word in ("circle", "skateboard", "a#2", "red circle"):
         tokens = prompt.find(word).tokens
         for place in (None, *record.heads):
-            names = [site.module for site in sites if place in (None, site.place)]
+            names = [layer.module for layer in layers if place in (None, layer.block)]
             for step in (None, 0, -1):
                 expected = expected_map(maps, names, row, tokens, step, size)
                 found = record.map(word, place=place, step=step)
@@ -99,21 +99,21 @@ def test_record_is_the_mean_of_explicit_maps(build: Any, guided: bool) -> None:
 
 def test_layers_of_unlike_size_are_brought_to_the_largest() -> None:
     pipe = sd(dtype=torch.float64)
-    where = Recording(sites=("up.*.cross", "mid"))
+    where = Recording(layers=("up.*.cross", "mid"))
     maps, record = explicit_maps(pipe, PROMPT), recorded(pipe, PROMPT, where)
     with t2ictl.controlled(pipe) as session:
-        sites = select(session.adapter.sites, where.sites)
-    sites = tuple(site for site in sites if site.kind == "cross")
-    assert len({site.factor for site in sites}) > 2
+        layers = select_layers(session.adapter.layers, where.layers)
+    layers = tuple(layer for layer in layers if layer.kind == "cross")
+    assert len({layer.stride for layer in layers}) > 2
     tokens = t2ictl.parse(pipe, PROMPT).find("circle").tokens
-    expected = expected_map(maps, [site.module for site in sites], 1, tokens, 1, (16, 16))
+    expected = expected_map(maps, [layer.module for layer in layers], 1, tokens, 1, (16, 16))
     torch.testing.assert_close(record.map("circle", step=1).double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(56, 72), (104, 136)])
 def test_sizes_that_are_not_square_nor_even(size: tuple[int, int]) -> None:
     pipe = sd()
-    record = recorded(pipe, PROMPT, Recording(sites=("cross",)), height=size[0], width=size[1])
+    record = recorded(pipe, PROMPT, Recording(layers=("cross",)), height=size[0], width=size[1])
     assert record.map("circle").shape == (size[0] // 4, size[1] // 4)
 
 
@@ -146,13 +146,15 @@ def test_budget_is_exactly_what_is_held(per_step: bool) -> None:
     }
 
 
-def test_each_picture_of_a_batch_has_its_own_prompt_and_maps() -> None:
+def test_each_image_of_a_batch_has_its_own_prompt_and_maps() -> None:
     pipe = sd(dtype=torch.float64)
     prompts = ["a red circle", "a photo of a small green cat"]
     maps = explicit_maps(pipe, prompts, num_images_per_prompt=2)
     record = recorded(pipe, prompts, num_images_per_prompt=2)
     with t2ictl.controlled(pipe) as session:
-        names = [site.module for site in select(session.adapter.sites, f"cross@{session.adapter.semantic_factor}")]
+        names = [
+            layer.module for layer in select_layers(session.adapter.layers, f"cross@{session.adapter.semantic_stride}")
+        ]
     for image, word in ((0, "circle"), (1, "circle"), (2, "cat"), (3, "cat")):
         tokens = record.prompts[image].find(word).tokens
         expected = expected_map(maps, names, 4 + image, tokens, None, (16, 16))
@@ -194,35 +196,35 @@ def test_a_word_at_two_places_is_refused_only_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize("build", [sd, sd2, sdxl])
-def test_recording_leaves_the_picture_bit_equal(build: Any) -> None:
+def test_recording_leaves_the_image_bit_equal(build: Any) -> None:
     pipe = build()
     plain = run(pipe, PROMPT, steps=STEPS)
-    with t2ictl.controlled(pipe, record=Recording(sites=("cross",))):
+    with t2ictl.controlled(pipe, record=Recording(layers=("cross",))):
         assert torch.equal(run(pipe, PROMPT, steps=STEPS), plain)
 
 
 def test_maps_are_probabilities() -> None:
     """Every position shares one unit of attention among all tokens, and a record shows parts of it."""
-    record = recorded(sd(), PROMPT, Recording(sites=("cross",)))
+    record = recorded(sd(), PROMPT, Recording(layers=("cross",)))
     for maps_SBTYX in record.maps.values():
         assert maps_SBTYX.min() >= 0 and maps_SBTYX.max() <= 1
         assert (maps_SBTYX.sum(2) <= 1 + 1e-5).all()
     assert record.map("circle").dtype == torch.float32 and record.map("circle").device.type == "cpu"
 
 
-def _site(factor: int, order: int, heads: int) -> Site:
+def _layer(factor: int, order: int, heads: int) -> Layer:
     address = f"up.{order}.0.0.cross"
-    return Site(address=address, module="m", kind="cross", place="up", factor=factor, order=order, heads=heads)
+    return Layer(address=address, module="m", kind="cross", block="up", stride=factor, order=order, heads=heads)
 
 
-def _call(site: Site, size: tuple[int, int]) -> AttentionCall:
-    lanes = Lanes.of_batch(prompts=1, images_per_prompt=2, guided=False)
+def _call(layer: Layer, size: tuple[int, int]) -> AttentionCall:
+    batch = BatchLayout.from_counts(prompts=1, images_per_prompt=2, guided=False)
     step = Step(index=0, total=1, timestep=1.0)
-    return AttentionCall(site=site, size=size, lanes=lanes, step=step, attention=None)  # type: ignore[arg-type]
+    return AttentionCall(layer=layer, size=size, batch=batch, step=step, attention=None)  # type: ignore[arg-type]
 
 
 def test_tap_mean_weighs_heads_equally_sums_to_one_and_has_gradients() -> None:
-    fine, coarse = _site(1, 0, 3), _site(2, 1, 5)
+    fine, coarse = _layer(1, 0, 3), _layer(2, 1, 5)
     tap = MapTap((fine, coarse), slice(None))
     source = torch.Generator().manual_seed(0)
     raw = [torch.randn(2, heads, cells, 6, generator=source).requires_grad_() for heads, cells in ((3, 20), (5, 6))]
@@ -243,30 +245,30 @@ def test_recorder_refuses_before_anything_is_held() -> None:
     prompt = t2ictl.parse(sd(), PROMPT)
     few = Recording(budget_mb=0.0)
     with pytest.raises(BudgetExceeded, match=r"Recording 16 maps of 8 x 8 needs"):
-        Recorder([_site(2, 0, 1)], slice(0, 1), [prompt], few, total=2, latent_size=(16, 16))
+        Recorder([_layer(2, 0, 1)], slice(0, 1), [prompt], few, total=2, latent_size=(16, 16))
 
 
 def test_self_attention_has_no_words_to_record() -> None:
     pipe = sd()
-    with pytest.raises(NoSiteMatched):
-        recorded(pipe, PROMPT, Recording(sites=("self",)))
+    with pytest.raises(NoLayerMatched):
+        recorded(pipe, PROMPT, Recording(layers=("self",)))
 
 
 @pytest.mark.parametrize("build", [sd, sd2, sdxl])
 @pytest.mark.parametrize("size", [(32, 32), (48, 24)])
 def test_maps_by_size_are_those_by_place_taken_apart(build: Any, size: tuple[int, int]) -> None:
     pipe, every = build(), ("down.*", "mid.*", "up.*")
-    sites = {f"{site.place}@{site.factor}" for site in unet_sites(pipe.unet) if site.kind == "cross"}
-    with t2ictl.controlled(pipe, record=Recording(sites=every, by="size")) as session:
+    layers = {f"{layer.block}@{layer.stride}" for layer in unet_layers(pipe.unet) if layer.kind == "cross"}
+    with t2ictl.controlled(pipe, record=Recording(layers=every, by="size")) as session:
         run(pipe, PROMPT, steps=STEPS, height=size[0] * 2, width=size[1] * 2)
-    with t2ictl.controlled(pipe, record=Recording(sites=every)) as whole:
+    with t2ictl.controlled(pipe, record=Recording(layers=every)) as whole:
         run(pipe, PROMPT, steps=STEPS, height=size[0] * 2, width=size[1] * 2)
-    assert set(session.record.maps) == sites and len(sites) >= 3
+    assert set(session.record.maps) == layers and len(layers) >= 3
     for word in ("circle", "skateboard"):
         for step in (None, 0, 2):
             torch.testing.assert_close(session.record.map(word, step=step), whole.record.map(word, step=step))
     for name, maps_SBTYX in session.record.maps.items():
-        with t2ictl.controlled(pipe, record=Recording(sites=(f"{name.replace('@', '.*@')}",))) as alone:
+        with t2ictl.controlled(pipe, record=Recording(layers=(f"{name.replace('@', '.*@')}",))) as alone:
             run(pipe, PROMPT, steps=STEPS, height=size[0] * 2, width=size[1] * 2)
         assert session.record.map("circle", place=name).shape == maps_SBTYX.shape[-2:]
         torch.testing.assert_close(session.record.map("circle", place=name), alone.record.map("circle"))
@@ -274,10 +276,10 @@ def test_maps_by_size_are_those_by_place_taken_apart(build: Any, size: tuple[int
 
 def test_the_budget_of_maps_by_size_is_exactly_what_is_held() -> None:
     pipe = sd()
-    with t2ictl.controlled(pipe, record=Recording(by="size", sites=("down.*", "up.*"))) as session:
+    with t2ictl.controlled(pipe, record=Recording(by="size", layers=("down.*", "up.*"))) as session:
         run(pipe, PROMPT, steps=STEPS)
     held = session.record.bytes / 2**20
     for budget, fits in ((held * 1.0001, True), (held * 0.999, False)):
-        recording = Recording(by="size", sites=("down.*", "up.*"), budget_mb=budget)
+        recording = Recording(by="size", layers=("down.*", "up.*"), budget_mb=budget)
         with nullcontext() if fits else pytest.raises(BudgetExceeded), t2ictl.controlled(pipe, record=recording):
             run(pipe, PROMPT, steps=STEPS)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall
 from t2ictl.errors import NotRecorded
 from t2ictl.families import find_adapter
 from t2ictl.processors.isolation_reposition.reference_bank import ReferenceBank
-from t2ictl.processors.isolation_reposition.story_context import Telling
+from t2ictl.processors.isolation_reposition.story_context import StoryContext
 from t2ictl.settings.windows import Step
 from tests import tiny
 
@@ -18,10 +18,10 @@ INSIDE = torch.tensor([[True, False, True], [False, False, True]])
 
 
 def call(step: int = 0) -> AttentionCall:
-    site = next(site for site in find_adapter(tiny.sd()).sites if site.kind == "self")
-    lanes = Lanes.of_batch(prompts=1, images_per_prompt=1, guided=True)
+    layer = next(layer for layer in find_adapter(tiny.sd()).layers if layer.kind == "self")
+    batch = BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=True)
     now = Step(index=step, total=2, timestep=1.0)
-    return AttentionCall(site=site, size=(2, 3), lanes=lanes, step=now, attention=None)
+    return AttentionCall(layer=layer, size=(2, 3), batch=batch, step=now, attention=None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -65,7 +65,7 @@ def test_at_its_limit_it_lets_go_of_everything() -> None:
 def test_absent_are_those_in_the_bank_whose_portrait_is_not_in_the_call() -> None:
     bank, shown_by = ReferenceBank(limit=1000), {"cat": "photo of a cat", "dog": "photo of a dog"}
     bank.keep("cat", call(), "cond", torch.randn(6, 4), INSIDE)
-    telling = Telling(names=("scene|0",), bank=bank)
+    telling = StoryContext(names=("scene|0",), bank=bank)
     assert telling.absent(("a cat and a dog",), shown_by) == ("cat",)
     assert telling.absent(("photo of a cat", "a cat and a dog"), shown_by) == ()
-    assert Telling(names=("scene|0",)).absent(("a cat and a dog",), shown_by) == ()
+    assert StoryContext(names=("scene|0",)).absent(("a cat and a dog",), shown_by) == ()

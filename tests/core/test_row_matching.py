@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention.cache import Latest
+from t2ictl.attention.cache import TensorCache
 from t2ictl.errors import ControlConflict, UnsupportedPipeline
 from t2ictl.families import find_adapter
 from t2ictl.processors.structured_guidance.control import StructuredGuidance
@@ -42,10 +42,10 @@ def test_rounding_of_large_channels_keeps_a_row_known(dtype: torch.dtype) -> Non
 
 
 def act(pipe: Any, **call: Any) -> Tensor:
-    """How far processors made for PROMPT change a picture."""
+    """How far processors made for PROMPT change an image."""
     before = pipe.unet.attn_processors
     plain = run(pipe, PROMPT, steps=2, **call)
-    pipe.unet.set_attn_processor(StructuredGuidance.processors(pipe, PROMPT, phrases=PHRASES))
+    pipe.unet.set_attn_processor(StructuredGuidance.attn_processors(pipe, PROMPT, phrases=PHRASES))
     made = run(pipe, PROMPT, steps=2, **call)
     pipe.unet.set_attn_processor(dict(before))
     return (made.float() - plain.float()).abs().max()
@@ -54,7 +54,7 @@ def act(pipe: Any, **call: Any) -> Tensor:
 def test_processors_made_before_a_pipeline_goes_to_half_precision_still_act() -> None:
     pipe = large(sd())
     before = pipe.unet.attn_processors
-    pipe.unet.set_attn_processor(StructuredGuidance.processors(pipe, [PROMPT], phrases=PHRASES))
+    pipe.unet.set_attn_processor(StructuredGuidance.attn_processors(pipe, [PROMPT], phrases=PHRASES))
     pipe.to(torch.bfloat16)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -77,7 +77,7 @@ def test_later_processors_take_the_place_of_earlier_ones() -> None:
     pipe = sd()
     before = pipe.unet.attn_processors
     for phrases in (PHRASES, ("a red circle",), PHRASES):
-        pipe.unet.set_attn_processor(StructuredGuidance.processors(pipe, [PROMPT], phrases=phrases))
+        pipe.unet.set_attn_processor(StructuredGuidance.attn_processors(pipe, [PROMPT], phrases=phrases))
     made = run(pipe, PROMPT, steps=2)
     standing = [each.previous for each in pipe.unet.attn_processors.values() if hasattr(each, "previous")]
     assert standing and all(any(each is other for other in before.values()) for each in standing)
@@ -95,7 +95,7 @@ def test_processors_follow_a_pipeline_to_another_precision(mode: str) -> None:
     exact, pipe = sd(dtype=torch.float64), sd()
     made = []
     for one in (exact, pipe):
-        one.unet.set_attn_processor(StructuredGuidance.processors(one, [PROMPT], phrases=PHRASES, mode=mode))
+        one.unet.set_attn_processor(StructuredGuidance.attn_processors(one, [PROMPT], phrases=PHRASES, mode=mode))
         made.append(run(one.to(torch.float32), PROMPT, steps=2))
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-4)
 
@@ -104,14 +104,14 @@ def test_nothing_is_made_in_an_open_session() -> None:
     pipe = sd()
     with t2ictl.controlled(pipe) as session:
         run(pipe, PROMPT, steps=1)
-        for make in (StructuredGuidance.processors, TokenMerging.embeds, MapRecorder):
+        for make in (StructuredGuidance.attn_processors, TokenMerging.embeds, MapRecorder):
             with pytest.raises(ControlConflict, match="open session"):
                 make(pipe, [PROMPT])
         assert session.cost.forwards == 2
 
 
 def test_what_is_written_under_inference_mode_is_seen() -> None:
-    latest = Latest()
+    latest = TensorCache()
     with torch.inference_mode():
         states = torch.ones(2)
         assert latest(states, None, lambda: states.sum().item()) == 2

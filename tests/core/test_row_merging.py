@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ictl.processors.token_merging.rows import RowGroup, RowMerging, row_mask
+from t2ictl.processors.token_merging.rows import RowMerging, TokenGroup, row_mask
 
 # start, a, red, skate, board, and, cat, end, pad, pad: "red skateboard" becomes one row, its noun has two pieces.
-SKATEBOARD = RowGroup(noun=(3, 4), members=(2,), dropped=(2, 4))
+SKATEBOARD = TokenGroup(noun=(3, 4), members=(2,), dropped=(2, 4))
 LENGTH, END = 10, 7
 
 
@@ -23,7 +23,7 @@ def encoding(seed: int = 0, length: int = LENGTH) -> Tensor:
     return torch.randn(length, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def merging(removal: Any, *groups: RowGroup, length: int = LENGTH, end: int = END) -> RowMerging:
+def merging(removal: Any, *groups: TokenGroup, length: int = LENGTH, end: int = END) -> RowMerging:
     return RowMerging(groups=groups, length=length, end=end, removal=removal)
 
 
@@ -97,8 +97,8 @@ def test_positions_where_rows_stay(removal: Any) -> None:
 def test_members_after_the_noun_and_words_between_go_with_it() -> None:
     # start, a, cat, with, a, hat, and, dog, in, red, end, pad
     groups = (
-        RowGroup(noun=(2,), members=(5,), dropped=(3, 4, 5)),
-        RowGroup(noun=(7,), members=(9,), dropped=(8, 9)),
+        TokenGroup(noun=(2,), members=(5,), dropped=(3, 4, 5)),
+        TokenGroup(noun=(7,), members=(9,), dropped=(8, 9)),
     )
     made, r = merging("compact", *groups, length=12, end=10), encoding(length=12)
     assert made.moved == (0, 1, 2, 2, 2, 2, 3, 4, 4, 4, 5, 6)
@@ -121,7 +121,7 @@ def test_end_goes_to_end_and_padding_to_padding_where_the_ends_differ() -> None:
 
 def test_end_goes_to_end_where_the_ends_agree() -> None:
     r, m = encoding(), encoding(1)  # start, a, red, cat, and, dog, end, ...: both end at 5 after "red" left
-    group = RowGroup(noun=(3,), members=(2,), dropped=(2,))
+    group = TokenGroup(noun=(3,), members=(2,), dropped=(2,))
     made = merging("compact", group, end=6).rows(r, 1.0, 1.0, (m, 5))
     assert torch.equal(made[5:], m[5:])
     torch.testing.assert_close(made[2], r[2] + r[3], rtol=0, atol=1e-15)
@@ -139,7 +139,7 @@ def test_rows_that_stay_do_not_shift_the_end_tokens(removal: Any) -> None:
 # -- any groups -------------------------------------------------------------------------------------------------------
 
 
-def any_groups(seed: int) -> tuple[tuple[RowGroup, ...], int, int]:
+def any_groups(seed: int) -> tuple[tuple[TokenGroup, ...], int, int]:
     """Disjoint groups with nouns of one to three pieces at random places."""
     dice = random.Random(seed)
     length = dice.choice([16, 40, 77])
@@ -155,7 +155,7 @@ def any_groups(seed: int) -> tuple[tuple[RowGroup, ...], int, int]:
         noun = tuple(range(first, first + size))
         more = dice.sample([p for p in left if p not in noun], others)
         members = tuple(sorted(more[: dice.randint(1, others)]))  # the rest are words between
-        groups.append(RowGroup(noun=noun, members=members, dropped=tuple(sorted((set(noun) | set(more)) - {first}))))
+        groups.append(TokenGroup(noun=noun, members=members, dropped=tuple(sorted((set(noun) | set(more)) - {first}))))
         left = [p for p in left if p not in noun and p not in more]
     return tuple(groups), length, end
 

@@ -65,8 +65,8 @@ def test_names_are_those_listed_or_those_of_the_prompt(read: Callable[[str], Pro
         ),
         ([CAT], [Scene(prompt="a cat", boxes={"cat": (-0.1, 0, 1, 1)})], BadSetting, "'cat': The box"),
         ([CAT], [Scene(prompt="a cat", boxes={"cat": (0.5, 0, 0.4, 1)})], BadSetting, "'cat': The box"),
-        ([CAT], [Scene(prompt="a cat", masks={"cat": HALF[:32]})], ShapeMismatch, "is 48 x 32, the picture 48 x 64"),
-        ([CAT], [Scene(prompt="a cat", masks={"cat": HALF.T})], ShapeMismatch, "is 64 x 48, the picture 48 x 64"),
+        ([CAT], [Scene(prompt="a cat", masks={"cat": HALF[:32]})], ShapeMismatch, "is 48 x 32, the image 48 x 64"),
+        ([CAT], [Scene(prompt="a cat", masks={"cat": HALF.T})], ShapeMismatch, "is 64 x 48, the image 48 x 64"),
     ],
 )
 def test_what_cannot_be_told_is_named(

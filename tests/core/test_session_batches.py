@@ -1,4 +1,4 @@
-"""Batches are real: a picture is the same alone and in a batch; and strength acts from the plain picture on."""
+"""Batches are real: an image is the same alone and in a batch; and strength acts from the plain image on."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ import t2ictl
 from t2ictl.controls.base import Control
 from t2ictl.controls.registry import list_controls
 from t2ictl.errors import NonFiniteLoss
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from tests import tiny
 from tests.core.session_cases import PROMPT, THREE, distance, generators, pipeline, rows_apart
 
-RULE = StepRule(size=0.02, mode="normalized")
+RULE = StepSize(scale=0.02, mode="normalized")
 
 
 def refined(presence: float) -> AttendAndExcite:
     """Tries again until the weakest concept has this presence, three times at most at two of the steps."""
-    return AttendAndExcite(step=RULE, refinement=Refinement(targets=((0.0, presence), (0.4, presence)), most=3))
+    return AttendAndExcite(
+        step=RULE, refinement=Refinement(thresholds=((0.0, presence), (0.4, presence)), max_iterations=3)
+    )
 
 
 REFINED = refined(0.45)
-# Presences that some of the pictures have at once, some after a few tries and some never.
+# Presences that some of the images have at once, some after a few tries and some never.
 PRESENCE = {"sd": 0.45, "sdxl": 0.1}
 IMAGES = 2
 SEEDS = range(len(THREE) * IMAGES)
 
 
 def batch(pipe: Any, controls: list[Control] | None) -> tuple[torch.Tensor, Any]:
-    """All prompts in one call, two pictures each, one generator a picture."""
+    """All prompts in one call, two images each, one generator an image."""
     call = {"num_images_per_prompt": IMAGES, "generator": generators(SEEDS), "steps": 3}
     return run(pipe, list(THREE), controls, call)
 
 
 def single(pipe: Any, row: int, controls: list[Control] | None) -> tuple[torch.Tensor, Any]:
-    """One picture of that batch in a call of its own."""
+    """One image of that batch in a call of its own."""
     return run(pipe, THREE[row // IMAGES], controls, {"generator": generators([row]), "steps": 3})
 
 
@@ -62,7 +64,7 @@ def tries(session: Any, row: int) -> int:
     ("family", "scheduler"),
     [("sd", "ddim"), ("sd", "euler_ancestral"), ("sd", "pndm"), ("sdxl", "lcm"), ("sdxl", "kdpm2")],
 )
-def test_rows_are_the_pictures_they_are_alone(family: str, scheduler: str) -> None:
+def test_rows_are_the_images_they_are_alone(family: str, scheduler: str) -> None:
     pipe = pipeline(family, scheduler=scheduler)
     controls: list[Control] = [refined(PRESENCE[family]), AttentionSegregation(step=RULE)]
     plain, _ = batch(pipe, None)
@@ -119,7 +121,7 @@ def test_recorded_maps_belong_to_their_rows() -> None:
 
 @pytest.fixture
 def broken_row(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Make the loss of one picture not finite."""
+    """Make the loss of one image not finite."""
     from t2ictl.processors import attend_and_excite
 
     real = attend_and_excite.presence_loss
@@ -151,7 +153,7 @@ def test_only_the_broken_row_is_skipped(broken_row: int, monkeypatch: pytest.Mon
 
 def test_a_loss_that_is_not_finite_raises_when_asked(broken_row: int) -> None:
     pipe = pipeline("sd")
-    with pytest.raises(NonFiniteLoss, match=rf"evaluation 0 for pictures \[{broken_row}\]"):
+    with pytest.raises(NonFiniteLoss, match=rf"evaluation 0 for images \[{broken_row}\]"):
         with t2ictl.controlled(pipe, [AttendAndExcite(step=RULE, refinement=None)], on_nonfinite="raise"):
             tiny.run(pipe, list(THREE), steps=2)
 
@@ -163,11 +165,11 @@ def settings_of(name: str, **more: Any) -> Control:
     """A registered control with a step that needs no model-specific size, where it has one."""
     control = list_controls()[name]
     known = control.__dataclass_fields__  # type: ignore[attr-defined]
-    # A length of 2 % of the latent's norm: at strength 1 the picture moves by about 5 %, far below saturation, so that
+    # A length of 2 % of the latent's norm: at strength 1 the image moves by about 5 %, far below saturation, so that
     # the order of distances says something about strength, and far above rounding.
-    moves_latents = "step" in known and known["step"].type == "StepRule"  # another step has its own size
+    moves_latents = "step" in known and known["step"].type == "StepSize"  # another step has its own size
     # A search for noise of three looks ends before it meets its own limit, from where strength changes nothing.
-    wanted = ({"step": RULE} if moves_latents else {}) | {"refinement": None, "search": {"most": 3}} | more
+    wanted = ({"step": RULE} if moves_latents else {}) | {"refinement": None, "search": {"max_steps": 3}} | more
     return control(**{key: value for key, value in wanted.items() if key in known})
 
 
@@ -192,7 +194,7 @@ def test_strength_acts_from_nothing_on(family: str, name: str) -> None:
     "controls", [[], [REFINED], [AttentionSegregation(step=RULE)]], ids=["plain", "refined", "both"]
 )
 @pytest.mark.parametrize("family", ["sd", "sd2", "sdxl"])
-def test_recording_leaves_pictures_bit_equal(family: str, controls: list[Control]) -> None:
+def test_recording_leaves_images_bit_equal(family: str, controls: list[Control]) -> None:
     pipe = pipeline(family)
     call = {"num_images_per_prompt": 2, "steps": 3}
     with t2ictl.controlled(pipe, controls):

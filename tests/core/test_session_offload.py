@@ -7,14 +7,14 @@ import torch
 
 import t2ictl
 from t2ictl.errors import UnsupportedPipeline
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from tests import tiny
 from tests.core.session_cases import PROMPT
 from tests.core.test_session_traps import unreached
 
 accelerate = pytest.importorskip("accelerate")  # what diffusers offloads with; a skip here fails the run
-MOVES = AttentionSegregation(step=StepRule(size=0.05, mode="normalized"))
+MOVES = AttentionSegregation(step=StepSize(scale=0.05, mode="normalized"))
 
 
 def test_model_offloading() -> None:

@@ -38,7 +38,7 @@ class Pushed(t2ictl.Control):
         def push(x_BCYX: Tensor, step: Step) -> list[Tensor]:
             return [torch.full_like(x_BCYX, move) for move in self._moves] if step.index == 1 else []
 
-        return t2ictl.Plan(push=push)
+        return t2ictl.Plan(perturb=push)
 
 
 @pytest.mark.parametrize("family, scheduler", [("sd", "ddim"), ("sd", "heun"), ("sdxl", "euler")])

@@ -15,13 +15,13 @@ from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
 import t2ictl
 from t2ictl.errors import SpanNotFound, UnsupportedPipeline
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from tests import tiny
 from tests.core.session_cases import PROMPT
 
-MOVES = AttentionSegregation(step=StepRule(size=0.05, mode="normalized"))
+MOVES = AttentionSegregation(step=StepSize(scale=0.05, mode="normalized"))
 
 
 def state(pipe: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Stop(Exception):
 
 @contextmanager
 def in_third_evaluation(pipe: Any, error: type[BaseException]) -> Iterator[dict[str, Any]]:
-    """Raise inside the third pass that makes the picture; passes of the session end before the last layer."""
+    """Raise inside the third pass that makes the image; passes of the session end before the last layer."""
     count = 0
 
     def look(module: Any, inputs: Any) -> None:

@@ -15,14 +15,14 @@ import torch
 import t2ictl
 from t2ictl.controls.base import Control
 from t2ictl.errors import ControlConflict, ForeignCall, MoveLost, UnsupportedPipeline
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from t2ictl.settings.windows import Step
 from tests import tiny
 from tests.core.session_cases import PROMPT, pipeline
 
-RULE = StepRule(size=0.05, mode="normalized")
+RULE = StepSize(scale=0.05, mode="normalized")
 MOVES = AttentionSegregation(step=RULE)
 
 
@@ -103,7 +103,7 @@ def test_scheduler_replaced_in_the_middle(at: int) -> None:
 def test_refinement_that_falls_on_a_discarded_evaluation_is_made_at_the_next() -> None:
     """Without this a two-stage scheduler, where every other evaluation is discarded, would hardly ever refine."""
     pipe = pipeline("sd", scheduler="heun")
-    refinement = Refinement(targets=((0.45, 1.0),), most=2)  # never reached: evaluation 3 of 7
+    refinement = Refinement(thresholds=((0.45, 1.0),), max_iterations=2)  # never reached: evaluation 3 of 7
     controls = [AttendAndExcite(step=RULE, refinement=refinement, window=t2ictl.settings.windows.Window())]
     with t2ictl.controlled(pipe, controls) as session:
         tiny.run(pipe, PROMPT, steps=4)
@@ -206,7 +206,7 @@ def test_one_session_at_a_time() -> None:
 
 def test_two_step_rules_conflict() -> None:
     pipe = pipeline("sd")
-    both: list[Control] = [MOVES, AttendAndExcite(step=StepRule(size=0.01, mode="normalized"))]
+    both: list[Control] = [MOVES, AttendAndExcite(step=StepSize(scale=0.01, mode="normalized"))]
     with unreached(pipe), pytest.raises(ControlConflict, match="attention_segregation and attend_and_excite"):
         with t2ictl.controlled(pipe, both):
             tiny.run(pipe, PROMPT)
@@ -321,7 +321,7 @@ def test_weights_that_ask_for_a_gradient_round_as_they_did() -> None:
     with t2ictl.controlled(pipe, [MOVES]):
         tiny.run(pipe, PROMPT, steps=1)
     handle.remove()
-    # The session's own pass asks for no gradient of weights; the pass that makes the picture has the user's flags.
+    # The session's own pass asks for no gradient of weights; the pass that makes the image has the user's flags.
     assert flags == {(True, False), (False, True)}
 
 

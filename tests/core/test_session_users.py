@@ -13,10 +13,10 @@ from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
 import t2ictl
 from t2ictl.attention.edits import AttentionCall, Edit
-from t2ictl.attention.layers import select
+from t2ictl.attention.layers import select_layers
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.errors import SpanNotFound, UnsupportedPipeline
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from t2ictl.settings.fields import settings_class
@@ -25,7 +25,7 @@ from tests.core.session_cases import PROMPT, THREE, distance, pipeline
 from tests.core.test_session_restore import state
 from tests.core.test_session_traps import sibling, unreached
 
-MOVES = AttentionSegregation(step=StepRule(size=0.05, mode="normalized"))
+MOVES = AttentionSegregation(step=StepSize(scale=0.05, mode="normalized"))
 
 
 @settings_class
@@ -41,7 +41,7 @@ class Louder(Control):
             def output(self, call: AttentionCall, out_BQC: torch.Tensor) -> torch.Tensor:
                 return out_BQC * 2
 
-        return Plan(edits=((select(context.adapter.sites, "cross"), Double()),))
+        return Plan(edits=((select_layers(context.adapter.layers, "cross"), Double()),))
 
 
 def tried(pipe: Any, prompt: Any = PROMPT, **call: Any) -> torch.Tensor:
@@ -298,8 +298,8 @@ def test_switches_thrown_inside_a_session() -> None:
     pipe = tiny.sd()
     with t2ictl.controlled(pipe, [MOVES]):
         expected = tiny.run(pipe, PROMPT, steps=2)
-        for switch, back in ((fuse, "unfuse_qkv_projections"), (slice_attention, "disable_attention_slicing")):
-            switch(pipe)
+        for active_pass, back in ((fuse, "unfuse_qkv_projections"), (slice_attention, "disable_attention_slicing")):
+            active_pass(pipe)
             assert distance(tiny.run(pipe, PROMPT, steps=2), expected) < 1e-4
             if back != "unfuse_qkv_projections":
                 getattr(pipe, back)()
@@ -307,12 +307,12 @@ def test_switches_thrown_inside_a_session() -> None:
     assert {type(each).__name__ for each in pipe.unet.attn_processors.values()} == {"AttnProcessor2_0"}
 
 
-def test_decoded_pictures_with_vae_slices_and_tiles() -> None:
+def test_decoded_images_with_vae_slices_and_tiles() -> None:
     pipe = tiny.sd()
     slice_and_tile_vae(pipe)
     with t2ictl.controlled(pipe, [MOVES]):
-        pictures = tiny.run(pipe, list(THREE[:2]), steps=1, output_type="np")
-    assert pictures.shape == (2, 64, 64, 3)
+        images = tiny.run(pipe, list(THREE[:2]), steps=1, output_type="np")
+    assert images.shape == (2, 64, 64, 3)
 
 
 # -- more than one pipeline -------------------------------------------------------------------------------------------
@@ -361,14 +361,14 @@ def test_t2i_adapter() -> None:
         adapter = diffusers.T2IAdapter(adapter_type="full_adapter", **settings)
     pipe = diffusers.StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    call = {"image": tiny.picture(), "height": 64, "width": 64}
+    call = {"image": tiny.image(), "height": 64, "width": 64}
     tried(pipe, **call)
     passes: list[bool] = []
     layer = pipe.unet.down_blocks[1]
     layer.register_forward_pre_hook(
         lambda module, given, named: passes.append("additional_residuals" in named), with_kwargs=True
     )
-    refined = AttendAndExcite(step=MOVES.step, refinement=Refinement(targets=((0.0, 1.0),), most=3))
+    refined = AttendAndExcite(step=MOVES.step, refinement=Refinement(thresholds=((0.0, 1.0),), max_iterations=3))
     with t2ictl.controlled(pipe, [refined]):
         tiny.run(pipe, PROMPT, steps=1, **call)
-    assert passes == [True] * (1 + 3 + 1)  # the first move, three refinements, the picture
+    assert passes == [True] * (1 + 3 + 1)  # the first move, three refinements, the image

@@ -15,14 +15,14 @@ from t2ictl.errors import (
     AmbiguousWord,
     BadSetting,
     BudgetExceeded,
-    NoSiteMatched,
+    NoLayerMatched,
     NotRecorded,
     PromptUnknown,
     ShapeMismatch,
     SpanNotFound,
     T2ictlError,
 )
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.maps.record import Recording
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
@@ -30,7 +30,7 @@ from tests import tiny
 from tests.core.session_cases import PROMPT, THREE, pipeline
 from tests.core.test_session_traps import unreached
 
-RULE = StepRule(size=0.05, mode="normalized")
+RULE = StepSize(scale=0.05, mode="normalized")
 MOVES = AttentionSegregation(step=RULE)
 
 
@@ -191,7 +191,7 @@ def with_controls(*controls: Control, **more: Any) -> Open:
 MISTAKES: list[tuple[str, Open, type[T2ictlError], str]] = [
     ("word", with_controls(AttentionSegregation(concepts=("giraffe",))), SpanNotFound, "giraffe"),
     ("word-2", with_controls(AttendAndExcite(concepts=("circle#2",))), SpanNotFound, "once"),
-    ("sites", with_controls(AttendAndExcite(sites=("cross@64",))), NoSiteMatched, "cross@64"),
+    ("layers", with_controls(AttendAndExcite(layers=("cross@64",))), NoLayerMatched, "cross@64"),
     ("record-word", with_controls(record=Recording(words=("giraffe",))), SpanNotFound, "giraffe"),
     ("budget", with_controls(record=Recording(budget_mb=1e-3)), BudgetExceeded, "budget"),
     (
@@ -217,8 +217,8 @@ def test_mistakes_are_named_before_the_first_step(open_it: Open, error: type[T2i
 
 def test_mistakes_are_named_on_opening() -> None:
     pipe = pipeline("sd")
-    with pytest.raises(NoSiteMatched, match="up.9"):
-        t2ictl.controlled(pipe, record=Recording(sites=("up.9.*",)))
+    with pytest.raises(NoLayerMatched, match="up.9"):
+        t2ictl.controlled(pipe, record=Recording(layers=("up.9.*",)))
     with pytest.raises(BadSetting, match="is not a control"):
         t2ictl.controlled(pipe, [AttentionSegregation])  # type: ignore[list-item]
     with pytest.raises(BadSetting, match="skip"):
@@ -248,7 +248,7 @@ def test_layers_that_do_not_fit_are_named() -> None:
     attention = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     handle = attention.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, ::2], *inputs[1:]))
     with pytest.raises(ShapeMismatch, match="positions were expected"):
-        with t2ictl.controlled(pipe, record=Recording(sites=("down.0.*",))):
+        with t2ictl.controlled(pipe, record=Recording(layers=("down.0.*",))):
             tiny.run(pipe, PROMPT, steps=1)
     handle.remove()
     with t2ictl.controlled(pipe, record=True) as session:

@@ -1,4 +1,4 @@
-"""Plain processors that recognize their rows: the same maps as a session's, and pictures left alone."""
+"""Plain processors that recognize their rows: the same maps as a session's, and images left alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from t2ictl.errors import NoSiteMatched, NotRecorded, ShapeMismatch, SpanNotFound
+from t2ictl.errors import NoLayerMatched, NotRecorded, ShapeMismatch, SpanNotFound
 from t2ictl.session.session import controlled
 from t2ictl.standalone.by_content import RowMatcher
 from t2ictl.standalone.recorder import MapRecorder, encode
@@ -83,5 +83,5 @@ def test_the_encodings_of_prompts_are_far_apart() -> None:
 def test_what_is_not_there_is_named_at_once() -> None:
     with pytest.raises(SpanNotFound):
         MapRecorder(sd(), ["a cat"], words=["dog"])
-    with pytest.raises(NoSiteMatched):
-        MapRecorder(sd(), ["a cat"], sites=["self"])
+    with pytest.raises(NoLayerMatched):
+        MapRecorder(sd(), ["a cat"], layers=["self"])

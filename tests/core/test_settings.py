@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def picture(seed: int = 0) -> Image.Image:
+def drawing(seed: int = 0) -> Image.Image:
     return Image.frombytes("RGB", (16, 12), bytes((seed + 7 * i) % 256 for i in range(16 * 12 * 3)))
 
 
@@ -56,22 +56,22 @@ def with_chunk(data: bytes, kind: bytes, content: bytes, before: bytes) -> bytes
 
 
 def plain_png(tmp_path: Path) -> bytes:
-    picture().save(tmp_path / "plain.png")
+    drawing().save(tmp_path / "plain.png")
     return (tmp_path / "plain.png").read_bytes()
 
 
 def test_png_round_trip(tmp_path: Path) -> None:
-    path = write_png(picture(), tmp_path / "a.png", SETTINGS)
+    path = write_png(drawing(), tmp_path / "a.png", SETTINGS)
     read = read_settings(path)
     assert {key: read[key] for key in SETTINGS} == SETTINGS
     assert read["schema"] == SCHEMA_VERSION and read["versions"] == versions()
     with Image.open(path) as image:
-        assert image.tobytes() == picture().tobytes()
-    assert write_png(picture(), tmp_path / "b.png", read).read_bytes() == path.read_bytes()
+        assert image.tobytes() == drawing().tobytes()
+    assert write_png(drawing(), tmp_path / "b.png", read).read_bytes() == path.read_bytes()
 
 
 def test_settings_are_one_itxt_chunk_of_utf8_json(tmp_path: Path) -> None:
-    data = write_png(picture(), tmp_path / "a.png", SETTINGS).read_bytes()
+    data = write_png(drawing(), tmp_path / "a.png", SETTINGS).read_bytes()
     (content,) = [content for kind, content in chunks(data) if kind == b"iTXt"]
     keyword, rest = content.split(b"\0", 1)
     assert keyword == b"t2ictl" and rest[:2] == b"\0\0"
@@ -87,7 +87,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
 
 
 def test_the_callers_objects_are_left_alone(tmp_path: Path) -> None:
-    given, image = {"prompt": "a cat"}, picture()
+    given, image = {"prompt": "a cat"}, drawing()
     write_png(image, tmp_path / "a.png", given)
     assert given == {"prompt": "a cat"} and not image.info
     assert stamped({"schema": 1, "versions": {"torch": "old"}}) == {"schema": 1, "versions": {"torch": "old"}}
@@ -113,7 +113,7 @@ class Interrupted(BaseException):
 def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException
 ) -> None:
-    path = write_png(picture(), tmp_path / "a.png", {"prompt": "old"})
+    path = write_png(drawing(), tmp_path / "a.png", {"prompt": "old"})
     before = path.read_bytes()
 
     def fail(*_: Any, **__: Any) -> None:
@@ -123,7 +123,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(
         handle.write(b"\x89PNG half")
         raise error
 
-    image = picture(1)
+    image = drawing(1)
     if place == "save":
         monkeypatch.setattr(Image.Image, "save", save_half)
     else:
@@ -161,18 +161,18 @@ def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
 
 
 def test_overwriting_is_asked_for(tmp_path: Path) -> None:
-    path = write_png(picture(), tmp_path / "a.png", {"prompt": "old"})
+    path = write_png(drawing(), tmp_path / "a.png", {"prompt": "old"})
     with pytest.raises(BadSetting, match="exists"):
-        write_png(picture(), path, {"prompt": "new"}, overwrite=False)
+        write_png(drawing(), path, {"prompt": "new"}, overwrite=False)
     assert read_settings(path)["prompt"] == "old"
-    assert read_settings(write_png(picture(), path, {"prompt": "new"}))["prompt"] == "new"
+    assert read_settings(write_png(drawing(), path, {"prompt": "new"}))["prompt"] == "new"
 
 
 def test_paths_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     for path in (tmp_path / "folder.png", tmp_path / "missing" / "a.png", tmp_path / "a.jpg"):
         with pytest.raises(BadSetting, match=re.escape(path.name)):
-            write_png(picture(), path, SETTINGS)
+            write_png(drawing(), path, SETTINGS)
     assert file_names(tmp_path) == ["folder.png"]
 
 
@@ -190,7 +190,7 @@ def test_paths_that_cannot_be_written_to(tmp_path: Path) -> None:
 )
 def test_what_is_not_json_is_named_with_its_place(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(BadSetting, match=message):
-        write_png(picture(), tmp_path / "a.png", {"controls": [{"strength": value}]})
+        write_png(drawing(), tmp_path / "a.png", {"controls": [{"strength": value}]})
     assert file_names(tmp_path) == []
 
 
@@ -203,7 +203,7 @@ def test_settings_that_contain_themselves(tmp_path: Path) -> None:
 
 def test_settings_that_are_too_large(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match="more than"):
-        write_png(picture(), tmp_path / "a.png", {"prompt": "x" * module.MAX_BYTES})
+        write_png(drawing(), tmp_path / "a.png", {"prompt": "x" * module.MAX_BYTES})
     path = write_json(tmp_path / "a.json", {"prompt": "x" * module.MAX_BYTES})
     with pytest.raises(BadSetting, match="too large"):
         read_settings(path)
@@ -233,20 +233,20 @@ def test_files_that_hold_no_settings(tmp_path: Path) -> None:
 def test_a_png_of_another_program(tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", "a cat, steps: 20")
-    picture().save(tmp_path / "other.png", pnginfo=info)
+    drawing().save(tmp_path / "other.png", pnginfo=info)
     with pytest.raises(BadSetting, match=r"other\.png.*no t2ictl settings"):
         read_settings(tmp_path / "other.png")
 
 
 def test_a_name_does_not_decide_what_a_file_is(tmp_path: Path) -> None:
-    path = write_png(picture(), tmp_path / "a.png", SETTINGS)
+    path = write_png(drawing(), tmp_path / "a.png", SETTINGS)
     moved = path.rename(tmp_path / "a.json")
     assert read_settings(moved)["request"] == SETTINGS["request"]
 
 
 def test_truncated_png(tmp_path: Path) -> None:
     """Wherever it is cut: the settings that were written, or the named error, and never part of them."""
-    data = write_png(picture(), tmp_path / "a.png", SETTINGS).read_bytes()
+    data = write_png(drawing(), tmp_path / "a.png", SETTINGS).read_bytes()
     expected, outcomes = read_settings(tmp_path / "a.png"), set()
     path = tmp_path / "cut.png"
     for length in range(8, len(data), 5):
@@ -261,14 +261,14 @@ def test_truncated_png(tmp_path: Path) -> None:
 
 
 def test_a_damaged_chunk_is_refused(tmp_path: Path) -> None:
-    data = bytearray(write_png(picture(), tmp_path / "a.png", SETTINGS).read_bytes())
+    data = bytearray(write_png(drawing(), tmp_path / "a.png", SETTINGS).read_bytes())
     data[data.index(b"iTXt") + 40] ^= 0xFF
     (tmp_path / "a.png").write_bytes(bytes(data))
     with pytest.raises(BadSetting, match=r"a\.png"):
         read_settings(tmp_path / "a.png")
 
 
-def test_settings_after_the_picture_are_found(tmp_path: Path) -> None:
+def test_settings_after_the_image_are_found(tmp_path: Path) -> None:
     content = KEYWORD.encode() + b"\0\0\0\0\0" + json.dumps({"prompt": "a cat"}).encode()
     path = tmp_path / "a.png"
     path.write_bytes(with_chunk(plain_png(tmp_path), b"iTXt", content, before=b"IEND"))
@@ -303,9 +303,9 @@ def test_settings_are_never_run(tmp_path: Path) -> None:
 
 def test_a_newer_schema_warns_and_lists_what_is_unknown(tmp_path: Path) -> None:
     newer = {**SETTINGS, "schema": SCHEMA_VERSION + 1, "telepathy": True, "aura": 3}
-    path = write_png(picture(), tmp_path / "a.png", newer)
+    path = write_png(drawing(), tmp_path / "a.png", newer)
     with pytest.warns(UserWarning, match=r"schema 2, newer than 1.*Unknown: aura, notes, telepathy\.") as caught:
         assert read_settings(path)["telepathy"] is True
     assert caught[0].filename == __file__
-    path = write_png(picture(), path, {**SETTINGS, "extra": 1})
+    path = write_png(drawing(), path, {**SETTINGS, "extra": 1})
     assert read_settings(path)["extra"] == 1  # the same schema: a note of the user, and no warning

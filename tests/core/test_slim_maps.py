@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2ictl.attention.softmax import attention_and_mass, head_mass, scores, softmax
+from t2ictl.attention.softmax import attention_and_map, scores, softmax, summed_attention
 
 
 def given(dtype: torch.dtype = torch.float64, keys: int = 5) -> Any:
@@ -20,7 +20,7 @@ def given(dtype: torch.dtype = torch.float64, keys: int = 5) -> Any:
 
 def ours(leaves: Any, mask: Tensor | None = None, *, upcast: bool = False) -> tuple[Tensor, Tensor]:
     q, k, v = leaves
-    return attention_and_mass(q, k, v, mask, 0.5, upcast=upcast)
+    return attention_and_map(q, k, v, mask, 0.5, upcast=upcast)
 
 
 def reference(leaves: Any, mask: Tensor | None = None, *, upcast: bool = False) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ def test_a_map_alone_has_its_gradient_too() -> None:
     leaves: Any = [each.requires_grad_() for each in given()]
     ours(leaves)[1].square().sum().backward()
     again = [each.requires_grad_() for each in given()]
-    head_mass(again[0], again[1], None, 0.5, upcast=False).square().sum().backward()
+    summed_attention(again[0], again[1], None, 0.5, upcast=False).square().sum().backward()
     torch.testing.assert_close(leaves[0].grad, again[0].grad, rtol=1e-12, atol=1e-14)
     assert leaves[2].grad is not None and not leaves[2].grad.any() and again[2].grad is None
 

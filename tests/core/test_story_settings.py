@@ -70,7 +70,7 @@ def test_settings_survive_their_json_form_in_both_kinds_of_file(file: Path) -> N
         ("subjects: [{name: cat, prompt: a cat, imgae: x}]", "imgae"),
         ("scenes: [{prompt: a cat, boxes: {cat: [0, 1]}}]", "boxes"),
         ("scenes: [a cat]", "scenes"),
-        ("subjects: [{name: cat, prompt: a cat, image: nowhere.png}]", "no picture"),
+        ("subjects: [{name: cat, prompt: a cat, image: nowhere.png}]", "no image"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from t2ictl.errors import BadSetting
 from t2ictl.families import find_adapter
-from t2ictl.families.text_depth import reading_to
+from t2ictl.families.text_depth import truncated_encoder
 from tests.tiny import sd, sdxl
 
 PROMPT = "a red circle and a blue square"
@@ -50,7 +50,7 @@ def test_whole_depth_is_the_stock_encoding_and_nothing_is_left_behind() -> None:
     pipe = sd()
     stock = pipe.encode_prompt(PROMPT, "cpu", 1, False)[0].detach()
     with pytest.raises(KeyboardInterrupt):
-        with reading_to([pipe.text_encoder], 0.5):
+        with truncated_encoder([pipe.text_encoder], 0.5):
             raise KeyboardInterrupt
     assert torch.equal(encode(pipe, 1.0).rows, stock)
     assert not any("forward" in vars(module) for module in pipe.text_encoder.modules())
@@ -59,5 +59,5 @@ def test_whole_depth_is_the_stock_encoding_and_nothing_is_left_behind() -> None:
 @pytest.mark.parametrize("depth", [-0.1, 1.1])
 def test_depths_out_of_range_are_refused(depth: float) -> None:
     with pytest.raises(BadSetting, match="no share of the layers"):
-        with reading_to([sd().text_encoder], depth):
+        with truncated_encoder([sd().text_encoder], depth):
             pass

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.families import find_adapter
-from t2ictl.families.text_masking import hiding, seen_but, seen_without_pairs
+from t2ictl.families.text_masking import masked_tokens, seen_without_pairs, visible_except
 from tests.tiny import sd, sd2, sdxl
 
 PROMPT = "a red circle and a blue square"  # start a red circle and a blue square end: 0 to 8
@@ -41,7 +41,7 @@ def encode(pipe: Any, texts: list[str], seen: list[Tensor] | None = None) -> Any
 @pytest.mark.parametrize("build", [sd, sd2, sdxl])
 def test_masked_rows_are_those_of_the_encoders_own_argument(build: Any) -> None:
     pipe = build()
-    seen_BK = seen_but([[2, 3], []], LENGTH)
+    seen_BK = visible_except([[2, 3], []], LENGTH)
     found = encode(pipe, [PROMPT, "a cat"], [seen_BK] * len(encoders(pipe)))
     rows, pooled = by_own_argument(pipe, [PROMPT, "a cat"], seen_BK.long())
     torch.testing.assert_close(found.rows, rows, rtol=0, atol=1e-6)
@@ -53,7 +53,7 @@ def test_masked_rows_are_those_of_the_encoders_own_argument(build: Any) -> None:
 def test_hidden_words_are_read_by_nobody_and_others_do_not_change(build: Any) -> None:
     pipe = build()
     texts = [PROMPT, "a blue heart and a blue square"]  # other words at the two hidden places
-    seen = [seen_but([[2, 3], [2, 3]], LENGTH)] * len(encoders(pipe))
+    seen = [visible_except([[2, 3], [2, 3]], LENGTH)] * len(encoders(pipe))
     found = encode(pipe, texts, seen)
     others = [0, 1, *range(4, LENGTH)]
     assert torch.equal(found.rows[0, others], found.rows[1, others])
@@ -83,27 +83,27 @@ def test_pairs_keep_causality_and_all_else() -> None:
 def test_direct_is_not_total_where_a_third_word_carries_on() -> None:
     pipe = sd()
     direct = encode(pipe, [PROMPT], [seen_without_pairs([[7]], [[3]], LENGTH)]).rows[0, 7]
-    total = encode(pipe, [PROMPT], [seen_but([[3]], LENGTH)]).rows[0, 7]
+    total = encode(pipe, [PROMPT], [visible_except([[3]], LENGTH)]).rows[0, 7]
     assert (direct - total).abs().max() > 1e-4
 
 
 def test_masks_of_a_batch_do_not_touch_each_other() -> None:
     pipe = sd()
-    together = encode(pipe, [PROMPT] * 3, [seen_but([[3], [], [7]], LENGTH)]).rows
+    together = encode(pipe, [PROMPT] * 3, [visible_except([[3], [], [7]], LENGTH)]).rows
     for row, hidden in enumerate(([3], [], [7])):
-        alone = encode(pipe, [PROMPT], [seen_but([hidden], LENGTH)]).rows[0]
+        alone = encode(pipe, [PROMPT], [visible_except([hidden], LENGTH)]).rows[0]
         torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-6)
 
 
 def test_a_mask_of_the_pipeline_stays_in_force() -> None:
     pipe = sd()
     ids = pipe.tokenizer([PROMPT], padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
-    own = seen_but([[7]], LENGTH).long()
-    with torch.no_grad(), hiding([pipe.text_encoder], [seen_but([[3]], LENGTH)]):
+    own = visible_except([[7]], LENGTH).long()
+    with torch.no_grad(), masked_tokens([pipe.text_encoder], [visible_except([[3]], LENGTH)]):
         both = pipe.text_encoder(ids, attention_mask=own)[0]
         by_position = pipe.text_encoder(ids, own)[0]
     with torch.no_grad():
-        wanted = pipe.text_encoder(ids, attention_mask=seen_but([[3, 7]], LENGTH).long())[0]
+        wanted = pipe.text_encoder(ids, attention_mask=visible_except([[3, 7]], LENGTH).long())[0]
     torch.testing.assert_close(both, wanted, rtol=0, atol=1e-6)
     torch.testing.assert_close(by_position, wanted, rtol=0, atol=1e-6)
 
@@ -112,9 +112,9 @@ def test_encoders_are_put_back_after_an_error() -> None:
     pipe = sd()
     before = encode(pipe, [PROMPT]).rows
     with pytest.raises(UnsupportedPipeline, match="where 2 texts of 16 positions were announced"):
-        encode(pipe, [PROMPT], [seen_but([[], []], LENGTH)])
+        encode(pipe, [PROMPT], [visible_except([[], []], LENGTH)])
     with pytest.raises(KeyboardInterrupt):
-        with hiding([pipe.text_encoder], [seen_but([[3]], LENGTH)]):
+        with masked_tokens([pipe.text_encoder], [visible_except([[3]], LENGTH)]):
             raise KeyboardInterrupt
     assert torch.equal(encode(pipe, [PROMPT]).rows, before)
     assert not any(module._forward_pre_hooks for module in pipe.text_encoder.modules())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import t2ictl
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.families import find_adapter
-from t2ictl.families.text_positions import reading_from
+from t2ictl.families.text_positions import position_offset
 from t2ictl.processors import StructuredGuidance
 from tests.tiny import run, sd, sdxl
 
@@ -40,9 +40,9 @@ def test_rows_are_those_of_the_encoders_own_argument(build: Any, first: tuple[in
     adapter = find_adapter(pipe)
     plain = adapter.encode(pipe.encode_prompt, {"device": "cpu"}, TEXTS)
     found = adapter.encode(pipe.encode_prompt, {"device": "cpu"}, TEXTS, first)
-    torch.testing.assert_close(found.rows, by_position_ids(pipe, first), rtol=0, atol=1e-6)
-    assert [torch.equal(*pair) for pair in zip(found.rows, plain.rows, strict=True)] == [place == 1 for place in first]
-    assert torch.equal(adapter.encode(pipe.encode_prompt, {"device": "cpu"}, TEXTS).rows, plain.rows)
+    torch.testing.assert_close(found.embeds, by_position_ids(pipe, first), rtol=0, atol=1e-6)
+    assert [torch.equal(*pair) for pair in zip(found.embeds, plain.embeds, strict=True)] == [place == 1 for place in first]
+    assert torch.equal(adapter.encode(pipe.encode_prompt, {"device": "cpu"}, TEXTS).embeds, plain.embeds)
 
 
 def test_encoders_are_put_back_after_an_error() -> None:
@@ -50,10 +50,10 @@ def test_encoders_are_put_back_after_an_error() -> None:
     ids = pipe.tokenizer(list(TEXTS), padding="max_length", max_length=16, return_tensors="pt").input_ids
     before = pipe.text_encoder(ids)[0]
     with pytest.raises(UnsupportedPipeline, match="reads 2 texts where 3 were given"):
-        with reading_from([pipe.text_encoder], [1, 2, 3]):
+        with position_offset([pipe.text_encoder], [1, 2, 3]):
             pipe.text_encoder(ids)
     with pytest.raises(KeyboardInterrupt):
-        with reading_from([pipe.text_encoder], [1, 2]):
+        with position_offset([pipe.text_encoder], [1, 2]):
             raise KeyboardInterrupt
     assert torch.equal(pipe.text_encoder(ids)[0], before)
     assert not any(module._forward_pre_hooks for module in pipe.text_encoder.modules())
@@ -61,7 +61,7 @@ def test_encoders_are_put_back_after_an_error() -> None:
 
 def test_an_encoder_without_positions_is_refused() -> None:
     with pytest.raises(UnsupportedPipeline, match="no table of positions"):
-        with reading_from([nn.Linear(1, 1)], [1]):
+        with position_offset([nn.Linear(1, 1)], [1]):
             raise AssertionError("must not get here")
 
 
@@ -80,7 +80,7 @@ def value_rows(pipe: Any, **settings: Any) -> Tensor:
 def test_phrases_are_read_where_they_stand(build: Any) -> None:
     pipe = build()
     adapter = find_adapter(pipe)
-    own = adapter.encode(pipe.encode_prompt, {"device": "cpu"}, (PROMPT,)).rows[0]
+    own = adapter.encode(pipe.encode_prompt, {"device": "cpu"}, (PROMPT,)).embeds[0]
     both = by_position_ids(pipe, (1, 5))
     expected = own.clone()
     expected[1:4] = 2 / 3 * own[1:4] + 1 / 3 * both[0, 1:4]
@@ -104,8 +104,8 @@ def test_one_text_at_two_places_is_read_twice() -> None:
     prompt = "a red circle and a dog and a red circle"
     phrases = ("a red circle", "a red circle#2", "a dog")
     try:
-        StructuredGuidance.processors(pipe, [prompt], phrases=phrases)
-        StructuredGuidance.processors(pipe, [prompt], phrases=phrases, positions="prompt")
+        StructuredGuidance.attn_processors(pipe, [prompt], phrases=phrases)
+        StructuredGuidance.attn_processors(pipe, [prompt], phrases=phrases, positions="prompt")
     finally:
         del pipe.encode_prompt
     assert sorted(len(each) for each in texts) == [1, 1, 2, 3]  # the prompts by themselves, then the phrases

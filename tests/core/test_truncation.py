@@ -1,4 +1,4 @@
-"""Our own pass ends early, holds no gradient of weights, and gives the same gradient to the last bit."""
+"""Extra pass ends early, holds no gradient of weights, and gives the same gradient to the last bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2ictl.attention.layers import select
+from t2ictl.attention.layers import select_layers
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.guidance.objectives import Losses, Objective
 from t2ictl.guidance.rules import Refinement
@@ -32,8 +32,8 @@ def session(pipe: Any, control: Control, *, truncate: bool) -> Session:
     "control",
     [
         AttentionSegregation(),
-        AttentionSegregation(sites=("down",)),
-        AttendAndExcite(refinement=Refinement(targets=((0.0, 0.9),), most=2)),
+        AttentionSegregation(layers=("down",)),
+        AttendAndExcite(refinement=Refinement(thresholds=((0.0, 0.9),), max_iterations=2)),
     ],
     ids=["all", "down", "refined"],
 )
@@ -47,7 +47,7 @@ def test_truncated_and_full_runs_are_bit_equal(build: Any, control: Control) -> 
 
 
 def layers_run(pipe: Any, control: Control, *, truncate: bool) -> tuple[list[str], list[str]]:
-    """Names of the attention layers that our own pass and the pipeline's pass run, in order."""
+    """Names of the attention layers that extra pass and the pipeline's pass run, in order."""
     own: list[str] = []
     guided: list[str] = []
     hooks = []
@@ -68,9 +68,9 @@ def layers_run(pipe: Any, control: Control, *, truncate: bool) -> tuple[list[str
 @pytest.mark.parametrize("where", ["down.0.*.cross", "mid", "cross@2", "cross@1"])
 def test_the_pass_ends_with_the_last_layer_that_is_needed(where: str) -> None:
     pipe = sd()
-    control = AttentionSegregation(sites=(where,))
+    control = AttentionSegregation(layers=(where,))
     opened = session(pipe, control, truncate=True)
-    last = select([site for site in opened.adapter.sites if site.kind == "cross"], where)[-1]
+    last = select_layers([layer for layer in opened.adapter.layers if layer.kind == "cross"], where)[-1]
     own, guided = layers_run(pipe, control, truncate=True)
     assert own[-1] == last.module and own == guided[: len(own)]
     assert layers_run(pipe, control, truncate=False) == (guided, guided)
@@ -79,7 +79,7 @@ def test_the_pass_ends_with_the_last_layer_that_is_needed(where: str) -> None:
 
 
 class Watched(Control):
-    """Keeps what hangs on the maps of our own pass."""
+    """Keeps what hangs on the maps of extra pass."""
 
     name, paper, families = "watched", "", ("sd", "sdxl")
 
@@ -89,8 +89,8 @@ class Watched(Control):
         self.asking: list[bool] = []
 
     def plan(self, context: PlanContext) -> Plan:
-        sites = select(context.adapter.sites, f"cross@{context.adapter.semantic_factor}")
-        return Plan(objectives=(Objective(name=self.name, sites=sites, evaluate=self.evaluate),))
+        layers = select_layers(context.adapter.layers, f"cross@{context.adapter.semantic_stride}")
+        return Plan(objectives=(Objective(name=self.name, layers=layers, evaluate=self.evaluate),))
 
     def evaluate(self, maps: Tensor, step: Any) -> Losses:
         self.asking = [each.requires_grad for each in self.unet.parameters()]
@@ -139,7 +139,7 @@ def test_one_update_costs_far_fewer_operations() -> None:
     """On SD 1.5 itself it is 1.08 forward passes where the whole U-Net costs 1.55 (two rows make a guided pass)."""
     pipe, control = stable_diffusion_shape(), AttentionSegregation()
     with session(pipe, control, truncate=True) as opened:
-        assert opened.adapter.semantic_factor == 4
+        assert opened.adapter.semantic_stride == 4
     plain = flops(pipe, None)
     truncated, full = (flops(pipe, control, truncate=each) - plain for each in (True, False))
     forward = plain / 2

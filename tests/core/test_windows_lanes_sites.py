@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.layers import Site, select
-from t2ictl.errors import BadSetting, NoSiteMatched, UnsupportedPipeline
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.layers import Layer, select_layers
+from t2ictl.errors import BadSetting, NoLayerMatched, UnsupportedPipeline
 from t2ictl.families import find_adapter
 from t2ictl.session.cost import Cost, peak_bytes, start_peak
 from t2ictl.settings.windows import Window
@@ -22,7 +22,7 @@ from tests.tiny import sd, sdxl, unet
 def test_windows_of_steps_hold_exactly_those_steps(total: int) -> None:
     for first in range(0, total + 1, max(1, total // 9)):
         for last in range(first, total + 1, max(1, total // 7)):
-            assert Window.of_steps(first, last, total).steps(total) == tuple(range(first, last))
+            assert Window.from_steps(first, last, total).steps(total) == tuple(range(first, last))
 
 
 @pytest.mark.parametrize("border", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0])
@@ -45,43 +45,43 @@ def test_bad_windows_are_refused(settings: dict[str, Any]) -> None:
         Window(**settings)
 
 
-# -- lanes -----------------------------------------------------------------------------------------------------------
+# -- batch -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("prompts", [1, 3])
 @pytest.mark.parametrize("images", [1, 2])
 def test_lanes_lie_as_stock_pipelines_lay_them(guided: bool, prompts: int, images: int) -> None:
-    lanes = Lanes.of_batch(prompts=prompts, images_per_prompt=images, guided=guided)
-    pictures = prompts * images
-    assert len(lanes) == pictures * (1 + guided) and lanes.images == pictures
-    assert lanes.rows("cond") == tuple(range(len(lanes)))[-pictures:]
-    assert lanes.rows("uncond") == (tuple(range(pictures)) if guided else ())
-    own = lanes.only("cond")
-    assert [lane.prompt for lane in own.lanes] == [p for p in range(prompts) for _ in range(images)]
-    assert [lane.image for lane in own.lanes] == list(range(pictures))
-    assert own.rows("cond") == tuple(range(pictures)) and own.rows("uncond") == ()
-    lanes.check_rows(len(lanes))
-    for wrong in (len(lanes) + pictures, 0):
-        with pytest.raises(UnsupportedPipeline, match=f"got {wrong} rows where {len(lanes)}"):
-            lanes.check_rows(wrong)
+    batch = BatchLayout.from_counts(prompts=prompts, images_per_prompt=images, guided=guided)
+    given_images = prompts * images
+    assert len(batch) == given_images * (1 + guided) and batch.images == given_images
+    assert batch.indices("cond") == tuple(range(len(batch)))[-given_images:]
+    assert batch.indices("uncond") == (tuple(range(given_images)) if guided else ())
+    own = batch.only("cond")
+    assert [row.prompt for row in own.rows] == [p for p in range(prompts) for _ in range(images)]
+    assert [row.image for row in own.rows] == list(range(given_images))
+    assert own.indices("cond") == tuple(range(given_images)) and own.indices("uncond") == ()
+    batch.check_rows(len(batch))
+    for wrong in (len(batch) + given_images, 0):
+        with pytest.raises(UnsupportedPipeline, match=f"got {wrong} rows where {len(batch)}"):
+            batch.check_rows(wrong)
 
 
-# -- sites -----------------------------------------------------------------------------------------------------------
+# -- layers -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("build", [sd, sdxl])
-def test_sites_stand_in_the_order_in_which_the_denoiser_runs_them(build: Any) -> None:
+def test_layers_stand_in_the_order_in_which_the_denoiser_runs_them(build: Any) -> None:
     pipe = build()
     ran: list[str] = []
     for name, module in pipe.unet.named_modules():
         if name.endswith(("attn1", "attn2")):
             module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))  # type: ignore[misc]
     pipe("a cat", num_inference_steps=1, guidance_scale=1.0, output_type="latent")
-    sites = find_adapter(pipe).sites
-    assert [site.module for site in sites] == ran
-    assert [site.order for site in sites] == list(range(len(ran)))
-    assert len({site.address for site in sites}) == len(ran) == len(pipe.unet.attn_processors)
+    layers = find_adapter(pipe).layers
+    assert [layer.module for layer in layers] == ran
+    assert [layer.order for layer in layers] == list(range(len(ran)))
+    assert len({layer.address for layer in layers}) == len(ran) == len(pipe.unet.attn_processors)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (13, 17), (14, 18), (1, 3), (7, 64)])
@@ -99,18 +99,18 @@ def test_map_sizes_are_those_of_the_denoiser(size: tuple[int, int]) -> None:
         model(torch.zeros(1, 4, *size), 1, torch.zeros(1, 16, 32))
     pipe = sd()
     pipe.unet = model
-    for site in find_adapter(pipe).sites:
-        height, width = site.size(size)
-        assert height * width == positions[site.module]
+    for layer in find_adapter(pipe).layers:
+        height, width = layer.size(size)
+        assert height * width == positions[layer.module]
 
 
-def made(address: str, factor: int, order: int) -> Site:
+def made(address: str, factor: int, order: int) -> Layer:
     place, *_, kind = address.split(".")
     fields: dict[str, Any] = {"place": place, "kind": kind, "factor": factor, "order": order}
-    return Site(address=address, module="m", heads=2, **fields)
+    return Layer(address=address, module="m", heads=2, **fields)
 
 
-SITES = [
+LAYERS = [
     made("up.1.0.0.cross", 2, 4),
     made("down.0.0.0.self", 1, 0),
     made("down.0.0.0.cross", 1, 1),
@@ -132,17 +132,17 @@ SITES = [
         ("*", [0, 1, 2, 3, 4]),
         (("mid", "up.1.*"), [2, 4]),
         (("up", "up@4"), [3, 4]),
-        (lambda site: site.factor > 1, [2, 3, 4]),
+        (lambda layer: layer.stride > 1, [2, 3, 4]),
     ],
 )
 def test_filters(where: Any, orders: list[int]) -> None:
-    assert [site.order for site in select(SITES, where)] == orders
+    assert [layer.order for layer in select_layers(LAYERS, where)] == orders
 
 
-@pytest.mark.parametrize("where", ["crossed", "cross@16", "up.9.*", (), ("left",), lambda site: False])
+@pytest.mark.parametrize("where", ["crossed", "cross@16", "up.9.*", (), ("left",), lambda layer: False])
 def test_a_filter_that_matches_nothing_says_what_there_is(where: Any) -> None:
-    with pytest.raises(NoSiteMatched, match=r"No attention layer matches .*This model has: .*mid\.0\.0\.0\.cross@4"):
-        select(SITES, where)
+    with pytest.raises(NoLayerMatched, match=r"No attention layer matches .*This model has: .*mid\.0\.0\.0\.cross@4"):
+        select_layers(LAYERS, where)
 
 
 # -- cost ------------------------------------------------------------------------------------------------------------

@@ -8,31 +8,31 @@ from typing import Any
 import pytest
 
 import t2ictl
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.controls.base import PlanContext
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
 from t2ictl.families import find_adapter
 from t2ictl.processors import TokenMerging
-from t2ictl.processors.token_merging.groups import BoundGroup, WordGroup, bound_groups
+from t2ictl.processors.token_merging.groups import ResolvedGroup, WordGroup, resolve_groups
 from tests.tiny import run, sd, sdxl
 
 # The paper's method; by default nothing is merged and only the entropy moves rows.
-paper = functools.partial(TokenMerging, merge=True, semantic=3)
+paper = functools.partial(TokenMerging, merge=True, binding_steps=3)
 
 PROMPT = "a red circle and a blue square"  # start a red circle and a blue square end: 0 to 8
 
 
-def bound(pipe: Any, groups: Any, *prompts: Any) -> tuple[tuple[BoundGroup, ...], ...]:
+def bound(pipe: Any, groups: Any, *prompts: Any) -> tuple[tuple[ResolvedGroup, ...], ...]:
     adapter = find_adapter(pipe)
     context = PlanContext(
         adapter=adapter,
         prompts=tuple(adapter.parse((each,) if isinstance(each, str) else each) for each in prompts),
-        lanes=Lanes.of_batch(prompts=len(prompts), images_per_prompt=1, guided=True),
+        batch=BatchLayout.from_counts(prompts=len(prompts), images_per_prompt=1, guided=True),
     )
-    return bound_groups(groups, context, control="token_merging")
+    return resolve_groups(groups, context, control="token_merging")
 
 
-def places(group: BoundGroup) -> tuple[tuple[int, ...], ...]:
+def places(group: ResolvedGroup) -> tuple[tuple[int, ...], ...]:
     return group.positions.noun, group.positions.members, group.positions.dropped
 
 

@@ -35,7 +35,7 @@ def test_pointing_ranks_words_by_mass() -> None:
     assert words_at(record(1), 0.99, 0.5, words=("dog", "cat"))[0].word == "dog"
 
 
-def test_edges_belong_to_the_picture_and_no_further() -> None:
+def test_edges_belong_to_the_image_and_no_further() -> None:
     assert words_at(record(1), 1.0, 1.0)[0].word == "dog"
     for x, y in ((-0.01, 0.5), (0.5, 1.01)):
         with pytest.raises(BadSetting, match="outside"):

@@ -23,7 +23,7 @@ from tests import tiny
 
 PROMPT = "a red circle and a blue square"
 CONTROLS: list[Control] = [
-    AttentionSegregation(refinement=Refinement(targets=((0.0, 0.9),), most=2)),
+    AttentionSegregation(refinement=Refinement(thresholds=((0.0, 0.9),), max_iterations=2)),
     AttendAndExcite(refinement=None),
 ]
 # The published configurations; what is not named is the default of the class.
@@ -129,7 +129,7 @@ def batch_row_difference(pipe: Any) -> tuple[float, float]:
 
 
 def record_is_silent(pipe: Any) -> None:
-    """Pictures with and without a record are bit-equal, with controls and without."""
+    """Images with and without a record are bit-equal, with controls and without."""
     for controls in ([], CONTROLS):
         made = []
         for record in (False, True):
@@ -165,7 +165,7 @@ def one_update(pipe: Any, side: int, *, truncate: bool) -> dict[str, float]:
     Args:
         pipe: a pipeline of the toy VAE (factor 4).
         side: latent cells a side.
-        truncate: end our own pass after the last layer that is needed.
+        truncate: end extra pass after the last layer that is needed.
 
     Returns:
         MiB saved for the backward pass without weights; on a device also MiB of peak above what was held, and seconds.

@@ -264,7 +264,7 @@ def test_boxes_never_read_a_value_on_the_host() -> None:
 
 
 def attention(*shape: int, seed: int = 5) -> Tensor:
-    """Self-attention of some pictures: every place looks with weights that sum to 1."""
+    """Self-attention of some images: every place looks with weights that sum to 1."""
     batch, height, width = shape
     return random_maps(batch, height, width, height * width, seed=seed).mul(4).softmax(-1)
 

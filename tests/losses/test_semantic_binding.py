@@ -20,7 +20,7 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tor
 
 
 def slow_loss(predicted: torch.Tensor, target: torch.Tensor, rows_G: list[int], rows: int, scale: Scale) -> list[float]:
-    """Token merging: for each picture the sum over its groups k of the squared distance of two noise predictions."""
+    """Token merging: for each image the sum over its groups k of the squared distance of two noise predictions."""
     loss = [0.0] * rows
     for row, flat_a, flat_b in zip(rows_G, predicted.flatten(1).tolist(), target.flatten(1).tolist(), strict=True):
         squares = 0.0
@@ -83,7 +83,7 @@ def test_symmetry(scale: Scale) -> None:
 
 
 @SCALES
-def test_ragged_pictures_equal_single_pictures(scale: Scale) -> None:
+def test_ragged_images_equal_single_images(scale: Scale) -> None:
     predicted, target = noise(5, 4, 3, 3), noise(5, 4, 3, 3, seed=1)
     loss_B = semantic_binding_loss(predicted, target, ROWS_G, 4, scale)
     assert loss_B[1].item() == 0.0
@@ -94,14 +94,14 @@ def test_ragged_pictures_equal_single_pictures(scale: Scale) -> None:
         torch.testing.assert_close(loss_B[row : row + 1], single, rtol=1e-14, atol=0)
 
 
-def test_no_groups_and_no_pictures() -> None:
+def test_no_groups_and_no_images() -> None:
     empty, none = torch.zeros(0, 4, 3, 3, requires_grad=True), torch.zeros(0, dtype=torch.int64)
     loss_B = semantic_binding_loss(empty, empty, none, 3)
     assert loss_B.tolist() == [0.0] * 3 and loss_B.requires_grad
     assert semantic_binding_loss(empty, empty, none, 0).shape == (0,)
 
 
-def test_pictures_are_independent() -> None:
+def test_images_are_independent() -> None:
     predicted, target = noise(5, 4, 3, 3).requires_grad_(), noise(5, 4, 3, 3, seed=1)
     (gradient,) = torch.autograd.grad(semantic_binding_loss(predicted, target, ROWS_G, 4)[2], predicted)
     assert gradient.flatten(1).any(1).tolist() == [True, False, True, False, True]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from t2ictl.families import find_adapter
-from t2ictl.processors.token_flow.conditions import Condition, Conditions, compose
+from t2ictl.processors.token_flow.conditions import Conditions, Intervention, compose
 from t2ictl.processors.token_flow.items import Item, bound_items
 from t2ictl.processors.token_flow.readings import Row, read_all
 
@@ -30,7 +30,7 @@ class Case:
         self.make = Conditions(self.prompt, lambda text: self.adapter.parse((text,)))
         self.encode = partial(self.adapter.encode, pipe.encode_prompt, {"device": "cpu"})
 
-    def row(self, condition: Condition) -> Row:
+    def row(self, condition: Intervention) -> Row:
         """Compose one condition."""
         read = read_all(condition.readings(), self.encode, LENGTH)
         return compose(condition, read, self.make.padding)
@@ -56,7 +56,7 @@ class Case:
 
 
 class CoinJudge:
-    """Sees things at known rates, whatever the picture: by a generator, a call after the other."""
+    """Sees things at known rates, whatever the image: by a generator, a call after the other."""
 
     name = "coin"
 
@@ -69,7 +69,7 @@ class CoinJudge:
 
 
 class BrightnessJudge:
-    """Gives numbers of the picture itself: the same picture has the same ones."""
+    """Gives numbers of the image itself: the same image has the same ones."""
 
     name = "brightness"
 

@@ -65,7 +65,7 @@ def _part(mask: Tensor, y: int, x: int, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Shown:
-    """A subject of a scene: where it is, which picture shows it alone, and where in that (None: not known)."""
+    """A subject of a scene: where it is, which image shows it alone, and where in that (None: not known)."""
 
     place: Place
     portrait: int | None = None
@@ -160,7 +160,7 @@ class Layer:
 
 @dataclass
 class Heard:
-    """All layers of a run, and the draws of the dropout by picture, step and size."""
+    """All layers of a run, and the draws of the dropout by image, step and size."""
 
     layers: list[Layer] = field(default_factory=list)
     draws: dict[tuple[int, int, tuple[int, int]], Tensor] = field(default_factory=dict)
@@ -185,7 +185,7 @@ def listening(pipe: Any) -> Iterator[Heard]:
 
     def begin(_: Any, args: Any) -> None:
         latent[:] = args[0].shape[-2:]
-        heard.steps += not torch.is_grad_enabled()  # an update's own pass comes before the one that makes the picture
+        heard.steps += not torch.is_grad_enabled()  # an update's own pass comes before the one that makes the image
 
     def note(name: str) -> Any:
         def hook(attn: Any, args: Any, kwargs: Any, out: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of stories share: subjects, scenes, and pictures as numbers."""
+"""What the tests of stories share: subjects, scenes, and images as numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pixels(images: Sequence[Image.Image]) -> np.ndarray:
 
 
 def differ(one: Story, other: Story) -> int:
-    """Largest difference of any pixel of any picture, of 255."""
+    """Largest difference of any pixel of any image, of 255."""
     portraits = [pixels(list(each.portraits.values())) for each in (one, other)]
     scenes = [pixels(each.scenes) for each in (one, other)]
     return int(max(np.abs(portraits[0] - portraits[1]).max(), np.abs(scenes[0] - scenes[1]).max()))

@@ -25,13 +25,13 @@ NESTED = "photo of a cat with a hat and a dog"  # start photo of a cat with a ha
 NONE = "a bird"
 PROMPTS = [PROMPT, NONE, NESTED]
 PHRASES = (("a red circle", "a blue square"), (), ("a cat with a hat", "a cat", "a hat", "a dog"))
-NEGATIVES = ["picture of a blue square and a red circle", NONE, "picture of a dog and a cat with a hat"]
+NEGATIVES = ["image of a blue square and a red circle", NONE, "image of a dog and a cat with a hat"]
 
-Places = Mapping[str, tuple[int, ...]]
+SubjectRegions = Mapping[str, tuple[int, ...]]
 Encode = Callable[[Any, str, int], Tensor]
 # Where each phrase stands; alone it stands from 1 on. None stands first: its rows would be the prompt's own, since the
 # encoders read from left to right.
-PLACES: dict[str, Places] = {
+PLACES: dict[str, SubjectRegions] = {
     PROMPT: {"a red circle": (3, 4, 5), "a blue square": (7, 8, 9)},
     NESTED: {"a cat with a hat": (3, 4, 5, 6, 7), "a cat": (3, 4), "a hat": (6, 7), "a dog": (9, 10)},
     NEGATIVES[0]: {"a blue square": (3, 4, 5), "a red circle": (7, 8, 9)},
@@ -106,7 +106,7 @@ def recipe(
     aliasing: bool = False,
     positions: str = "own",
     row: Tensor | None = None,
-    places: Places | None = None,
+    places: SubjectRegions | None = None,
     encode: Encode = encoded,
 ) -> Recipe:
     """The recipe for the rows of one prompt, by the formulas of the paper and of the strength."""

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionAttendAndExcitePipeline
 from torch import Tensor
 
 import t2ictl
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.processors import AttendAndExcite
 from t2ictl.settings.windows import Window
 from tests.tiny import generator, run, scheduler, sd, sd2, sdxl
@@ -79,10 +79,10 @@ def control(name: str, scale: float = 20.0, thresholds: Any = THRESHOLDS, **sett
     given: dict[str, Any] = {
         "concepts": ("circle", "square"),
         "parity": True,
-        "sites": ("cross@1",),
-        "window": Window.of_steps(0, LAST, total),
-        "refinement": Refinement(targets=targets),
-        "step": StepRule(size=scale),
+        "layers": ("cross@1",),
+        "window": Window.from_steps(0, LAST, total),
+        "refinement": Refinement(thresholds=targets),
+        "step": StepSize(scale=scale),
     }
     return AttendAndExcite(**(given | settings))
 
@@ -141,7 +141,7 @@ def test_parity_in_a_batch_of_two_prompts(images: int) -> None:
 def test_without_parity_one_refinement_fewer_reaches_the_same_target() -> None:
     """The published loop decides on the loss before its last update, and so makes one too many."""
     pipe = sd(dtype=torch.float64)
-    settings = {"window": Window.of_steps(0, 1, STEPS), "refinement": Refinement(targets=((0.0, 0.6),))}
+    settings = {"window": Window.from_steps(0, 1, STEPS), "refinement": Refinement(thresholds=((0.0, 0.6),))}
     _, stale = ours(pipe, PROMPT, control("ddim", parity=True, **settings))
     _, fresh = ours(pipe, PROMPT, control("ddim", parity=False, **settings))
     assert refined(stale) == refined(fresh) + 1 >= 2
@@ -174,7 +174,9 @@ def test_passes_end_early_and_only_where_latents_move() -> None:
 @pytest.mark.parametrize("build", [sd, sd2, sdxl])
 def test_default_settings_lower_the_loss_of_every_family(build: Any) -> None:
     pipe = build()
-    with t2ictl.controlled(pipe, [AttendAndExcite(refinement=Refinement(targets=((0.0, 0.9),), most=4))]) as session:
+    with t2ictl.controlled(
+        pipe, [AttendAndExcite(refinement=Refinement(thresholds=((0.0, 0.9),), max_iterations=4))]
+    ) as session:
         assert torch.isfinite(run(pipe, PROMPT, steps=2)).all()
     first = [float(entry.total) for entry in session.trace if entry.step.index == 0]
     assert len(first) == 5 and first[-1] < first[0]
@@ -182,7 +184,7 @@ def test_default_settings_lower_the_loss_of_every_family(build: Any) -> None:
 
 def test_no_refinement_for_a_row_that_has_no_concept() -> None:
     pipe = sd()
-    settings = AttendAndExcite(refinement=Refinement(targets=((0.0, 0.99),), most=3))
+    settings = AttendAndExcite(refinement=Refinement(thresholds=((0.0, 0.99),), max_iterations=3))
     with pytest.warns(UserWarning, match="found no objects"), t2ictl.controlled(pipe, [settings]) as session:
         run(pipe, [PROMPT, "in white"], steps=2)
     assert [entry.refined.tolist() for entry in session.trace] == [[True, False]] * 3 + [[False, False]]

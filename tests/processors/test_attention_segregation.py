@@ -1,6 +1,6 @@
 """A-STAR against a slow reference that shares no code with the library.
 
-The reference is one loop over pictures, steps and equations: its own explicit attention, its own preparation of maps,
+The reference is one loop over images, steps and equations: its own explicit attention, its own preparation of maps,
 its own losses and regions, its own sampling loop around the U-Net and the scheduler.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl.controls.layouts import Region
-from t2ictl.errors import BadSetting, NoSiteMatched, SpanNotFound
-from t2ictl.guidance.rules import Refinement, StepRule
+from t2ictl.errors import BadSetting, NoLayerMatched, SpanNotFound
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.processors import AttendAndExcite, AttentionSegregation
 from t2ictl.settings.windows import Window
 from tests.tiny import run, scheduler, sd, sd2, sdxl
@@ -29,7 +29,7 @@ STEPS = 5
 
 @dataclass(kw_only=True)
 class Reference:
-    """What the loop is told: for each picture its prompt and the tokens of its concepts."""
+    """What the loop is told: for each image its prompt and the tokens of its concepts."""
 
     prompts: list[str]
     concepts: list[list[list[int]]]
@@ -38,7 +38,7 @@ class Reference:
     first_pad: bool = True  # all but the last position compete; else the tokens before the end token
     from_update: bool = False
     presence: float = 0.0
-    regions: dict[tuple[int, int], Tensor] | None = None  # given by the user: (picture, concept) to cells
+    regions: dict[tuple[int, int], Tensor] | None = None  # given by the user: (image, concept) to cells
     stop: int = 10**9
 
 
@@ -130,19 +130,19 @@ def encode(pipe: Any, text: str) -> tuple[Tensor, int]:
     return pipe.text_encoder(row)[0], ends[0]
 
 
-def one_picture(pipe: Any, plan: Reference, spies: list[Explicit], picture: int, z: Tensor) -> Tensor:
-    """Sample one picture: at each step a full pass for the gradient, then the guided pass."""
-    states, end = encode(pipe, plan.prompts[picture])
+def one_image(pipe: Any, plan: Reference, spies: list[Explicit], image: int, z: Tensor) -> Tensor:
+    """Sample one image: at each step a full pass for the gradient, then the guided pass."""
+    states, end = encode(pipe, plan.prompts[image])
     empty, _ = encode(pipe, "")
     last = states.shape[1] - 1 if plan.first_pad else end
-    concepts, shape = plan.concepts[picture], (z.shape[-2], z.shape[-1])
+    concepts, shape = plan.concepts[image], (z.shape[-2], z.shape[-1])
     learned: list[Tensor | None] = [None] * len(concepts)
     pipe.scheduler.set_timesteps(STEPS)
     z = z * pipe.scheduler.init_noise_sigma
     for index, t in enumerate(pipe.scheduler.timesteps):
         x = pipe.scheduler.scale_model_input(z, t).detach()
         scale = float((pipe.scheduler.scale_model_input(torch.ones_like(z), t)).flatten()[0])
-        given = {n: cells for (p, n), cells in (plan.regions or {}).items() if p == picture}
+        given = {n: cells for (p, n), cells in (plan.regions or {}).items() if p == image}
         before = None
         if concepts and index < plan.stop:
             leaf = x.clone().requires_grad_(True)
@@ -171,7 +171,7 @@ def reference(pipe: Any, plan: Reference, latents: Tensor) -> Tensor:
     spies = {name: Explicit() for name in before}
     pipe.unet.set_attn_processor(dict(spies))
     crosses = [spy for name, spy in spies.items() if "attn2" in name]
-    made = [one_picture(pipe, plan, crosses, p, latents[p : p + 1]) for p in range(len(latents))]
+    made = [one_image(pipe, plan, crosses, p, latents[p : p + 1]) for p in range(len(latents))]
     pipe.unet.set_attn_processor(before)
     return torch.cat(made)
 
@@ -208,7 +208,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as in the paper": ({}, {}),
     "regions of the update": ({"from_update": True}, {"regions_from": "update"}),
     "with presence": ({"presence": 0.7}, {"presence": 0.7}),
-    "first three steps": ({"stop": 3}, {"window": Window.of_steps(0, 3, STEPS)}),
+    "first three steps": ({"stop": 3}, {"window": Window.from_steps(0, 3, STEPS)}),
 }
 
 
@@ -224,11 +224,11 @@ def test_layers_of_several_sizes_without_guidance() -> None:
     pipe = sd(dtype=torch.float64)
     concepts = [tokens(pipe, PROMPT, "circle", "square")]
     wanted = Reference(prompts=[PROMPT], concepts=concepts, layers=[256, 64], guidance=1.0)
-    control = AttentionSegregation(sites=("cross@1", "cross@2"))
+    control = AttentionSegregation(layers=("cross@1", "cross@2"))
     compare(pipe, wanted, control, PROMPT, noise(1), guidance_scale=1.0)
 
 
-def test_a_picture_that_is_not_square() -> None:
+def test_a_image_that_is_not_square() -> None:
     pipe = sd(dtype=torch.float64)
     concepts = [tokens(pipe, PROMPT, "circle", "square")]
     wanted = Reference(prompts=[PROMPT], concepts=concepts, layers=[14 * 18])
@@ -256,7 +256,7 @@ def test_boxes_and_masks_take_the_place_of_regions() -> None:
     compare(pipe, wanted, control, "a cat a dog a car", noise(1))
 
 
-def test_a_batch_of_unlike_prompts_and_two_pictures_each() -> None:
+def test_a_batch_of_unlike_prompts_and_two_images_each() -> None:
     """Three concepts, one of two tokens; one concept; none."""
     pipe = sd(dtype=torch.float64)
     prompts = ["a cat on a skateboard with a hat", "a red circle", "a photo of a dog"]
@@ -283,7 +283,7 @@ def test_a_prompt_without_objects_is_left_alone_beside_one_that_has_some() -> No
 
 def first_moves(pipe: Any, name: str, latents: Tensor, **settings: Any) -> Any:
     pipe.scheduler = scheduler(name, timestep_spacing="leading", steps_offset=1)
-    with t2ictl.controlled(pipe, [AttentionSegregation(window=Window.of_steps(0, 1, STEPS), **settings)]) as session:
+    with t2ictl.controlled(pipe, [AttentionSegregation(window=Window.from_steps(0, 1, STEPS), **settings)]) as session:
         run(pipe, PROMPT, steps=STEPS, latents=latents)
     return session.trace[0]
 
@@ -316,7 +316,7 @@ def test_whole_runs_of_both_kinds_of_scheduler_equal_the_reference(name: str) ->
 @pytest.mark.parametrize("settings", [{"segregation": 1.0, "retention": 0.0}, {}])
 @pytest.mark.parametrize("mode", ["raw", "normalized"])
 def test_one_concept_has_no_pair_and_stays_finite(settings: dict[str, Any], mode: Any) -> None:
-    pipe, step = sd(), StepRule(mode=mode, size=20.0 if mode == "raw" else 0.02)
+    pipe, step = sd(), StepSize(mode=mode, scale=20.0 if mode == "raw" else 0.02)
     with t2ictl.controlled(pipe, [AttentionSegregation(concepts=("circle",), step=step, **settings)]) as session:
         made = run(pipe, "a red circle", steps=3)
     assert torch.isfinite(made).all()
@@ -345,7 +345,7 @@ def test_a_second_prompt_does_not_see_the_regions_of_the_first() -> None:
 
 @pytest.mark.parametrize("regions_from", ["guided", "update"])
 def test_refining_at_one_step_still_keeps_the_regions_of_the_step_before(regions_from: Any) -> None:
-    pipe, refinement = sd(), Refinement(targets=((0.0, 1.0),), most=2)
+    pipe, refinement = sd(), Refinement(thresholds=((0.0, 1.0),), max_iterations=2)
     control = AttentionSegregation(regions_from=regions_from, refinement=refinement)
     with t2ictl.controlled(pipe, [control]) as session:
         run(pipe, PROMPT, steps=2)
@@ -371,7 +371,7 @@ def test_named_errors() -> None:
     cases: list[tuple[AttentionSegregation, Any, str]] = [
         (AttentionSegregation(concepts=("dog",)), SpanNotFound, "dog"),
         (AttentionSegregation(concepts=(("circle",), ("square",))), BadSetting, "2 lists for 1 prompts"),
-        (AttentionSegregation(sites=("self",)), NoSiteMatched, "self"),
+        (AttentionSegregation(layers=("self",)), NoLayerMatched, "self"),
         (AttentionSegregation(layout=(Region(word="red", box=(0, 0, 1, 1)),)), BadSetting, "none of the concepts"),
         (AttentionSegregation(layout=(Region(word="dog", box=(0, 0, 1, 1)),)), SpanNotFound, "dog"),
     ]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.registry import broken_controls, control_from_dict, control_to_dict, list_controls
 from t2ictl.errors import BadSetting, NeedsSession, SpanNotFound
@@ -29,14 +29,14 @@ every_control = pytest.mark.parametrize("cls", CONTROLS, ids=lambda cls: cls.nam
 
 def made(cls: Any) -> Any:
     """A control with its defaults, but for a search that ends early: what it costs is no part of the contract."""
-    return cls(search={"most": 2}) if "search" in {field.name for field in dataclasses.fields(cls)} else cls()
+    return cls(search={"max_steps": 2}) if "search" in {field.name for field in dataclasses.fields(cls)} else cls()
 
 
 def context(pipe: Any, *prompts: str) -> PlanContext:
     return PlanContext(
         adapter=find_adapter(pipe),
         prompts=tuple(t2ictl.parse(pipe, each) for each in prompts),
-        lanes=Lanes.of_batch(prompts=len(prompts), images_per_prompt=1, guided=True),
+        batch=BatchLayout.from_counts(prompts=len(prompts), images_per_prompt=1, guided=True),
     )
 
 
@@ -130,7 +130,7 @@ def test_bad_values_name_field_and_value(cls: Any) -> None:
 
 
 @every_control
-def test_strength_0_is_an_empty_plan_and_the_plain_picture(cls: Any) -> None:
+def test_strength_0_is_an_empty_plan_and_the_plain_image(cls: Any) -> None:
     pipe = sd()
     control = cls(strength=0.0)
     with warnings.catch_warnings():
@@ -183,9 +183,9 @@ def test_two_plans_share_no_state(cls: Any) -> None:
 @every_control
 def test_objectives_need_a_session(cls: Any) -> None:
     pipe = sd()
-    if plan(cls(), pipe).objectives and "processors" not in vars(cls):
+    if plan(cls(), pipe).objectives and "attn_processors" not in vars(cls):
         with pytest.raises(NeedsSession, match=cls.__name__):
-            cls.processors(pipe, [PROMPT])
+            cls.attn_processors(pipe, [PROMPT])
 
 
 @every_control

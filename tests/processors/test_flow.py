@@ -32,15 +32,15 @@ def test_screen_equals_its_formula(build: Any) -> None:
     case = Case(build())
     cell = next(c for c in screen(case.make, case.items, case.encode) if (c.target, c.source) == ("square", "circle"))
     full, empty = case.stock(PROMPT).rows[0, 7].double(), case.stock("").rows[0, 7].double()
-    hidden = case.encode([PROMPT], seen=[_without(3)] * len(case.prompt.encodings)).rows[0, 7].double()
+    hidden = case.encode([PROMPT], seen=[_without(3)] * len(case.prompt.encodings)).embeds[0, 7].double()
     assert cell.total == pytest.approx(float((full - hidden).norm() / (full - empty).norm()), rel=1e-4)
     assert cell.is_possible and cell.direct is not None and cell.direct > 0
 
 
 def _without(place: int) -> Any:
-    from t2ictl.families.text_masking import seen_but
+    from t2ictl.families.text_masking import visible_except
 
-    return seen_but([[place]], 16)
+    return visible_except([[place]], 16)
 
 
 @families
@@ -73,7 +73,7 @@ class Mixing:
     def __call__(self, texts: Any, first: Any = None, seen: Any = None, depth: float = 1.0) -> Any:
         import torch
 
-        from t2ictl.families.text_states import TextStates
+        from t2ictl.families.text_states import PromptEmbeds
 
         words = [text.split() for text in texts]
         rows = torch.zeros(len(texts), 16, 64)
@@ -89,7 +89,7 @@ class Mixing:
                 sees = visible if visible.ndim == 1 else visible[place]
                 if place > 3 and sees[3]:
                     mixed[number, place] += self._share * rows[number, 3]
-        return TextStates(rows=mixed)
+        return PromptEmbeds(embeds=mixed)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.8])
@@ -190,7 +190,7 @@ def test_an_analysis_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         ({"steps": 0}, BadSetting, "steps"),
     ],
 )
-def test_bad_input_is_refused_before_any_picture(settings: Any, error: type[Exception], match: str) -> None:
+def test_bad_input_is_refused_before_any_image(settings: Any, error: type[Exception], match: str) -> None:
     pipe = sd()
     pipe.unet.forward = None  # it must not be called
     wanted = {**SMALL, **settings}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
-from t2ictl.processors.token_flow.conditions import EMPTY, Condition, Patch, compose
+from t2ictl.processors.token_flow.conditions import EMPTY, Intervention, Patch, compose
 from t2ictl.processors.token_flow.items import Item, bound_items
-from t2ictl.processors.token_flow.readings import Reading, Row, read_all, stacked
+from t2ictl.processors.token_flow.readings import EncodedVariant, Row, read_all, stacked
 from tests.processors.flow_cases import LENGTH, PROMPT, Case
 from tests.tiny import sd, sd2, sdxl
 
@@ -101,7 +101,7 @@ def test_isolated_rows_read_their_own_phrase() -> None:
 def test_masked_rows_equal_the_phrase_alone_at_its_places() -> None:
     case = Case(sd())
     masked = case.row(case.make.repair("repair:x", [(case.items[1], ())], how="masked")).states[7]
-    alone = case.encode(["blue square"], [6]).rows[0, 2]
+    alone = case.encode(["blue square"], [6]).embeds[0, 2]
     torch.testing.assert_close(masked, alone, rtol=0, atol=1e-5)
 
 
@@ -141,15 +141,15 @@ def test_swapped_prompt_gives_its_rows_at_its_own_places() -> None:
     assert torch.equal(case.row(case.make.swap(case.items[0])).states, swapped)
 
 
-def fake(*, length: int = 6, channels: int = 2) -> tuple[dict[Reading, Row], Reading, Reading]:
-    base, source = Reading(text="base"), Reading(text="source")
+def fake(*, length: int = 6, channels: int = 2) -> tuple[dict[EncodedVariant, Row], EncodedVariant, EncodedVariant]:
+    base, source = EncodedVariant(text="base"), EncodedVariant(text="source")
     states = torch.arange(length * channels, dtype=torch.float32).view(length, channels)
     return {base: Row(states=states), source: Row(states=states + 100)}, base, source
 
 
 def test_surplus_rows_go_into_the_padding_and_missing_ones_come_from_it() -> None:
     read, base, source = fake()
-    longer = Condition(
+    longer = Intervention(
         name="x", kind="x", base=base, pooled=base, patches=(Patch(rows=(1,), source=source, source_rows=(1, 2, 3)),)
     )
     states = compose(longer, read, padding=(3, 4, 5)).states
@@ -164,7 +164,7 @@ def test_compose_changes_no_reading() -> None:
     read, base, source = fake()
     before = read[base].states.clone()
     compose(
-        Condition(
+        Intervention(
             name="x", kind="x", base=base, pooled=base, patches=(Patch(rows=(1,), source=source, source_rows=(1,)),)
         ),
         read,
@@ -224,7 +224,7 @@ def test_unlike_prompts_of_two_encoders_are_refused() -> None:
 
 
 def test_empty_reading_hides_nothing() -> None:
-    assert EMPTY.is_plain and Reading(text="x", hidden=((),)).is_plain
+    assert EMPTY.is_plain and EncodedVariant(text="x", hidden=((),)).is_plain
 
 
 def test_ends_never_lose_an_item_that_is_cleaned_itself() -> None:

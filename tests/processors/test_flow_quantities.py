@@ -1,4 +1,4 @@
-"""What judged pictures say: hand-made scores with known answers, and error rates by simulation."""
+"""What judged images say: hand-made scores with known answers, and error rates by simulation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from t2ictl.processors.token_flow.analysis.estimates import Scores, carrier_set, leak_cell, leak_cells, token_cell
 from t2ictl.processors.token_flow.analysis.repair import repair_leak
-from t2ictl.processors.token_flow.conditions import Condition
+from t2ictl.processors.token_flow.conditions import Intervention
 from t2ictl.processors.token_flow.items import Item
 from tests.processors.flow_cases import Case
 from tests.tiny import sd
@@ -110,13 +110,13 @@ def test_carrier_set_is_the_smallest_that_does_it(keep: Any, pairs: Any, whole: 
 
 
 class Tossing:
-    """Scores of pictures that are not made: each condition has its rate of leak, and everything else is seen."""
+    """Scores of images that are not made: each condition has its rate of leak, and everything else is seen."""
 
     def __init__(self, rate: Any, seed: int, seeds: tuple[int, int] = (8, 12)) -> None:
         self._rate, self._generator, self._seeds = rate, np.random.default_rng(seed), seeds
         self._known: dict[tuple[str, bool], np.ndarray] = {}
 
-    def __call__(self, conditions: Sequence[Condition], is_confirmation: bool = False) -> Scores:
+    def __call__(self, conditions: Sequence[Intervention], is_confirmation: bool = False) -> Scores:
         """Toss once for each condition."""
         for each in conditions:
             key = each.name, is_confirmation
@@ -158,7 +158,7 @@ def test_a_repair_that_loses_items_is_refused() -> None:
     class Losing(Tossing):
         """The repair removes the leak and the square."""
 
-        def __call__(self, conditions: Sequence[Condition], is_confirmation: bool = False) -> Scores:
+        def __call__(self, conditions: Sequence[Intervention], is_confirmation: bool = False) -> Scores:
             made = super().__call__(conditions, is_confirmation)
             for name, values in made.by_condition.items():
                 if name.startswith("repair"):
@@ -182,7 +182,7 @@ def test_a_presence_leak_is_seen_in_the_cleaned_rows_alone(strength: float) -> N
     """What is judged after the repair is the item's own rows, cleaned, and nothing else of the prompt."""
     case, composed = Case(sd(), items=("circle", "square")), {}
 
-    def score(conditions: Sequence[Condition], is_confirmation: bool = False) -> Scores:
+    def score(conditions: Sequence[Intervention], is_confirmation: bool = False) -> Scores:
         composed.update({each.name: case.row(each).states for each in conditions})
         return Scores(("circle", "square"), {each.name: np.ones((8, 2)) for each in conditions})
 

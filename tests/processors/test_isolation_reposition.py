@@ -1,4 +1,4 @@
-"""Isolation and reposition: every layer against attention with a dense mask, and the rows and pictures that stay."""
+"""Isolation and reposition: every layer against attention with a dense mask, and the rows and images that stay."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.layers import Site
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.layers import Layer
 from t2ictl.controls.base import Plan, PlanContext
 from t2ictl.controls.layouts import Region
-from t2ictl.errors import NoSiteMatched
+from t2ictl.errors import NoLayerMatched
 from t2ictl.families import find_adapter
 from t2ictl.processors import IsolationReposition
-from t2ictl.processors.isolation_reposition.control import published_reading_sites
+from t2ictl.processors.isolation_reposition.control import published_reading_layers
 from t2ictl.processors.isolation_reposition.groups import resampled_positions
 from t2ictl.processors.isolation_reposition.subjects import Subject
 from t2ictl.settings.windows import Window
@@ -98,7 +98,7 @@ def test_schedulers_that_call_the_model_otherwise(name: str) -> None:
     check(pipe, PROMPTS, CAST, STORY, {}, steps=3)
 
 
-def test_of_several_pictures_of_a_prompt_each_reads_its_own_portrait() -> None:
+def test_of_several_images_of_a_prompt_each_reads_its_own_portrait() -> None:
     story: Story = {
         copy: [Shown(LEFT, 2 + copy, MIDDLE), Shown(RIGHT, 4 + copy, CORNER)]
         for copy in range(2)  # scene scene cat cat dog dog
@@ -161,32 +161,32 @@ def test_odd_sizes_that_are_not_square(build: Any, size: dict[str, int]) -> None
 def test_layers_are_chosen_apart_for_keeping_apart_and_for_reading(build: Any) -> None:
     pipe = build()
     for own, apart, reads in (
-        ({"sites": ("down",)}, names(pipe, "down_blocks"), reading(pipe)),
-        ({"ref_sites": ("mid",)}, names(pipe), names(pipe, "mid_block")),
+        ({"layers": ("down",)}, names(pipe, "down_blocks"), reading(pipe)),
+        ({"ref_layers": ("mid",)}, names(pipe), names(pipe, "mid_block")),
         (
-            {"sites": ("down",), "ref_sites": ("down", "up")},
+            {"layers": ("down",), "ref_layers": ("down", "up")},
             names(pipe, "down_blocks"),
             names(pipe, "down", "up_blocks"),
         ),
-        ({"sites": ("up",), "ref_sites": ("down", "mid")}, names(pipe, "up"), names(pipe, "down_blocks", "mid")),
+        ({"layers": ("up",), "ref_layers": ("down", "mid")}, names(pipe, "up"), names(pipe, "down_blocks", "mid")),
     ):
         heard = heard_in(pipe, PROMPTS, CAST | own)
         check_self(heard, STORY, {}, apart, reads)
         check_cross(heard, STORY, {})
-    for field in ("sites", "ref_sites"):
-        with pytest.raises(NoSiteMatched, match="cross"):
+    for field in ("layers", "ref_layers"):
+        with pytest.raises(NoLayerMatched, match="cross"):
             heard_in(pipe, PROMPTS, CAST | {field: ("up.*.cross",)})
 
 
 @pytest.mark.parametrize(("family", "layers", "up", "first"), [("sdxl", 70, 34, 36), ("sd", 16, 7, 10)])
 def test_published_layers_of_the_real_models(family: str, layers: int, up: int, first: int) -> None:
     """SDXL's 70 from number 36 on, and SD's 16 from number 10 on, in the order in which they run."""
-    sites = [
-        Site(address="", module="", kind=kind, place="up" if order >= up else "mid", factor=1, order=order, heads=1)
+    made = [
+        Layer(address="", module="", kind=kind, block="up" if order >= up else "mid", stride=1, order=order, heads=1)
         for order in range(layers)
         for kind in ("self", "cross")
     ]
-    found = published_reading_sites(family, sites)  # type: ignore[arg-type]
+    found = published_reading_layers(family, made)  # type: ignore[arg-type]
     assert [each.order for each in found] == list(range(first, layers)) and {each.kind for each in found} == {"self"}
 
 
@@ -230,12 +230,12 @@ def test_draws_do_not_depend_on_what_else_is_in_the_batch() -> None:
     for step in range(2):
         size = (16, 16)
         assert torch.equal(beside[2, step, size], alone[0, step, size])
-        assert not torch.equal(beside[4, step, size], alone[0, step, size])  # a second picture of the same prompt
+        assert not torch.equal(beside[4, step, size], alone[0, step, size])  # a second image of the same prompt
         assert not torch.equal(beside[0, step, size], alone[0, step, size])
     assert all(torch.equal(each, alone[key]) for key, each in draws().items())
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------------------
 
 
 def noise(rows: int) -> Tensor:
@@ -244,7 +244,7 @@ def noise(rows: int) -> Tensor:
 
 @pytest.mark.parametrize("build", [sd, sdxl])
 @pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
-def test_portraits_and_other_pictures_stay_as_they_are(build: Any, guidance_scale: float) -> None:
+def test_portraits_and_other_images_stay_as_they_are(build: Any, guidance_scale: float) -> None:
     pipe, prompts = build(), [*PROMPTS, "a red circle and a blue square"]
     call: dict[str, Any] = {"steps": 3, "guidance_scale": guidance_scale, "latents": noise(4)}
     plain, found = run(pipe, prompts, **call), controlled_run(pipe, prompts, CAST, **call)
@@ -268,13 +268,13 @@ def test_another_scene_in_the_batch_changes_nothing(build: Any) -> None:
     assert (turned - whole[order]).abs().max() <= allowed
 
 
-def test_strength_is_continuous_from_the_plain_picture() -> None:
+def test_strength_is_continuous_from_the_plain_image() -> None:
     pipe = sd(dtype=torch.float64)
     plain = run(pipe, PROMPTS, steps=2)
     context = PlanContext(
         adapter=find_adapter(pipe),
         prompts=tuple(t2ictl.parse(pipe, each) for each in PROMPTS),
-        lanes=Lanes.of_batch(prompts=3, images_per_prompt=1, guided=True),
+        batch=BatchLayout.from_counts(prompts=3, images_per_prompt=1, guided=True),
     )
     assert IsolationReposition(**CAST, strength=0.0).plan(context) == Plan()
     assert torch.equal(controlled_run(pipe, PROMPTS, CAST | {"strength": 0.0}), plain)

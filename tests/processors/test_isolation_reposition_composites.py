@@ -1,4 +1,4 @@
-"""Composites of given pictures, which scenes read position for position."""
+"""Composites of given images, which scenes read position for position."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from t2ictl.controls.layouts import Region
 from t2ictl.processors import IsolationReposition
 from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests.core.test_pinned_rows import inputs
+from tests.processors.image_cases import LATENT, OTHER, PHOTOS, UNNAMED, latents, photo, reading
 from tests.processors.isolation_cases import (
     CAT,
     CORNER,
@@ -32,7 +33,6 @@ from tests.processors.isolation_cases import (
     names,
     same,
 )
-from tests.processors.picture_cases import LATENT, OTHER, PHOTOS, UNNAMED, latents, photo, reading
 from tests.tiny import run, scheduler, sd, sdxl
 
 # -- composites -------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def pasted(boxes: list[tuple[int, int, int, int]], height: int = 64, width: int 
     return shares
 
 
-# The cat's box: LEFT is rows 16..64 and columns 0..29; its picture's, MIDDLE, 45 x 32 pixels, which fits at 29/32 of
+# The cat's box: LEFT is rows 16..64 and columns 0..29; its image's, MIDDLE, 45 x 32 pixels, which fits at 29/32 of
 # its size. The dog's mask is cut out of 48 x 48 pixels and fits at 29/48 of it into RIGHT, rows 0..51, columns 35..64.
 CAT_THERE = (16 + (48 - 41) // 2, 16 + (48 - 41) // 2 + 41, 0, 29)
 
@@ -77,7 +77,7 @@ def composite_places() -> tuple[Tensor, Tensor]:
 
 
 def told_as_given(pipe: Any, heard: Any, story: Story, weight: float, guided: bool) -> None:
-    """Cross-attention at positions of subjects, composite and scenes alike, reads the prompts of the pictures."""
+    """Cross-attention at positions of subjects, composite and scenes alike, reads the prompts of the images."""
     texts = [
         pipe.encode_prompt(each, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0][0]
         for each in (CAT, DOG)
@@ -113,8 +113,8 @@ def test_scenes_read_their_composite_position_for_position(
     told_as_given(pipe, heard, story, 0.9 * settings.get("strength", 1.0), guided)
 
 
-def test_a_composite_shows_the_pictures_where_the_scene_wants_them() -> None:
-    """From what the denoiser sees: two calls differ in one picture, and their composites in its place alone."""
+def test_a_composite_shows_the_images_where_the_scene_wants_them() -> None:
+    """From what the denoiser sees: two calls differ in one image, and their composites in its place alone."""
     pipe = sd()
     pipe.vae.encode = lambda x: _Identity(x)  # what would be encoded
     seen = []
@@ -143,7 +143,7 @@ class _Identity:
 @pytest.mark.parametrize("size", [{"height": 56, "width": 40}, {"height": 24, "width": 72}], ids=str)
 @pytest.mark.parametrize("build", [sd, sdxl])
 def test_composites_of_odd_sizes_that_are_not_square(build: Any, size: dict[str, int]) -> None:
-    """Boxes of whole pixels; their pictures have the aspect of their places, so that they fill them."""
+    """Boxes of whole pixels; their images have the aspect of their places, so that they fill them."""
     pipe, (height, width) = build(), size.values()
     places = [
         (height // 8, height // 8 + height // 2, 0, width // 4),
@@ -167,7 +167,7 @@ def test_composites_of_odd_sizes_that_are_not_square(build: Any, size: dict[str,
     check_self(heard, story, {"reposition": "latent"}, names(pipe), reading(pipe))
 
 
-def test_several_pictures_of_a_prompt_read_the_first_of_them() -> None:
+def test_several_images_of_a_prompt_read_the_first_of_them() -> None:
     pipe = sd()
     heard = heard_in(pipe, SCENE, LATENT, num_images_per_prompt=3)
     check_self(heard, composite_story(copies=2), {"reposition": "latent"}, names(pipe), reading(pipe))
@@ -206,7 +206,7 @@ def _in_order(story: Story) -> Story:
     return {image: shown[::-1] if image % 2 else shown for image, shown in story.items()}
 
 
-def test_somebody_without_a_picture_is_kept_apart_and_reads_nothing() -> None:
+def test_somebody_without_a_image_is_kept_apart_and_reads_nothing() -> None:
     pipe, prompt, low = sd(), "a cat and a dog and a frog", (0.3, 0.8, 0.7, 1.0)
     own = {
         "concepts": ("cat", "dog", "frog"),
@@ -246,7 +246,7 @@ def test_a_composite_knows_nothing_of_its_scenes(build: Any) -> None:
 
 
 def test_what_a_composite_starts_from_does_not_matter() -> None:
-    """All that it shows is the picture: only the scene's own noise counts."""
+    """All that it shows is the image: only the scene's own noise counts."""
     pipe, noise = sd(), latents(3)
     found = [controlled_run(pipe, [SCENE, SCENE], LATENT, latents=noise[[first, 1]])[1] for first in (0, 2)]
     assert (found[0] - found[1]).abs().max() < 1e-4

@@ -1,4 +1,4 @@
-"""Given pictures as portraits, and what is refused of given pictures."""
+"""Given images as portraits, and what is refused of given images."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests.core.test_pinned_rows import _alpha, clean, inputs
 from tests.core.test_session_restore import state
 from tests.core.test_session_traps import unreached
+from tests.processors.image_cases import IMAGED, LATENT, OTHER, PHOTOS, photo, reading
 from tests.processors.isolation_cases import (
     CAST,
     CAT,
@@ -34,7 +35,6 @@ from tests.processors.isolation_cases import (
     heard_in,
     names,
 )
-from tests.processors.picture_cases import LATENT, OTHER, PHOTOS, PICTURED, photo, reading
 from tests.tiny import run, sd, sdxl
 
 # -- portraits --------------------------------------------------------------------------------------------------------
@@ -42,10 +42,10 @@ from tests.tiny import run, sd, sdxl
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
 @pytest.mark.parametrize("build", [sd, sdxl])
-def test_portraits_from_pictures_are_held_and_read(build: Any, guidance_scale: float) -> None:
+def test_portraits_from_images_are_held_and_read(build: Any, guidance_scale: float) -> None:
     pipe, guided = build(), guidance_scale > 1
     with inputs(pipe) as seen:
-        heard = heard_in(pipe, [SCENE, CAT, DOG], PICTURED, steps=2, guidance_scale=guidance_scale)
+        heard = heard_in(pipe, [SCENE, CAT, DOG], IMAGED, steps=2, guidance_scale=guidance_scale)
     check_self(heard, STORY, {}, names(pipe), reading(pipe), guided)
     check_cross(heard, STORY, {}, guided)
     for row, image in enumerate(PHOTOS, start=1):
@@ -57,9 +57,9 @@ def test_portraits_from_pictures_are_held_and_read(build: Any, guidance_scale: f
         assert 0.85 < noises[0].std() < 1.15
 
 
-def test_one_picture_and_one_portrait_that_is_generated() -> None:
+def test_one_image_and_one_portrait_that_is_generated() -> None:
     pipe = sd()
-    mixed = PICTURED | {"subjects": (PICTURED["subjects"][0], CAST["subjects"][1])}
+    mixed = IMAGED | {"subjects": (IMAGED["subjects"][0], CAST["subjects"][1])}
     plain = run(pipe, [SCENE, CAT, DOG], steps=2)
     heard = heard_in(pipe, [SCENE, CAT, DOG], mixed)
     check_self(heard, STORY, {}, names(pipe), reading(pipe))
@@ -68,17 +68,17 @@ def test_one_picture_and_one_portrait_that_is_generated() -> None:
     assert (found[1] - plain[1]).abs().max() > 0.1 and (found[0] - plain[0]).abs().max() > 0.01
 
 
-def test_pictures_without_a_place_are_read_everywhere() -> None:
+def test_images_without_a_place_are_read_everywhere() -> None:
     """Until its word's own maps show where it is; at the first step nothing is known."""
     pipe = sd()
-    bare = PICTURED | {"subjects": (Subject(name="cat", prompt=CAT, image=PHOTOS[0]), PICTURED["subjects"][1])}
+    bare = IMAGED | {"subjects": (Subject(name="cat", prompt=CAT, image=PHOTOS[0]), IMAGED["subjects"][1])}
     heard = heard_in(pipe, [SCENE, CAT, DOG], bare, steps=1)
     check_self(heard, {0: [Shown(LEFT, 1), Shown(RIGHT, 2, CORNER)]}, {}, names(pipe), reading(pipe))
 
 
-def test_several_portraits_of_one_picture_are_the_same() -> None:
+def test_several_portraits_of_one_image_are_the_same() -> None:
     pipe = sd()
-    with inputs(pipe) as seen, t2ictl.controlled(pipe, [IsolationReposition(**PICTURED)]):
+    with inputs(pipe) as seen, t2ictl.controlled(pipe, [IsolationReposition(**IMAGED)]):
         run(pipe, [SCENE, CAT, DOG], steps=2, num_images_per_prompt=2)
     for _, x_BCYX in seen:
         assert torch.equal(x_BCYX[2], x_BCYX[3]) and torch.equal(x_BCYX[4], x_BCYX[5])
@@ -89,7 +89,7 @@ def test_the_seed_is_that_of_the_noise() -> None:
     pipe = sd()
     rows = []
     for seed in (0, 0, 1):
-        with inputs(pipe) as seen, t2ictl.controlled(pipe, [IsolationReposition(**PICTURED, seed=seed)]):
+        with inputs(pipe) as seen, t2ictl.controlled(pipe, [IsolationReposition(**IMAGED, seed=seed)]):
             run(pipe, [SCENE, CAT, DOG], steps=2)
         rows.append(seen[0][1])
     assert torch.equal(rows[0], rows[1]) and torch.equal(rows[0][[0, 3]], rows[2][[0, 3]])
@@ -99,12 +99,12 @@ def test_the_seed_is_that_of_the_noise() -> None:
 @pytest.mark.parametrize(
     ("size", "is_told"), [((64, 64), False), ((32, 32), False), ((128, 126), False), ((64, 60), True), ((32, 64), True)]
 )
-def test_pictures_that_are_stretched_are_told(size: tuple[int, int], is_told: bool) -> None:
+def test_images_that_are_stretched_are_told(size: tuple[int, int], is_told: bool) -> None:
     pipe = sd()
-    subjects = (Subject(name="cat", prompt=CAT, image=photo("white", 1, size), box=MIDDLE), PICTURED["subjects"][1])
+    subjects = (Subject(name="cat", prompt=CAT, image=photo("white", 1, size), box=MIDDLE), IMAGED["subjects"][1])
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        controlled_run(pipe, [SCENE, CAT, DOG], PICTURED | {"subjects": subjects})
+        controlled_run(pipe, [SCENE, CAT, DOG], IMAGED | {"subjects": subjects})
     told = [str(each.message) for each in found if "is stretched" in str(each.message)]
     assert len(told) == is_told
     if is_told:
@@ -112,9 +112,9 @@ def test_pictures_that_are_stretched_are_told(size: tuple[int, int], is_told: bo
 
 
 @pytest.mark.parametrize("build", [sd, sdxl])
-@pytest.mark.parametrize("cast", [PICTURED, LATENT], ids=["portraits", "composite"])
-def test_strength_zero_is_the_plain_picture(build: Any, cast: dict[str, Any]) -> None:
-    pipe, prompts = build(), [SCENE, CAT, DOG] if cast is PICTURED else [SCENE, SCENE]
+@pytest.mark.parametrize("cast", [IMAGED, LATENT], ids=["portraits", "composite"])
+def test_strength_zero_is_the_plain_image(build: Any, cast: dict[str, Any]) -> None:
+    pipe, prompts = build(), [SCENE, CAT, DOG] if cast is IMAGED else [SCENE, SCENE]
     found = controlled_run(pipe, prompts, cast | {"strength": 0.0})
     assert torch.equal(found, run(pipe, prompts, steps=2))
     assert not torch.equal(found, controlled_run(pipe, prompts, cast))
@@ -135,7 +135,7 @@ def subject(**more: Any) -> Subject:
         ([SCENE, SCENE, CAT], {}, "'photo of a cat' is in the call once"),
         ([SCENE, SCENE], {"layout": (Region(word="cat", box=LEFT),)}, "'dog' of .* has no region"),
         ([SCENE, SCENE], {"layout": ()}, "'cat' of .* has no region"),
-        ([SCENE, SCENE], {"subjects": (subject(image=None), LATENT["subjects"][1])}, "'cat' of .* has no picture"),
+        ([SCENE, SCENE], {"subjects": (subject(image=None), LATENT["subjects"][1])}, "'cat' of .* has no image"),
         ([SCENE, SCENE], {"subjects": (subject(box=None), LATENT["subjects"][1])}, "'cat' of .* has no place in it"),
         ([SCENE, CAT, DOG], {"reposition": "latent"}, "is in the call once"),
         ([SCENE, CAT], {"reposition": "resample"}, "portrait of 'dog'.* is none of the prompts"),
@@ -151,7 +151,7 @@ def test_errors_are_named_before_the_first_step(build: Any, prompts: Any, settin
     assert state(pipe) == before and torch.equal(run(pipe, prompts, steps=1), plain)
 
 
-def test_a_picture_file_that_is_gone_and_an_offloaded_autoencoder(tmp_path: Any) -> None:
+def test_a_image_file_that_is_gone_and_an_offloaded_autoencoder(tmp_path: Any) -> None:
     accelerate = pytest.importorskip("accelerate")
     pipe, file = sd(), tmp_path / "cat.png"
     PHOTOS[0].save(file)
@@ -169,7 +169,7 @@ def test_a_picture_file_that_is_gone_and_an_offloaded_autoencoder(tmp_path: Any)
         accelerate.hooks.remove_hook_from_module(pipe.vae)
 
 
-def test_settings_come_back_and_make_the_same_picture() -> None:
+def test_settings_come_back_and_make_the_same_image() -> None:
     pipe, control = sd(), IsolationReposition(**LATENT)
     back = control_from_dict(control_to_dict(control))
     assert back == control

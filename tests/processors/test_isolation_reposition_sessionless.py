@@ -42,8 +42,8 @@ def within(pipe: Any, prompts: list[str], settings: dict[str, Any], **call: Any)
     ("settings", "call"),
     [
         ({}, {}),
-        ({"told": "spliced", "cross": 1.0}, {}),
-        ({"ref_sites": ("self",), "ref_dropout": 0.25, "ref_strength": 2.0, "cross": 0.0}, {}),
+        ({"subject_text": "inserted", "cross": 1.0}, {}),
+        ({"ref_layers": ("self",), "ref_dropout": 0.25, "ref_strength": 2.0, "cross": 0.0}, {}),
         ({"branch": "cond", "isolation": 0.5, "strength": 0.5, "aspect": "fit"}, {"guidance_scale": 1.0}),
         ({"reposition": "off"}, {"height": 72, "width": 40}),
         ({}, {"height": 56, "width": 88, "num_images_per_prompt": 2}),
@@ -54,7 +54,7 @@ def test_it_equals_the_session(family: str, settings: dict[str, Any], call: dict
     settings = {**CAST, **settings}
     size = (call["height"], call["width"]) if "height" in call else None
     expected = within(pipe, PROMPTS, settings, **call)
-    made = IsolationReposition.processors(
+    made = IsolationReposition.attn_processors(
         pipe, PROMPTS, size=size, images_per_prompt=call.get("num_images_per_prompt", 1), **settings
     )
     found = without(pipe, PROMPTS, made, **call)
@@ -67,9 +67,9 @@ def test_every_evaluation_is_counted_as_in_the_session(scheduler: str) -> None:
     pipe = tiny.sd()
     pipe.scheduler = tiny.scheduler(scheduler)
     expected = within(pipe, PROMPTS, CAST)
-    found = without(pipe, PROMPTS, IsolationReposition.processors(pipe, PROMPTS, **CAST))
+    found = without(pipe, PROMPTS, IsolationReposition.attn_processors(pipe, PROMPTS, **CAST))
     assert (found - expected).abs().max() <= 1e-5
-    undropped = without(pipe, PROMPTS, IsolationReposition.processors(pipe, PROMPTS, ref_dropout=0.0, **CAST))
+    undropped = without(pipe, PROMPTS, IsolationReposition.attn_processors(pipe, PROMPTS, ref_dropout=0.0, **CAST))
     assert (found - undropped).abs().max() > 1e-4  # what dropped out mattered
 
 
@@ -77,7 +77,7 @@ def test_a_second_call_draws_anew_unless_nothing_drops_out() -> None:
     pipe = tiny.sd()
     before = dict(pipe.unet.attn_processors)
     for dropout, same in ((0.0, True), (0.5, False)):
-        pipe.unet.set_attn_processor(IsolationReposition.processors(pipe, PROMPTS, ref_dropout=dropout, **CAST))
+        pipe.unet.set_attn_processor(IsolationReposition.attn_processors(pipe, PROMPTS, ref_dropout=dropout, **CAST))
         first, second = run(pipe, PROMPTS), run(pipe, PROMPTS)
         assert torch.equal(first, second) == same
         pipe.unet.set_attn_processor(dict(before))
@@ -85,15 +85,15 @@ def test_a_second_call_draws_anew_unless_nothing_drops_out() -> None:
 
 def test_new_processors_take_the_place_of_those_that_are_set() -> None:
     pipe = tiny.sd()
-    alone = without(pipe, PROMPTS, IsolationReposition.processors(pipe, PROMPTS, **CAST))
-    pipe.unet.set_attn_processor(IsolationReposition.processors(pipe, PROMPTS, isolation=0.0, cross=0.0, **CAST))
-    found = without(pipe, PROMPTS, IsolationReposition.processors(pipe, PROMPTS, **CAST))
+    alone = without(pipe, PROMPTS, IsolationReposition.attn_processors(pipe, PROMPTS, **CAST))
+    pipe.unet.set_attn_processor(IsolationReposition.attn_processors(pipe, PROMPTS, isolation=0.0, cross=0.0, **CAST))
+    found = without(pipe, PROMPTS, IsolationReposition.attn_processors(pipe, PROMPTS, **CAST))
     assert torch.equal(found, alone)
 
 
-def test_strength_zero_is_the_plain_picture_and_the_processors_that_were_there() -> None:
+def test_strength_zero_is_the_plain_image_and_the_processors_that_were_there() -> None:
     pipe = tiny.sd()
-    made = IsolationReposition.processors(pipe, PROMPTS, strength=0.0, **CAST)
+    made = IsolationReposition.attn_processors(pipe, PROMPTS, strength=0.0, **CAST)
     assert all(made[name] is each for name, each in pipe.unet.attn_processors.items())
     assert torch.equal(without(pipe, PROMPTS, made), run(pipe, PROMPTS))
 
@@ -115,7 +115,7 @@ def test_other_rows_than_promised_are_refused_in_the_first_pass(
     prompts: list[str], call: dict[str, Any], kind: type[Exception], message: str, cross: float
 ) -> None:
     pipe, passes = tiny.sd(), []
-    made = IsolationReposition.processors(pipe, PROMPTS, cross=cross, **CAST)
+    made = IsolationReposition.attn_processors(pipe, PROMPTS, cross=cross, **CAST)
     handle = pipe.unet.conv_in.register_forward_pre_hook(lambda *_: passes.append(1))
     with pytest.raises(kind, match=message):
         without(pipe, prompts, made, **call)
@@ -123,9 +123,9 @@ def test_other_rows_than_promised_are_refused_in_the_first_pass(
     assert len(passes) == 1
 
 
-def test_two_pictures_without_guidance_are_no_guided_pair() -> None:
+def test_two_images_without_guidance_are_no_guided_pair() -> None:
     pipe = tiny.sd()
-    made = IsolationReposition.processors(pipe, [SCENE], layout=CAST["layout"], concepts=("cat", "dog"))
+    made = IsolationReposition.attn_processors(pipe, [SCENE], layout=CAST["layout"], concepts=("cat", "dog"))
     with pytest.raises(UnsupportedPipeline, match="an unconditional row"):
         without(pipe, [SCENE], made, num_images_per_prompt=2, guidance_scale=1.0)
 
@@ -146,11 +146,11 @@ def test_two_pictures_without_guidance_are_no_guided_pair() -> None:
 )
 def test_what_needs_a_session_says_so(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(NeedsSession, match=message) as error:
-        IsolationReposition.processors(tiny.sd(), PROMPTS, **{**CAST, **settings})
+        IsolationReposition.attn_processors(tiny.sd(), PROMPTS, **{**CAST, **settings})
     assert error.value.remedy
 
 
 def test_an_open_session_is_in_the_way() -> None:
     pipe = tiny.sd()
     with t2ictl.controlled(pipe, []), pytest.raises(ControlConflict, match="open session"):
-        IsolationReposition.processors(pipe, PROMPTS, **CAST)
+        IsolationReposition.attn_processors(pipe, PROMPTS, **CAST)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from t2ictl import PlanContext, Region, Subject, parse
-from t2ictl.attention.batch import Lanes
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.families import find_adapter
 from t2ictl.processors.isolation_reposition.texts import description
 from tests.processors.isolation_cases import CAT, DOG, SCENE, Layer, Shown, controlled_run, heard_in, labels_of, same
@@ -53,14 +53,14 @@ def _seeds(*seeds: int) -> list[torch.Generator]:
     ("how", "texts"),
     [
         (
-            "spliced",
+            "inserted",
             (
                 "a red cat and a small blue dog on a bench",
                 "a red cat and a dog on a bench",
                 "a cat and a small blue dog on a bench",
             ),
         ),
-        ("spelled", ("a red cat and a small blue dog on a bench",) * 3),
+        ("in_full", ("a red cat and a small blue dog on a bench",) * 3),
     ],
 )
 @torch.no_grad()
@@ -68,7 +68,7 @@ def test_positions_are_told_the_phrases_of_portraits(build: Any, how: str, texts
     """The background those of all; a subject its own, or those of all too. Phrases are those of the parser."""
     pipe = build()
     states, prompts = encoded(pipe, *texts), [RED_CAT, BLUE_DOG, SCENE]
-    heard = heard_in(pipe, prompts, {"subjects": NAMED, "layout": LAYOUT, "told": how, "cross": 0.75})
+    heard = heard_in(pipe, prompts, {"subjects": NAMED, "layout": LAYOUT, "subject_text": how, "cross": 0.75})
     for layer in heard.of("cross"):
         labels, expected = labels_of(PLACES, *layer.size), layer.plain
         for number in range(3):
@@ -78,13 +78,13 @@ def test_positions_are_told_the_phrases_of_portraits(build: Any, how: str, texts
         assert (layer.out[5] - layer.plain[5]).abs().max() > 1e-3
 
 
-def test_spelled_with_all_its_weight_is_the_plain_picture_of_the_spelled_prompt() -> None:
+def test_spelled_with_all_its_weight_is_the_plain_image_of_the_spelled_prompt() -> None:
     """But for the isolation, which is off, and for the unconditional side, which is the same."""
     pipe = sd()
     settings = {
         "subjects": NAMED,
         "layout": LAYOUT,
-        "told": "spelled",
+        "subject_text": "in_full",
         "cross": 1.0,
         "isolation": 0.0,
         "reposition": "off",
@@ -100,7 +100,7 @@ def test_portraits_that_say_no_more_than_the_name_change_nothing() -> None:
     subjects = (Subject(name="cat", prompt=CAT, box=CENTER), Subject(name="dog", prompt=DOG, box=CENTER))
     base: dict[str, Any] = {"subjects": subjects, "layout": LAYOUT}
     told_, untold = (
-        controlled_run(pipe, [CAT, DOG, SCENE], base | more) for more in ({"told": "spelled"}, {"cross": 0.0})
+        controlled_run(pipe, [CAT, DOG, SCENE], base | more) for more in ({"subject_text": "in_full"}, {"cross": 0.0})
     )
     assert torch.equal(told_, untold)
 
@@ -117,6 +117,6 @@ def test_portraits_that_say_no_more_than_the_name_change_nothing() -> None:
 )
 def test_a_description_is_the_object_with_all_that_belongs_to_it(name: str, prompt: str, words: str) -> None:
     pipe = sd(max_length=77)
-    lanes = Lanes.of_batch(prompts=1, images_per_prompt=1, guided=True)
-    context = PlanContext(adapter=find_adapter(pipe), prompts=(parse(pipe, SCENE),), lanes=lanes)
+    batch = BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=True)
+    context = PlanContext(adapter=find_adapter(pipe), prompts=(parse(pipe, SCENE),), batch=batch)
     assert description(Subject(name=name, prompt=prompt), context) == words

@@ -47,7 +47,7 @@ from tests.tiny import run, sd, sdxl
 
 PROMPTS = [SCENE, CAT, DOG]  # start a cat and a dog ...: 2 and 5; start photo of a cat: 4
 ONLINE: dict[str, Any] = {"subjects": (Subject(name="cat", prompt=CAT), Subject(name="dog", prompt=DOG))}
-TOKENS = ((0, 2), (0, 5), (1, 4), (2, 4))  # picture and position: cat and dog of the scene, cat, dog
+TOKENS = ((0, 2), (0, 5), (1, 4), (2, 4))  # image and position: cat and dog of the scene, cat, dog
 READING = {sd: ("up_blocks.2", "up_blocks.3"), sdxl: ("up_blocks.0.attentions.1", "up_blocks.1")}
 
 
@@ -292,7 +292,7 @@ def check_rows(pipe: Any, heard: Heard, story: Story = STORY) -> None:
             check_cross(part, story, {}, guided)
 
 
-def test_own_passes_of_segregation_are_edited_too() -> None:
+def test_extra_passes_of_segregation_are_edited_too() -> None:
     pipe, apart, losses = sd(), AttentionSegregation(concepts=(("cat", "dog"), ("cat",), ("dog",))), []
     heard = heard_in(pipe, PROMPTS, CAST, apart, steps=2)
     assert {len(each.out) for each in heard.layers} == {3, 6}
@@ -333,9 +333,9 @@ def test_structured_guidance_by_values_is_blended_and_by_keys_a_conflict() -> No
 def test_rows_that_token_merging_moves_are_what_subjects_read(is_merged: bool) -> None:
     pipe, black = sd(), (WordGroup(noun="cat", members=("black",)),)
     if is_merged:
-        other = TokenMerging(merge=True, entropy=0, semantic=0, groups=(black, (), ()))
+        other = TokenMerging(merge=True, entropy_steps=0, binding_steps=0, groups=(black, (), ()))
     else:
-        other = TokenMerging(entropy=2, targets=(0.0,), window=Window())
+        other = TokenMerging(entropy_steps=2, thresholds=(0.0,), window=Window())
     heard = heard_in(pipe, ["a black cat and a dog", CAT, DOG], CAST, other, steps=2)
     texts = [each.context[3] for each in heard.of("cross") if len(each.out) == 6 and each.context is not None]
     plain = heard_in(pipe, ["a black cat and a dog", CAT, DOG], CAST).of("cross")[0]

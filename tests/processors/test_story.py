@@ -1,4 +1,4 @@
-"""Stories on tiny real pipelines: counts, pictures that do not depend on how the story is cut, places, and errors."""
+"""Stories on tiny real pipelines: counts, images that do not depend on how the story is cut, places, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from t2ictl import Scene, Subject
 from t2ictl.errors import BadSetting
 from t2ictl.processors import AttentionSegregation
 from t2ictl.processors.isolation_reposition.control import IsolationReposition
-from t2ictl.processors.isolation_reposition.places import Places
+from t2ictl.processors.isolation_reposition.places import SubjectRegions
 from tests.processors.story_cases import CAT, DOG, FAST, SCENES, differ, make, pixels
 
 REHEARSED = {"places": "rehearsal", "rehearsal": 0.5}
@@ -42,7 +42,7 @@ def pipe() -> Any:
         ("sdxl", "dpmpp_2m", 1.0, "online"),
     ],
 )
-def test_pictures_do_not_depend_on_the_number_of_pictures_in_a_call(
+def test_images_do_not_depend_on_the_number_of_images_in_a_call(
     family: str, scheduler: str, guidance: float, places: str
 ) -> None:
     settings = {**FAST, "guidance_scale": guidance, "places": places, "rehearsal": 0.6}
@@ -51,18 +51,18 @@ def test_pictures_do_not_depend_on_the_number_of_pictures_in_a_call(
     for batch in (2, 3, 4):
         assert differ(t2ictl.story(pipe, [CAT, DOG], SCENES, batch=batch, **settings), whole) <= 1
     plain = t2ictl.story(pipe, [CAT, DOG], SCENES, control=IsolationReposition(strength=0.0), **settings)
-    assert differ(plain, whole) > 5  # otherwise all of this would be said of plain pictures
+    assert differ(plain, whole) > 5  # otherwise all of this would be said of plain images
 
 
 def test_what_is_kept_of_portraits_is_what_they_show(pipe: Any) -> None:
-    """Published sites, every self-attention, one side of the guidance, and no dropout."""
-    for fields in ({"ref_sites": ("self",)}, {"branch": "cond"}, {"ref_dropout": 0.0, "ref_strength": 2.0}):
+    """Published layers, every self-attention, one side of the guidance, and no dropout."""
+    for fields in ({"ref_layers": ("self",)}, {"branch": "cond"}, {"ref_dropout": 0.0, "ref_strength": 2.0}):
         control = IsolationReposition(**fields)
         whole, cut = (t2ictl.story(pipe, [CAT, DOG], SCENES, control=control, batch=batch, **FAST) for batch in (8, 3))
         assert differ(whole, cut) <= 1
 
 
-def test_a_full_bank_costs_portraits_and_a_warning_but_changes_no_picture(pipe: Any) -> None:
+def test_a_full_bank_costs_portraits_and_a_warning_but_changes_no_image(pipe: Any) -> None:
     whole = t2ictl.story(pipe, [CAT, DOG], SCENES, **FAST)
     with pytest.warns(UserWarning, match="memory_mb=0.001") as said:
         poor = t2ictl.story(pipe, [CAT, DOG], SCENES, batch=3, memory_mb=0.001, **FAST)
@@ -72,7 +72,7 @@ def test_a_full_bank_costs_portraits_and_a_warning_but_changes_no_picture(pipe: 
 
 
 def test_without_words_of_portraits_the_bank_alone_carries_them(pipe: Any) -> None:
-    control = IsolationReposition(cross=0.0, ref_sites=("self",), ref_dropout=0.0, ref_strength=3.0)
+    control = IsolationReposition(cross=0.0, ref_layers=("self",), ref_dropout=0.0, ref_strength=3.0)
     whole, cut = (t2ictl.story(pipe, [CAT, DOG], SCENES, control=control, batch=batch, **FAST) for batch in (8, 3))
     apart = t2ictl.story(
         pipe, [CAT, DOG], SCENES, control=IsolationReposition(cross=0.0, reposition="off"), batch=3, **FAST
@@ -114,7 +114,7 @@ def test_one_to_five_subjects_and_some_missing_from_scenes(pipe: Any, number: in
 # -- plain parts ----------------------------------------------------------------------------------
 
 
-def test_portraits_and_strength_zero_are_the_plain_pictures(pipe: Any) -> None:
+def test_portraits_and_strength_zero_are_the_plain_images(pipe: Any) -> None:
     told = t2ictl.story(pipe, [CAT, DOG], SCENES, control=IsolationReposition(strength=0.0), seed=5, **FAST)
     acted = t2ictl.story(pipe, [CAT, DOG], SCENES, seed=5, **FAST)
     prompts = [CAT.prompt, DOG.prompt, *(scene.prompt for scene in SCENES)]
@@ -199,13 +199,13 @@ def test_a_rehearsal_ends_early_and_finds_what_the_maps_show(
 ) -> None:
     pipe = make(scheduler=scheduler)
     taken: list[int] = []
-    real = Places.take
+    real = SubjectRegions.take
 
-    def take(self: Places, maps_BYXT: torch.Tensor) -> None:
+    def take(self: SubjectRegions, maps_BYXT: torch.Tensor) -> None:
         taken.append(len(maps_BYXT))
         real(self, maps_BYXT)
 
-    monkeypatch.setattr(Places, "take", take)
+    monkeypatch.setattr(SubjectRegions, "take", take)
     boxes = {"cat": (0.0, 0.0, 0.45, 1.0)}
     t2ictl.story(
         pipe, [CAT, DOG], [Scene(prompt="a cat and a dog", boxes=boxes)], places="rehearsal", rehearsal=0.5, **FAST
@@ -215,7 +215,7 @@ def test_a_rehearsal_ends_early_and_finds_what_the_maps_show(
     assert taken[rehearsed:] == [3] * evaluations  # portraits are looked for online
 
 
-# -- given pictures -------------------------------------------------------------------------------
+# -- given images -------------------------------------------------------------------------------
 
 
 def photo(color: str, size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -225,13 +225,13 @@ def photo(color: str, size: tuple[int, int] = (64, 64)) -> Image.Image:
 
 
 @pytest.mark.parametrize("reposition", ["resample", "latent"])
-def test_pictures_stand_in_for_portraits(pipe: Any, reposition: str) -> None:
+def test_images_stand_in_for_portraits(pipe: Any, reposition: str) -> None:
     middle = (0.25, 0.25, 0.75, 0.75)
     pictured = [
         Subject(name="cat", prompt="photo of a cat", image=photo("red"), box=middle),
         Subject(name="dog", prompt="photo of a dog", image=photo("blue"), box=middle),
     ]
-    control = IsolationReposition(reposition=reposition, ref_sites=("self",), ref_dropout=0.0)
+    control = IsolationReposition(reposition=reposition, ref_layers=("self",), ref_dropout=0.0)
     told = t2ictl.story(pipe, pictured, SCENES[:2], control=control, **FAST)
     cut = t2ictl.story(pipe, pictured, SCENES[:2], control=control, batch=2, **FAST)
     assert differ(told, cut) <= 1
@@ -242,7 +242,7 @@ def test_pictures_stand_in_for_portraits(pipe: Any, reposition: str) -> None:
         assert np.array_equal(np.asarray(told.portraits["cat"]), np.asarray(photo("red")))
 
 
-def test_a_picture_without_a_place_cannot_be_cut_out(pipe: Any) -> None:
+def test_a_image_without_a_place_cannot_be_cut_out(pipe: Any) -> None:
     with pytest.raises(BadSetting, match="nothing says where it is"):
         t2ictl.story(
             pipe,

@@ -17,7 +17,7 @@ from t2ictl import Scene, Subject
 from t2ictl.cli.app import main
 from t2ictl.errors import BadSetting, ShapeMismatch, SpanNotFound, T2ictlError
 from t2ictl.processors.isolation_reposition.control import IsolationReposition
-from t2ictl.processors.isolation_reposition.story.result import StoryPicture
+from t2ictl.processors.isolation_reposition.story.result import StoryImage
 from t2ictl.settings.files import read_settings, write_png
 from tests.processors.story_cases import CAT, DOG, FAST, SCENES, make, pixels
 
@@ -102,7 +102,7 @@ def test_a_story_can_be_told_again_from_any_of_its_files(tmp_path: Path, capsys:
     assert printed.out.split() == [*(str(told_once / f"{name}.png") for name in names), str(told_once / "story.json")]
     assert "4 generations (2 portraits, 2 scenes)" in printed.err
     settings = read_settings(told_once / "scene-2.png")
-    assert settings["picture"] == "scene-2" and settings["story"]["control"]["ref_dropout"] == 0.25
+    assert settings["image"] == "scene-2" and settings["story"]["control"]["ref_dropout"] == 0.25
     assert {"pipeline", "versions", "parser", "controls"} <= settings.keys()
     assert json.loads((told_once / "story.json").read_text())["generations"] == {"portraits": 2, "scenes": 2}
     for number, source in enumerate(("scene-1.png", "sheet.png", "story.json")):
@@ -129,17 +129,17 @@ def test_bad_files_are_one_line_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     (tmp_path / "story.yaml").write_text("subjects: [{name: star, prompt: a red star}]\n" + text)
-    assert main(["story", str(tmp_path / "story.yaml"), "--out", str(tmp_path / "told")]) == 2
+    assert main(["story", str(tmp_path / "story.yaml"), "--out", str(tmp_path / "subject_text")]) == 2
     said = capsys.readouterr().err.strip()
     assert message in said and "\n" not in said
-    assert not (tmp_path / "told").exists()
+    assert not (tmp_path / "subject_text").exists()
 
 
 def test_check_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "subjects: [{name: star, prompt: a red star}]\nscenes: [{prompt: a large star}]"
     (tmp_path / "story.yaml").write_text(text)
-    assert main(["story", str(tmp_path / "story.yaml"), "--out", str(tmp_path / "told"), "--check"]) == 0
-    assert capsys.readouterr().out == "scene 1: star\n" and not (tmp_path / "told").exists()
+    assert main(["story", str(tmp_path / "story.yaml"), "--out", str(tmp_path / "subject_text"), "--check"]) == 0
+    assert capsys.readouterr().out == "scene 1: star\n" and not (tmp_path / "subject_text").exists()
 
 
 # -- going on -------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ class PowerCut(Exception):
 
 
 def tell(pipe: Any, folder: Path, calls: int | None = None, **settings: Any) -> t2ictl.Story:
-    """A story whose pictures are written as they come, and that goes on with those that are there."""
+    """A story whose images are written as they come, and that goes on with those that are there."""
     done, real = [0], type(pipe).__call__
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -159,13 +159,13 @@ def tell(pipe: Any, folder: Path, calls: int | None = None, **settings: Any) -> 
         done[0] += 1
         return real(self, *args, **kwargs)
 
-    finished = [StoryPicture.read(path) for path in sorted(folder.glob("*-*.png"))]
+    finished = [StoryImage.read(path) for path in sorted(folder.glob("*-*.png"))]
     with patch.object(type(pipe), "__call__", counted):
         return t2ictl.story(
             pipe,
             [CAT, DOG],
             SCENES,
-            on_picture=lambda picture: picture.save(folder),
+            on_image=lambda image: image.save(folder),
             finished=finished,
             **{**FAST, "batch": 3, **settings},
         )
@@ -203,7 +203,7 @@ def test_after_a_crash_only_what_is_missing_is_made_and_all_is_as_if_nothing_had
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"steps": 2}, {"control": IsolationReposition(cross=0.5)}, {"places": "rehearsal"}]
 )
-def test_pictures_of_another_story_are_made_anew(change: dict[str, Any], pipe: Any, tmp_path: Path) -> None:
+def test_images_of_another_story_are_made_anew(change: dict[str, Any], pipe: Any, tmp_path: Path) -> None:
     tell(pipe, tmp_path)
     told = tell(pipe, tmp_path, **change)
     assert told.generations["scenes"] == 4 and told.generations["portraits"] == 2
@@ -214,20 +214,20 @@ def test_so_are_those_of_another_scheduler(pipe: Any, tmp_path: Path) -> None:
     assert tell(make(scheduler="euler"), tmp_path).generations["scenes"] == 4
 
 
-def test_what_is_no_picture_of_a_story_is_named(tmp_path: Path) -> None:
+def test_what_is_no_image_of_a_story_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "scene-1.png")
     with pytest.raises(BadSetting):
-        StoryPicture.read(tmp_path / "scene-1.png")
+        StoryImage.read(tmp_path / "scene-1.png")
     write_png(Image.new("RGB", (8, 8)), tmp_path / "scene-2.png", {"request": {"prompt": "a cat"}})
-    with pytest.raises(BadSetting, match="no picture of a story"):
-        StoryPicture.read(tmp_path / "scene-2.png")
+    with pytest.raises(BadSetting, match="no image of a story"):
+        StoryImage.read(tmp_path / "scene-2.png")
 
 
 def test_the_command_goes_on_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scenes = "scenes: [{prompt: a large star}, {prompt: a small star}]\nsteps: 2"
     text = f"subjects: [{{name: star, prompt: a red star}}]\n{scenes}"
     (tmp_path / "story.yaml").write_text(text)
-    out = tmp_path / "told"
+    out = tmp_path / "subject_text"
     arguments = ["story", str(tmp_path / "story.yaml"), "--out", str(out)]
     assert main(arguments) == 0
     before = (out / "scene-2.png").read_bytes()

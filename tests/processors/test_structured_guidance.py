@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention.batch import Lanes
-from t2ictl.attention.passes import DenoiserPass, Switch
+from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.passes import ActivePass, DenoiserPass
 from t2ictl.attention.processor import ControlledAttention
 from t2ictl.controls.base import PlanContext
-from t2ictl.errors import NeedsSession, NoSiteMatched, UnsupportedPipeline
+from t2ictl.errors import NeedsSession, NoLayerMatched, UnsupportedPipeline
 from t2ictl.families import find_adapter
 from t2ictl.processors import StructuredGuidance
 from t2ictl.processors.structured_guidance.edits import phrase_weights
 from t2ictl.settings.windows import Step, Window
-from t2ictl.standalone.by_content import MatchedLanes, RowMatcher
+from t2ictl.standalone.by_content import MatchedLayout, RowMatcher
 from tests.processors.structured_cases import (
     NEGATIVES,
     NESTED,
@@ -81,7 +81,7 @@ def test_layers_are_those_of_the_loop_and_other_rows_the_plain_ones(build: Any, 
 
 
 @pytest.mark.parametrize("settings", BOTH, ids=str)
-def test_layers_without_guidance_and_of_several_pictures(settings: dict[str, Any]) -> None:
+def test_layers_without_guidance_and_of_several_images(settings: dict[str, Any]) -> None:
     pipe = sd2()
     loop = Loop(recipes(pipe, **settings))
     check(heard_in(pipe, PROMPTS, settings, guidance_scale=1.0), loop, {0, 2}, 3)
@@ -112,7 +112,7 @@ def test_one_negative_prompt_stands_for_all_and_without_one_nothing_is_edited() 
 
 @pytest.mark.parametrize("settings", BOTH, ids=str)
 @pytest.mark.parametrize("build", [sd, sdxl])
-def test_pictures_are_those_of_the_loop(build: Any, settings: dict[str, Any]) -> None:
+def test_images_are_those_of_the_loop(build: Any, settings: dict[str, Any]) -> None:
     """Three steps add rounding up: 1e-4 holds for the latents where 2e-6 holds for a layer."""
     pipe = build()
     found = controlled_run(pipe, PROMPTS, settings, steps=3)
@@ -169,20 +169,20 @@ MASKS = {"keys": (4, 1, 16), "every place": (4, 15, 16)}
 def test_a_mask_of_the_layer_counts_in_every_map(settings: dict[str, Any], shape: tuple[int, ...]) -> None:
     pipe, prompts = sd(), [NESTED, PROMPT]
     adapter = find_adapter(pipe)
-    lanes = Lanes.of_batch(prompts=2, images_per_prompt=1, guided=True)
-    context = PlanContext(adapter=adapter, prompts=tuple(adapter.parse((each,)) for each in prompts), lanes=lanes)
-    ((sites, edit),) = StructuredGuidance(phrases=(PHRASES[2], PHRASES[0]), **settings).plan(context).edits
-    attn, states = pipe.unet.get_submodule(sites[0].module), [encoded(pipe, each) for each in ("", "", *prompts)]
+    batch = BatchLayout.from_counts(prompts=2, images_per_prompt=1, guided=True)
+    context = PlanContext(adapter=adapter, prompts=tuple(adapter.parse((each,)) for each in prompts), batch=batch)
+    ((layers, edit),) = StructuredGuidance(phrases=(PHRASES[2], PHRASES[0]), **settings).plan(context).edits
+    attn, states = pipe.unet.get_submodule(layers[0].module), [encoded(pipe, each) for each in ("", "", *prompts)]
     source = torch.Generator().manual_seed(1)
     mask = 3 * torch.randn(shape, generator=source)
     hidden = torch.randn(4, 15, attn.to_q.in_features, generator=source)
-    switch = Switch()
-    switch.current = DenoiserPass(
-        lanes=lanes, latent_size=(3, 5), step=Step(index=0, total=1, timestep=1.0), edits={sites[0].address: [edit]}
+    active_pass = ActivePass()
+    active_pass.current = DenoiserPass(
+        batch=batch, latent_size=(3, 5), step=Step(index=0, total=1, timestep=1.0), edits={layers[0].address: [edit]}
     )
     given: dict[str, Any] = {"encoder_hidden_states": torch.stack(states), "attention_mask": mask}
     with torch.no_grad():
-        found = ControlledAttention(sites[0], attn.processor, switch)(attn, hidden, **given)
+        found = ControlledAttention(layers[0], attn.processor, active_pass)(attn, hidden, **given)
         expected = Loop(recipes(pipe, prompts, **settings))(attn, hidden, **given)
         assert (
             expected - Loop(recipes(pipe, prompts, **settings))(attn, hidden, given["encoder_hidden_states"])
@@ -221,7 +221,7 @@ def test_weights_leave_the_prompt_its_share_and_are_zero_outside(rule: Any) -> N
 
 @pytest.mark.parametrize("settings", [{"strength": 0.0}, {"phrases": ((), (), ())}, {"phrases": (NESTED, "a bird")}])
 @pytest.mark.parametrize("build", [sd, sdxl])
-def test_without_strength_or_phrases_it_is_the_plain_picture(build: Any, settings: dict[str, Any]) -> None:
+def test_without_strength_or_phrases_it_is_the_plain_image(build: Any, settings: dict[str, Any]) -> None:
     pipe = build()
     prompts = PROMPTS
     if settings.get("phrases") == (NESTED, "a bird"):  # nothing but the whole of them
@@ -234,9 +234,9 @@ def test_without_strength_or_phrases_it_is_the_plain_picture(build: Any, setting
 
 
 @pytest.mark.parametrize("mode", ["values", "keys"])
-def test_steps_outside_the_window_and_layers_outside_the_sites_are_the_processors_own(mode: Any) -> None:
+def test_steps_outside_the_window_and_layers_outside_the_layers_are_the_processors_own(mode: Any) -> None:
     pipe, called = sd(), []
-    settings: dict[str, Any] = {"mode": mode, "window": Window(start=0.5, stop=0.75), "sites": ("down.0.*", "mid")}
+    settings: dict[str, Any] = {"mode": mode, "window": Window(start=0.5, stop=0.75), "layers": ("down.0.*", "mid")}
     inside = ("down_blocks.0", "mid_block")
 
     class Counted(type(pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.processor)):  # type: ignore[misc]
@@ -257,13 +257,13 @@ def test_steps_outside_the_window_and_layers_outside_the_sites_are_the_processor
             same(each.out, each.by(loop))
 
 
-def test_sites_that_are_nowhere_or_normalize_the_text_are_named() -> None:
-    with pytest.raises(NoSiteMatched):
-        controlled_run(sd(), PROMPTS, {"sites": ("self",)})
+def test_layers_that_are_nowhere_or_normalize_the_text_are_named() -> None:
+    with pytest.raises(NoLayerMatched):
+        controlled_run(sd(), PROMPTS, {"layers": ("self",)})
     pipe = sd()
     layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2
     layer.norm_cross = torch.nn.LayerNorm(32)
-    controlled_run(pipe, PROMPTS, {"sites": ("down",)}, steps=1)
+    controlled_run(pipe, PROMPTS, {"layers": ("down",)}, steps=1)
     with pytest.raises(UnsupportedPipeline, match="normalizes the text states"):
         controlled_run(pipe, PROMPTS, {})
 
@@ -281,7 +281,7 @@ def test_fields_of_the_other_mode_have_no_effect() -> None:
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
 @pytest.mark.parametrize("settings", BOTH, ids=str)
 @pytest.mark.parametrize("build", [sd, sdxl])
-def test_rows_are_the_pictures_they_are_alone(build: Any, settings: dict[str, Any], guidance: float) -> None:
+def test_rows_are_the_images_they_are_alone(build: Any, settings: dict[str, Any], guidance: float) -> None:
     pipe, latents = build(), noise(6)
     call: dict[str, Any] = {"steps": 2, "guidance_scale": guidance}
     both = call | {"latents": latents, "num_images_per_prompt": 2}
@@ -299,7 +299,7 @@ def test_rows_are_the_pictures_they_are_alone(build: Any, settings: dict[str, An
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("settings", [{}, {"mode": "keys", "strength": 0.5}], ids=str)
 def test_half_precision_rounds_and_no_more(settings: dict[str, Any], dtype: torch.dtype) -> None:
-    """A layer is off by some roundings; the picture is as close to float32 as the plain one."""
+    """A layer is off by some roundings; the image is as close to float32 as the plain one."""
     pipe, half, small = sd(), sd(dtype=dtype), torch.finfo(dtype).eps
     loop = Loop(recipes(half, **settings))
     for each in heard_in(half, PROMPTS, settings, latents=noise(3, dtype)):
@@ -330,7 +330,7 @@ def test_pooled_states_stay() -> None:
 
 
 @pytest.mark.parametrize("settings", BOTH, ids=str)
-def test_under_inference_mode_the_picture_is_the_same(settings: dict[str, Any]) -> None:
+def test_under_inference_mode_the_image_is_the_same(settings: dict[str, Any]) -> None:
     pipe = sd()
     expected = controlled_run(pipe, PROMPTS, settings)
     with torch.inference_mode():
@@ -341,13 +341,13 @@ def test_under_inference_mode_the_picture_is_the_same(settings: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
-@pytest.mark.parametrize("settings", [*BOTH, {"weighting": "depth", "sites": ("up",)}], ids=str)
+@pytest.mark.parametrize("settings", [*BOTH, {"weighting": "depth", "layers": ("up",)}], ids=str)
 @pytest.mark.parametrize("build", [sd, sdxl])
 def test_processors_equal_the_session(build: Any, settings: dict[str, Any], guidance: float) -> None:
     pipe, call = build(), {"steps": 2, "guidance_scale": guidance, "num_images_per_prompt": 2}
     plain, expected = run(pipe, PROMPTS, **call), controlled_run(pipe, PROMPTS, settings, **call)
     before = dict(pipe.unet.attn_processors)
-    pipe.unet.set_attn_processor(StructuredGuidance.processors(pipe, PROMPTS, phrases=PHRASES, **settings))
+    pipe.unet.set_attn_processor(StructuredGuidance.attn_processors(pipe, PROMPTS, phrases=PHRASES, **settings))
     torch.testing.assert_close(run(pipe, PROMPTS, **call), expected, rtol=0, atol=1e-5)
     assert (expected - plain).abs().max() > 0.01
     pipe.unet.set_attn_processor(dict(before))
@@ -359,7 +359,7 @@ def test_processors_equal_the_session(build: Any, settings: dict[str, Any], guid
 def test_rows_of_foreign_prompts_pass_through_processors(settings: dict[str, Any]) -> None:
     pipe, foreign = sd(), ["a yellow heart and a black cat", NESTED, PROMPT]
     plain = run(pipe, foreign[0])
-    pipe.unet.set_attn_processor(StructuredGuidance.processors(pipe, PROMPTS, phrases=PHRASES, **settings))
+    pipe.unet.set_attn_processor(StructuredGuidance.attn_processors(pipe, PROMPTS, phrases=PHRASES, **settings))
     with layers(pipe) as heard:
         run(pipe, foreign, steps=1)
     check(heard, Loop(recipes(pipe, **settings)), {4, 5}, 6)
@@ -370,7 +370,7 @@ def test_what_a_processor_cannot_know_needs_a_session() -> None:
     pipe, wrong = sd(), ({"window": Window(stop=0.5)}, {"branch": "uncond"}, {"branch": "both"})
     for settings in wrong:
         with pytest.raises(NeedsSession, match="session"):
-            StructuredGuidance.processors(pipe, [PROMPT], phrases=PHRASES[0], **settings)
+            StructuredGuidance.attn_processors(pipe, [PROMPT], phrases=PHRASES[0], **settings)
 
 
 def test_lanes_are_matched_once_for_a_tensor_and_anew_for_another() -> None:
@@ -381,14 +381,14 @@ def test_lanes_are_matched_once_for_a_tensor_and_anew_for_another() -> None:
         asked.append(context)
         return match(context)
 
-    lanes, first = MatchedLanes(counted), torch.stack([encoded(pipe, each) for each in ("", NESTED, PROMPT)])
-    found = [lanes(first), lanes(first)]
+    batch, first = MatchedLayout(counted), torch.stack([encoded(pipe, each) for each in ("", NESTED, PROMPT)])
+    found = [batch(first), batch(first)]
     assert len(asked) == 1 and found[0] is found[1]
-    assert [(lane.image, lane.prompt, lane.role) for lane in found[0].lanes] == [
+    assert [(row.image, row.prompt, row.role) for row in found[0].rows] == [
         (0, 0, "uncond"),
         (1, 2, "cond"),
         (2, 0, "cond"),
     ]
-    assert lanes(first.flip(0).contiguous()).rows("cond") == (0, 1)
-    assert lanes(first.clone()) == found[0] and len(asked) == 3
-    assert lanes(first) == found[0] and lanes(first.copy_(first.flip(0))).rows("cond") == (0, 1)
+    assert batch(first.flip(0).contiguous()).indices("cond") == (0, 1)
+    assert batch(first.clone()) == found[0] and len(asked) == 3
+    assert batch(first) == found[0] and batch(first.copy_(first.flip(0))).indices("cond") == (0, 1)

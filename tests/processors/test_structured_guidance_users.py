@@ -19,11 +19,11 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl.attention.edits import AttentionCall, Edit
-from t2ictl.attention.layers import select
+from t2ictl.attention.layers import select_layers
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.errors import AmbiguousWord, ControlConflict, PromptUnknown, UnsupportedPipeline
-from t2ictl.guidance.rules import StepRule
-from t2ictl.guidance.text_objectives import TokenStep
+from t2ictl.guidance.rules import StepSize
+from t2ictl.guidance.text_objectives import EmbedStep
 from t2ictl.processors import AttentionSegregation, StructuredGuidance, TokenMerging
 from t2ictl.processors.token_merging.groups import WordGroup
 from t2ictl.prompts.noun_phrases import noun_phrases
@@ -39,7 +39,7 @@ from tests.processors.structured_cases import (
     PROMPTS,
     Layer,
     Loop,
-    Places,
+    SubjectRegions,
     controlled_run,
     encoded,
     heard_in,
@@ -84,9 +84,9 @@ def test_found_phrases_act_as_if_they_were_named(build: Any, levels: Any) -> Non
         }[levels]
         named.append(tuple(each.text for each in keep))
     assert all(named[place] for place in (0, 2)) and not named[1]
-    found_picture = controlled_run(pipe, PROMPTS, {"phrases": (), "levels": levels})
-    assert torch.equal(found_picture, controlled_run(pipe, PROMPTS, {"phrases": tuple(named), "levels": "all"}))
-    assert (found_picture - run(pipe, PROMPTS, steps=2)).abs().max() > 0.01
+    found_image = controlled_run(pipe, PROMPTS, {"phrases": (), "levels": levels})
+    assert torch.equal(found_image, controlled_run(pipe, PROMPTS, {"phrases": tuple(named), "levels": "all"}))
+    assert (found_image - run(pipe, PROMPTS, steps=2)).abs().max() > 0.01
 
 
 def _holds(one: Any, other: Any) -> bool:
@@ -120,8 +120,8 @@ def test_each_phrase_is_encoded_once_and_all_in_one_batch() -> None:
 def test_rows_that_move_are_followed(settings: dict[str, Any], first: bool) -> None:
     """Token merging moves rows at every step: each evaluation averages what they are then."""
     pipe, controls = sd(), [StructuredGuidance(**OWN, **settings)]
-    rule = TokenStep(size=0.05, decay=1.0)
-    controls.insert(int(first), TokenMerging(entropy=2, targets=(0.0,), window=Window(), step=rule))  # type: ignore[arg-type]
+    rule = EmbedStep(scale=0.05, final_scale=1.0)
+    controls.insert(int(first), TokenMerging(entropy_steps=2, thresholds=(0.0,), window=Window(), step=rule))  # type: ignore[arg-type]
     with layers(pipe) as heard, t2ictl.controlled(pipe, controls):
         run(pipe, PROMPT, steps=3)
     heard = [each for each in heard if len(each.out) == 2]
@@ -134,7 +134,9 @@ def test_rows_that_move_are_followed(settings: dict[str, Any], first: bool) -> N
 def test_a_merged_phrase_is_left_out_and_the_others_are_where_the_merge_put_them(settings: dict[str, Any]) -> None:
     # start photo of a [red circle] and a blue square end
     pipe = sd()
-    merge = TokenMerging(merge=True, entropy=0, semantic=0, groups=(WordGroup(noun="circle", members=("red",)),))
+    merge = TokenMerging(
+        merge=True, entropy_steps=0, binding_steps=0, groups=(WordGroup(noun="circle", members=("red",)),)
+    )
     with pytest.warns(UserWarning, match="leaves out 'a red circle': words of it are merged"):
         heard = heard_in(pipe, PROMPT, OWN | settings, merge, steps=1)
     check(pipe, heard, settings, places={"a blue square": (6, 7, 8)})
@@ -143,9 +145,9 @@ def test_a_merged_phrase_is_left_out_and_the_others_are_where_the_merge_put_them
 @both_modes
 @pytest.mark.parametrize("build", [sd, sdxl])
 def test_gradients_of_segregation_go_through_the_edited_layers(build: Any, settings: dict[str, Any]) -> None:
-    """As if the loops were the model's own processors: same losses, same moves, same pictures."""
+    """As if the loops were the model's own processors: same losses, same moves, same images."""
     pipe, made = build(), []
-    apart = AttentionSegregation(step=StepRule(size=0.02, mode="normalized"))
+    apart = AttentionSegregation(step=StepSize(scale=0.02, mode="normalized"))
     call: dict[str, Any] = {"steps": 2, "latents": noise(3), "num_images_per_prompt": 1}
     edit = StructuredGuidance(phrases=(PHRASES[0], (), PHRASES[2]), **settings)
     prompts = [PROMPT, "a bird and a cat", NESTED]
@@ -153,17 +155,17 @@ def test_gradients_of_segregation_go_through_the_edited_layers(build: Any, setti
         if processor is not None:
             put(pipe, processor)
         with t2ictl.controlled(pipe, controls) as session:
-            picture = run(pipe, prompts, **call)
+            image = run(pipe, prompts, **call)
         terms = torch.stack([each.total for each in session.trace])
-        made.append((picture, terms, torch.stack([each.length for each in session.trace])))
+        made.append((image, terms, torch.stack([each.length for each in session.trace])))
     for found, expected in zip(made[1], made[2], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert (made[1][1][0] - made[0][1][0])[[0, 2]].abs().min() > 1e-4  # our own first pass sees the edit
 
 
 @both_modes
-def test_no_graph_of_our_own_passes_stays_alive(settings: dict[str, Any]) -> None:
-    """What keys and values were projected from when a gradient was wanted is gone when the picture's pass begins."""
+def test_no_graph_of_our_extra_passes_stays_alive(settings: dict[str, Any]) -> None:
+    """What keys and values were projected from when a gradient was wanted is gone when the image's pass begins."""
     pipe, alive = sd(), []
     counts: list[tuple[int, int]] = []
 
@@ -180,7 +182,7 @@ def test_no_graph_of_our_own_passes_stays_alive(settings: dict[str, Any]) -> Non
         if name.endswith(("attn2.to_k", "attn2.to_v")):
             module.register_forward_pre_hook(keep)
     pipe.unet.conv_in.register_forward_pre_hook(look)
-    moving = TokenMerging(entropy=1, targets=(0.0,), window=Window())
+    moving = TokenMerging(entropy_steps=1, thresholds=(0.0,), window=Window())
     with t2ictl.controlled(pipe, [StructuredGuidance(**OWN, **settings), moving]):
         run(pipe, PROMPT, steps=2)
     assert counts[0][0] > 2 and [still for _, still in counts] == [0, 0]
@@ -197,7 +199,7 @@ class Weigher(Control):
             def weights(self, call: AttentionCall, weights_BHQK: Tensor) -> Tensor:
                 return weights_BHQK
 
-        return Plan(edits=((select(context.adapter.sites, "cross"), Same()),))
+        return Plan(edits=((select_layers(context.adapter.layers, "cross"), Same()),))
 
 
 def test_two_of_them_conflict_and_so_do_two_that_want_the_softmax() -> None:
@@ -224,7 +226,7 @@ def test_switches_of_the_pipeline_change_rounding_only(build: Any, settings: dic
         pipe = build()
         switch_on(pipe)
         torch.testing.assert_close(controlled_run(pipe, PROMPTS, settings), expected, rtol=0, atol=1e-4)
-        pipe.unet.set_attn_processor(StructuredGuidance.processors(pipe, PROMPTS, phrases=PHRASES, **settings))
+        pipe.unet.set_attn_processor(StructuredGuidance.attn_processors(pipe, PROMPTS, phrases=PHRASES, **settings))
         torch.testing.assert_close(run(pipe, PROMPTS, steps=2), expected, rtol=0, atol=1e-4)
 
 
@@ -242,7 +244,7 @@ def test_an_image_prompt_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedPipeline, match="IPAdapterAttnProcessor2_0.*unload_ip_adapter"):
         controlled_run(pipe, PROMPT, OWN, steps=1, **call)
     assert torch.equal(controlled_run(pipe, PROMPT, {"strength": 0.0}, steps=1, **call), plain)
-    pipe.unet.set_attn_processor(StructuredGuidance.processors(pipe, [PROMPT], **OWN))
+    pipe.unet.set_attn_processor(StructuredGuidance.attn_processors(pipe, [PROMPT], **OWN))
     with pytest.raises(UnsupportedPipeline, match="IPAdapterAttnProcessor2_0"):
         run(pipe, PROMPT, steps=1, **call)
 
@@ -282,7 +284,7 @@ def test_a_placeholder_of_several_vectors_inside_a_phrase(settings: dict[str, An
     pipe, written = sd(), {"a red <toy>": "a red <toy> <toy>_1"}
     vectors = torch.randn(2, tiny.TEXT_WIDTH, generator=tiny.generator(5))
     pipe.load_textual_inversion({"<toy>": vectors}, token="<toy>")
-    places: Places = {"a red <toy>": (3, 4, 5, 6), "a blue dog": (8, 9, 10)}
+    places: SubjectRegions = {"a red <toy>": (3, 4, 5, 6), "a blue dog": (8, 9, 10)}
     own = {"phrases": tuple(places)} | settings
 
     def spelled(pipe: Any, text: str, first: int) -> Tensor:
@@ -369,7 +371,7 @@ def test_embeddings_with_the_words_named_and_made_inside(build: Any, settings: d
 
 def test_a_negative_prompt_that_came_as_embeddings_is_left_alone() -> None:
     pipe = sd()
-    call = {"negative_prompt_embeds": embeds(pipe, "picture of a blue square and a red circle")["prompt_embeds"]}
+    call = {"negative_prompt_embeds": embeds(pipe, "image of a blue square and a red circle")["prompt_embeds"]}
     assert torch.equal(
         controlled_run(pipe, PROMPT, OWN | {"branch": "uncond"}, **call), run(pipe, PROMPT, steps=2, **call)
     )
@@ -392,7 +394,7 @@ def test_a_second_prompt_may_differ_only_where_no_phrase_stands() -> None:
     for second in ("a " + PROMPT, "photo of a blue square and a red circle", "photo of a cat"):
         with pytest.raises(AmbiguousWord):
             controlled_run(pipe, PROMPT, OWN, prompt_2=second)
-    heard = heard_in(pipe, PROMPT, OWN, prompt_2="picture of a red circle and a blue square")
+    heard = heard_in(pipe, PROMPT, OWN, prompt_2="image of a red circle and a blue square")
     plain = encoded(pipe, PROMPT)
     assert torch.equal(heard[0].context[1, :, :32], plain[:, :32])
     assert (heard[0].context[1, :, 32:] - plain[:, 32:]).abs().max() > 0.1

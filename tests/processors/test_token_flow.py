@@ -32,7 +32,7 @@ def embeds(pipe: Any, *prompts: str, **settings: Any) -> torch.Tensor:
 
 @families
 @pytest.mark.parametrize("settings", FORMS)
-def test_embeds_give_the_picture_of_the_session(build: Any, settings: dict[str, Any]) -> None:
+def test_embeds_give_the_image_of_the_session(build: Any, settings: dict[str, Any]) -> None:
     pipe = build()
     given = TokenFlow.embeds(pipe, [PROMPT], **settings)
     with t2ictl.controlled(pipe, [TokenFlow(**settings)]):
@@ -128,7 +128,7 @@ def test_it_works_beside_a_control_of_attention() -> None:
     assert (both - one).abs().max() > 1e-4
 
 
-def test_nothing_to_clean_is_the_plain_picture() -> None:
+def test_nothing_to_clean_is_the_plain_image() -> None:
     pipe = sd()
     with t2ictl.controlled(pipe, [TokenFlow(how="pairwise")]):
         controlled = run(pipe, "a cat", steps=2)

@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"steps": 2, "seeds": 2, "confirm": 0, "batch": 4, "guid
 
 
 def check(pipe: Any, prompt: Any = PROMPT, **call: Any) -> Tensor:
-    """The picture changes, the same way each time, and everything is as before."""
+    """The image changes, the same way each time, and everything is as before."""
     plain = run(pipe, prompt, steps=2, **call)
     made = []
     for _ in range(2):
@@ -107,7 +107,7 @@ def test_offloading() -> None:
 
 
 def test_prompts_over_the_token_limit() -> None:
-    text = "a red circle and a blue square, photo of a picture of a picture of a cat"
+    text = "a red circle and a blue square, photo of an image of an image of a cat"
     check(sd(), text)
     with pytest.raises(SpanNotFound, match="cut off"):
         TokenFlow.embeds(sd(), [text], items=("cat",))
@@ -146,9 +146,9 @@ def test_switches() -> None:
         "slices": lambda pipe: pipe.enable_attention_slicing(),
         "freeu": lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),
     }
-    for switch in switches.values():
+    for active_pass in switches.values():
         pipe = sd()
-        switch(pipe)
+        active_pass(pipe)
         check(pipe)
         t2ictl.flow(pipe, PROMPT, judge=BrightnessJudge(), operators=("drop",), **SMALL)
 

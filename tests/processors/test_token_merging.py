@@ -14,21 +14,21 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl.errors import ControlConflict, NeedsSession, PromptUnknown, UnsupportedPipeline
-from t2ictl.guidance.rules import StepRule
+from t2ictl.guidance.rules import StepSize
 from t2ictl.processors import AttentionSegregation, TokenMerging
 from t2ictl.processors.token_merging.groups import WordGroup
 from t2ictl.settings.windows import Window
 from tests.tiny import generator, run, sd, sdxl
 
 # The paper's method; by default nothing is merged and only the entropy moves rows.
-paper = functools.partial(TokenMerging, merge=True, semantic=3)
+paper = functools.partial(TokenMerging, merge=True, binding_steps=3)
 
 PROMPT = "a red circle and a blue square"  # start a red circle and a blue square end: 0 to 8
 LONG = "a red skateboard and a cat with a hat"  # start a red skate board and a cat with a hat end: 0 to 11
 OBJECTS = "a cat with a hat and a dog"  # start a cat with a hat and a dog end: 0 to 9
 UNLIKE = ("a dog and a cat", "a red circle", PROMPT, "a blue heart and a red apple and a green frog", OBJECTS)
-MERGE: dict[str, Any] = {"entropy": 0, "semantic": 0}
-ALWAYS: dict[str, Any] = {"window": Window(), "targets": (0.0,)}
+MERGE: dict[str, Any] = {"entropy_steps": 0, "binding_steps": 0}
+ALWAYS: dict[str, Any] = {"window": Window(), "thresholds": (0.0,)}
 pytestmark = pytest.mark.filterwarnings("ignore:token_merging found nothing to merge:UserWarning")
 
 
@@ -80,7 +80,7 @@ def noise(rows: int, seed: int = 5) -> Tensor:
 
 
 def states_of(pipe: Any, prompt: Any, steps: int = 1, **settings: Any) -> list[Tensor]:
-    """The conditional rows of every evaluation that makes the picture."""
+    """The conditional rows of every evaluation that makes the image."""
     seen, real = [], pipe.unet.forward
 
     def forward(sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, **more: Any) -> Any:
@@ -145,13 +145,13 @@ def test_end_tokens_may_come_later() -> None:
 
 def test_without_a_merge_only_the_rows_of_the_nouns_move() -> None:
     pipe = sd(dtype=torch.float64)
-    *_, last = states_of(pipe, PROMPT, merge=False, **ALWAYS | {"entropy": 1})
+    *_, last = states_of(pipe, PROMPT, merge=False, **ALWAYS | {"entropy_steps": 1})
     moved = (last[0] - encoded(pipe, PROMPT)).norm(dim=-1)
     assert (moved > 1e-6).nonzero().flatten().tolist() == [3, 7]
 
 
 @pytest.mark.parametrize("build", [sd, sdxl])
-def test_nothing_to_do_is_the_plain_picture_bit_by_bit(build: Any) -> None:
+def test_nothing_to_do_is_the_plain_image_bit_by_bit(build: Any) -> None:
     pipe = build()
     plain = run(pipe, PROMPT, steps=2)
     found, session = with_control(pipe, PROMPT, paper(strength=0.0), steps=2)
@@ -179,9 +179,9 @@ def test_strength_acts_in_proportion_from_nothing_on(removal: Any) -> None:
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
 @pytest.mark.parametrize("settings", [{}, {"removal": "mask", "window": Window()}], ids=str)
-def test_rows_are_the_pictures_they_are_alone(settings: dict[str, Any], guidance: float) -> None:
+def test_rows_are_the_images_they_are_alone(settings: dict[str, Any], guidance: float) -> None:
     pipe, images = sd(dtype=torch.float64), 2
-    control, latents = paper(**{"targets": (0.93,), "semantic": 1} | settings), noise(len(UNLIKE) * images)
+    control, latents = paper(**{"thresholds": (0.93,), "binding_steps": 1} | settings), noise(len(UNLIKE) * images)
     call: dict[str, Any] = {"steps": 2, "guidance_scale": guidance}
     together, session = with_control(pipe, list(UNLIKE), control, latents=latents, num_images_per_prompt=images, **call)
     plain = run(pipe, list(UNLIKE), latents=latents, num_images_per_prompt=images, **call)
@@ -200,9 +200,9 @@ def test_rows_are_the_pictures_they_are_alone(settings: dict[str, Any], guidance
 
 
 @pytest.mark.parametrize("pooled", ["keep", "merged", "zero"])
-def test_sdxl_rows_are_the_pictures_they_are_alone(pooled: Any) -> None:
+def test_sdxl_rows_are_the_images_they_are_alone(pooled: Any) -> None:
     pipe, latents = sdxl(), noise(3).float()
-    control, prompts = paper(pooled=pooled, window=Window(stop=0.5), targets=(0.0,), entropy=1), UNLIKE[:3]
+    control, prompts = paper(pooled=pooled, window=Window(stop=0.5), thresholds=(0.0,), entropy_steps=1), UNLIKE[:3]
     together, _ = with_control(pipe, list(prompts), control, steps=2, latents=latents)
     plain = run(pipe, list(prompts), steps=2, latents=latents)
     for row, prompt in enumerate(prompts):
@@ -282,14 +282,14 @@ def test_a_pipeline_without_its_text_encoder_is_named() -> None:
 
 def test_two_of_them_conflict() -> None:
     pipe = sd()
-    with t2ictl.controlled(pipe, [paper(), paper(entropy=1)]):
+    with t2ictl.controlled(pipe, [paper(), paper(entropy_steps=1)]):
         with pytest.raises(ControlConflict, match="the text states"):
             run(pipe, PROMPT, steps=1)
 
 
 def test_segregation_beside_it_acts_on_the_composites_in_either_order() -> None:
     pipe = sd(dtype=torch.float64)
-    merge, apart = paper(), AttentionSegregation(step=StepRule(size=0.02, mode="normalized"))
+    merge, apart = paper(), AttentionSegregation(step=StepSize(scale=0.02, mode="normalized"))
     spies, made = spied(pipe), []
     for controls in ((merge, apart), (apart, merge)):
         found, session = with_control(pipe, PROMPT, *controls, steps=2, latents=noise(1))

@@ -11,17 +11,22 @@ import torch
 
 import t2ictl
 from t2ictl.errors import BadSetting
-from t2ictl.guidance.text_objectives import TokenStep
+from t2ictl.guidance.text_objectives import EmbedStep
 from t2ictl.processors.token_merging.control import TokenMerging
 from t2ictl.settings.windows import Window
 from tests import tiny
 from tests.core.test_session_users import add_lora, give_image_prompt
 
 PROMPT = "a red cat and a blue dog"
-MERGE = TokenMerging(merge=True, entropy=0, semantic=0)
+MERGE = TokenMerging(merge=True, entropy_steps=0, binding_steps=0)
 # By default steps shrink to nothing at the end of the schedule.
 PAPER = TokenMerging(
-    merge=True, entropy=1, semantic=1, targets=(0.0,), window=Window(), step=TokenStep(size=0.02, decay=1.0)
+    merge=True,
+    entropy_steps=1,
+    binding_steps=1,
+    thresholds=(0.0,),
+    window=Window(),
+    step=EmbedStep(scale=0.02, final_scale=1.0),
 )
 PIPELINES: dict[str, Callable[[], Any]] = {
     "sd2": tiny.sd2,
@@ -36,8 +41,8 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 }
 
 
-def pictures(pipe: Any, prompt: str = PROMPT, **call: Any) -> dict[str, torch.Tensor]:
-    """The plain picture, the merged one and the one whose rows moved, and the plain one once more."""
+def images(pipe: Any, prompt: str = PROMPT, **call: Any) -> dict[str, torch.Tensor]:
+    """The plain image, the merged one and the one whose rows moved, and the plain one once more."""
     found = {"plain": tiny.run(pipe, prompt, steps=2, **call)}
     for name, control in (("merged", MERGE), ("moved", PAPER)):
         with t2ictl.controlled(pipe, [control]) as session:
@@ -58,18 +63,18 @@ def check(found: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pipelines_of_the_families(name: str) -> None:
     pipe = PIPELINES[name]()
-    check(pictures(pipe))
+    check(images(pipe))
 
 
 def test_image_prompt() -> None:
     pipe = tiny.sd()
-    check(pictures(pipe, **give_image_prompt(pipe)))
+    check(images(pipe, **give_image_prompt(pipe)))
 
 
 def test_lora() -> None:
     pipe = tiny.sd()
     add_lora(pipe)
-    check(pictures(pipe, cross_attention_kwargs={"scale": 0.5}))
+    check(images(pipe, cross_attention_kwargs={"scale": 0.5}))
 
 
 def test_phrases_with_placeholders_are_encoded_as_the_user_writes_them() -> None:

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.guidance.text_objectives import TokenStep
+from t2ictl.guidance.text_objectives import EmbedStep
 from t2ictl.processors import TokenMerging
 from t2ictl.settings.windows import Window
 from tests.processors.test_token_merging import ALWAYS, MERGE, OBJECTS, PROMPT, encoded, noise, spied, with_control
 from tests.tiny import run, scheduler, sd, sdxl
 
 # The paper's method; by default nothing is merged and only the entropy moves rows.
-paper = functools.partial(TokenMerging, merge=True, semantic=3)
+paper = functools.partial(TokenMerging, merge=True, binding_steps=3)
 
 pytestmark = pytest.mark.filterwarnings("ignore:token_merging found nothing to merge:UserWarning")
 
@@ -90,7 +90,7 @@ def counts(trace: Sequence[Any], term: str, row: int = 0) -> list[int]:
 @pytest.mark.parametrize("prompt", [PROMPT, OBJECTS])
 @pytest.mark.parametrize("preset", ["auto", "attribute", "object"])
 def test_presets_say_how_often_and_how_long(preset: Any, prompt: str) -> None:
-    control = paper(preset=preset, targets=(0.0,), semantic=1, semantic_step=TokenStep(decay=1.0))
+    control = paper(preset=preset, thresholds=(0.0,), binding_steps=1, semantic_step=EmbedStep(final_scale=1.0))
     _, session = with_control(sd(), prompt, control, steps=10)
     is_object = preset == "object" or (preset == "auto" and prompt == OBJECTS)
     assert counts(session.trace, "entropy") == ([6, 6] if is_object else [4, 0]) + [0] * 8
@@ -98,24 +98,24 @@ def test_presets_say_how_often_and_how_long(preset: Any, prompt: str) -> None:
     assert {each.moved for each in session.trace} == {"tokens"}
 
 
-def test_each_picture_of_a_batch_has_the_preset_of_its_prompt() -> None:
-    _, session = with_control(sd(), [PROMPT, OBJECTS], paper(targets=(0.0,), semantic=0), steps=10)
+def test_each_image_of_a_batch_has_the_preset_of_its_prompt() -> None:
+    _, session = with_control(sd(), [PROMPT, OBJECTS], paper(thresholds=(0.0,), binding_steps=0), steps=10)
     assert [counts(session.trace, "entropy", row)[:3] for row in (0, 1)] == [[4, 0, 0], [6, 6, 0]]
 
 
-def test_a_picture_under_its_target_does_not_move() -> None:
+def test_a_image_under_its_target_does_not_move() -> None:
     pipe = sd()
-    control = paper(semantic=0, entropy=3, targets=(1.0,), window=Window())
+    control = paper(binding_steps=0, entropy_steps=3, thresholds=(1.0,), window=Window())
     found, session = with_control(pipe, PROMPT, control, steps=2)
     assert torch.equal(found, with_control(pipe, PROMPT, paper(**MERGE), steps=2)[0])
     assert [(float(each.length), each.iteration) for each in session.trace] == [(0.0, 0)] * 2
-    _, session = with_control(pipe, PROMPT, paper(semantic=0, entropy=3, **ALWAYS), steps=2)
+    _, session = with_control(pipe, PROMPT, paper(binding_steps=0, entropy_steps=3, **ALWAYS), steps=2)
     assert [each.iteration for each in session.trace] == [0, 1, 2] * 2
 
 
 def test_each_fiftieth_of_the_schedule_has_its_target_and_a_window_is_kept() -> None:
-    settings: dict[str, Any] = {"semantic": 0, "entropy": 1, "step": TokenStep(decay=1.0)}
-    control = paper(**settings, targets=(0.0,) * 15 + (1.0,) * 10 + (0.0,), window=Window(start=0.1, stop=0.7))
+    settings: dict[str, Any] = {"binding_steps": 0, "entropy_steps": 1, "step": EmbedStep(final_scale=1.0)}
+    control = paper(**settings, thresholds=(0.0,) * 15 + (1.0,) * 10 + (0.0,), window=Window(start=0.1, stop=0.7))
     _, session = with_control(sd(), PROMPT, control, steps=10)
     assert counts(session.trace, "entropy") == [0, 1, 1, 0, 0, 1, 1, 0, 0, 0]
 
@@ -125,7 +125,7 @@ def test_schedulers_run_with_the_losses_on(name: str) -> None:
     pipe = sd()
     pipe.scheduler = scheduler(name, pipe)
     merged, _ = with_control(pipe, PROMPT, paper(**MERGE), steps=3)
-    found, session = with_control(pipe, PROMPT, paper(**ALWAYS, semantic=1, entropy=1), steps=3)
+    found, session = with_control(pipe, PROMPT, paper(**ALWAYS, binding_steps=1, entropy_steps=1), steps=3)
     assert torch.isfinite(found).all() and (found - merged).norm() / merged.norm() > 1e-4
     assert len({each.step.index for each in session.trace}) == (5 if name == "heun" else 3)
 
@@ -134,7 +134,7 @@ def test_schedulers_run_with_the_losses_on(name: str) -> None:
 def test_half_precision_runs(build: Any) -> None:
     pipe = build(dtype=torch.bfloat16)
     for removal in ("compact", "mask"):
-        control: Any = paper(**ALWAYS, semantic=1, entropy=1, removal=removal)
+        control: Any = paper(**ALWAYS, binding_steps=1, entropy_steps=1, removal=removal)
         found, session = with_control(pipe, [PROMPT, "a dog and a cat"], control, steps=2)
         assert torch.isfinite(found).all() and found.dtype == torch.bfloat16
         assert all(float(each.length[0]) > 0 for each in session.trace if each.step.index == 0)

@@ -28,6 +28,6 @@ def scene_of(*phrases: str) -> Scene:
     return Scene(objects=tuple(objects))
 
 
-def picture_of(*phrases: str) -> Image.Image:
-    """The rendered picture of :func:`scene_of`."""
+def image_of(*phrases: str) -> Image.Image:
+    """The rendered image of :func:`scene_of`."""
     return render(scene_of(*phrases))

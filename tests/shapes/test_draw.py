@@ -11,21 +11,21 @@ from tests.shapes.scenes import scene_of
 
 
 def test_empty_scene_is_background_of_its_size() -> None:
-    picture = render_array(Scene(objects=(), height=40, width=56))
-    assert picture.shape == (40, 56, 3)
-    assert (picture == BACKGROUND).all()
+    image = render_array(Scene(objects=(), height=40, width=56))
+    assert image.shape == (40, 56, 3)
+    assert (image == BACKGROUND).all()
 
 
 @pytest.mark.parametrize("color", RGB)
 def test_center_has_the_color(color: str) -> None:
-    picture = render_array(scene_of(f"a {color} square"))
-    assert tuple(picture[17, 17]) == RGB[color]
+    image = render_array(scene_of(f"a {color} square"))
+    assert tuple(image[17, 17]) == RGB[color]
 
 
 def test_area_of_a_circle() -> None:
     item = Placed(look=Look(shape="circle", color="red"), x=31.3, y=30.6, radius=10)
-    picture = render_array(Scene(objects=(item,))).astype(float)
-    covered = (BACKGROUND[1] - picture[..., 1]) / (BACKGROUND[1] - RGB["red"][1])
+    image = render_array(Scene(objects=(item,))).astype(float)
+    covered = (BACKGROUND[1] - image[..., 1]) / (BACKGROUND[1] - RGB["red"][1])
     assert covered.sum() == pytest.approx(np.pi * 100, rel=0.01)
 
 
@@ -64,8 +64,8 @@ def test_what_has_no_mark_covers_none() -> None:
 
 
 def test_edges_are_smooth() -> None:
-    picture = render_array(scene_of("a red circle"))
-    assert len(np.unique(picture[..., 1])) > 6
+    image = render_array(scene_of("a red circle"))
+    assert len(np.unique(image[..., 1])) > 6
 
 
 def test_stripes_and_dots_repeat_with_the_period() -> None:
@@ -97,6 +97,6 @@ def test_shapes_stay_within_reach() -> None:
 
 def test_an_object_at_the_border_is_cut_and_not_wrapped() -> None:
     item = scene_of("a red circle").objects[0]
-    picture = render_array(Scene(objects=(replace(item, x=0.0),)))
-    assert tuple(picture[17, 0]) == RGB["red"]
-    assert (picture[:, 32:] == BACKGROUND).all()
+    image = render_array(Scene(objects=(replace(item, x=0.0),)))
+    assert tuple(image[17, 0]) == RGB["red"]
+    assert (image[:, 32:] == BACKGROUND).all()

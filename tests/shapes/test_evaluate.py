@@ -11,13 +11,13 @@ from t2ictl.benchmarks.shapes.evaluate import evaluate, words
 from t2ictl.benchmarks.shapes.evaluate.shares import wilson
 from t2ictl.benchmarks.studies.word_maps import maps
 from t2ictl.shapes import expect, instrument_id, judge, model_path
-from tests.shapes.scenes import picture_of, scene_of
+from tests.shapes.scenes import image_of, scene_of
 
 PROMPT = "a red circle and a blue square"
 
 
 def _judged(prompt: str, *drawn: tuple[str, ...]) -> list[Any]:
-    return [(expect(prompt), judge(picture_of(*phrases), prompt)) for phrases in drawn]
+    return [(expect(prompt), judge(image_of(*phrases), prompt)) for phrases in drawn]
 
 
 def test_wilson_against_published_values() -> None:

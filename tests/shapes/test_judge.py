@@ -18,7 +18,7 @@ from t2ictl.shapes.sampling import place, sample_scene
 from t2ictl.shapes.seeing import find_objects
 from t2ictl.shapes.verdict import FAILURES, OUTCOMES, judge, judge_expectation
 from t2ictl.shapes.world import COLORS, MARKS, OWNERS, SHAPES, SIZES, TEXTURES, Look, Mark, Scene
-from tests.shapes.scenes import picture_of, scene_of
+from tests.shapes.scenes import image_of, scene_of
 
 PROMPT = "a red circle and a blue square"
 
@@ -69,16 +69,16 @@ def test_ground_truth_of_every_mark() -> None:
         (("a red circle", "a blue star"), "shape"),
     ],
 )
-def test_wrong_pictures_are_named(drawn: tuple[str, ...], failure: str | None) -> None:
-    assert judge(picture_of(*drawn), PROMPT).failure == failure
+def test_wrong_images_are_named(drawn: tuple[str, ...], failure: str | None) -> None:
+    assert judge(image_of(*drawn), PROMPT).failure == failure
 
 
 def test_wrong_texture_and_size_are_named() -> None:
-    assert judge(picture_of("a dotted red circle"), "a striped red circle").failure == "texture"
-    assert judge(picture_of("a red circle"), "a dotted red circle").failure == "texture"
-    assert judge(picture_of("a large red circle"), "a small red circle").failure == "size"
-    assert judge(picture_of("a large dotted red circle"), "a red circle").failure is None
-    assert judge(picture_of("a large dotted red circle"), "a circle").failure is None
+    assert judge(image_of("a dotted red circle"), "a striped red circle").failure == "texture"
+    assert judge(image_of("a red circle"), "a dotted red circle").failure == "texture"
+    assert judge(image_of("a large red circle"), "a small red circle").failure == "size"
+    assert judge(image_of("a large dotted red circle"), "a red circle").failure is None
+    assert judge(image_of("a large dotted red circle"), "a circle").failure is None
 
 
 MARKED = "a red circle with a blue dot and a green square with a yellow bar"
@@ -100,23 +100,23 @@ MARKED = "a red circle with a blue dot and a green square with a yellow bar"
     ],
 )
 def test_wrong_marks_are_named(drawn: tuple[str, ...], failure: str | None) -> None:
-    verdict = judge(picture_of(*drawn), MARKED)
+    verdict = judge(image_of(*drawn), MARKED)
     assert verdict.failure == failure
     assert verdict.is_bound == (failure in (None, "missing"))
     assert verdict.is_well_formed
 
 
 def test_marks_that_are_not_asked_for_break_binding() -> None:
-    verdict = judge(picture_of("a red circle with a blue dot"), "a red circle")
+    verdict = judge(image_of("a red circle with a blue dot"), "a red circle")
     assert (verdict.failure, verdict.has_all, verdict.is_bound) == ("mark", True, False)
     moved = judge(
-        picture_of("a red circle", "a green square with a blue dot"), "a red circle with a blue dot and a square"
+        image_of("a red circle", "a green square with a blue dot"), "a red circle with a blue dot and a square"
     )
     assert moved.failure == "mark-swap"
 
 
 def test_a_ring_has_no_mark() -> None:
-    (ring,) = find_objects(picture_of("a large red ring"))
+    (ring,) = find_objects(image_of("a large red ring"))
     assert ring.mark is None
     # A dot of another color in its hole is an object of its own, or makes a circle with a dot.
     ring_in_ring = Scene(objects=(*scene_of("a large red ring").objects, *scene_of("a small blue circle").objects))
@@ -134,9 +134,9 @@ def test_relations_are_judged(relation: str) -> None:
 
 
 def test_a_relation_needs_both_objects() -> None:
-    verdict = judge(picture_of("a red star"), "a red star above a blue ring")
+    verdict = judge(image_of("a red star"), "a red star above a blue ring")
     assert (verdict.failure, verdict.is_related, verdict.has_all) == ("missing", False, False)
-    assert judge(picture_of("a red star"), "a red star").is_related
+    assert judge(image_of("a red star"), "a red star").is_related
 
 
 def test_alike_objects_are_paired_so_that_the_relation_holds() -> None:
@@ -146,12 +146,12 @@ def test_alike_objects_are_paired_so_that_the_relation_holds() -> None:
 
 
 def test_a_bolt_is_what_its_neighbor_says() -> None:
-    star, cross = (picture_of(f"a red {shape}", "a blue ring") for shape in ("star", "cross"))
+    star, cross = (image_of(f"a red {shape}", "a blue ring") for shape in ("star", "cross"))
     assert judge(star, "a red bolt and a blue ring").is_strict
     assert judge(cross, "a red bolt and a blue ring").failure == "shape"
-    for picture in (picture_of("a red star"), picture_of("a red cross")):
-        assert judge(picture, "a red bolt").is_strict
-    assert judge(picture_of("a red ring"), "a bolt").failure == "shape"
+    for image in (image_of("a red star"), image_of("a red cross")):
+        assert judge(image, "a red bolt").is_strict
+    assert judge(image_of("a red ring"), "a bolt").failure == "shape"
 
 
 def test_touching_objects_are_fused() -> None:
@@ -163,10 +163,10 @@ def test_touching_objects_are_fused() -> None:
 
 
 def test_a_blob_is_malformed() -> None:
-    picture = np.full((64, 64, 3), BACKGROUND, np.uint8)
-    picture[10:13, 10:50] = RGB["red"]
-    picture[10:40, 10:13] = RGB["red"]
-    assert judge(picture, "a red circle").failure == "malformed"
+    image = np.full((64, 64, 3), BACKGROUND, np.uint8)
+    image[10:13, 10:50] = RGB["red"]
+    image[10:40, 10:13] = RGB["red"]
+    assert judge(image, "a red circle").failure == "malformed"
 
 
 @pytest.mark.parametrize("shape", OWNERS)
@@ -175,15 +175,15 @@ def test_two_colors_in_one_silhouette_are_malformed_and_no_mark(shape: str, shar
     red, blue = (render_array(scene_of(f"a large {color} {shape}")) for color in ("red", "blue"))
     columns = np.nonzero((red != BACKGROUND).any(axis=(0, 2)))[0]
     middle = round(columns[0] + share * columns.size)
-    picture = np.concatenate([blue[:, :middle], red[:, middle:]], axis=1)
-    verdict = judge(picture, f"a red {shape}")
+    image = np.concatenate([blue[:, :middle], red[:, middle:]], axis=1)
+    verdict = judge(image, f"a red {shape}")
     assert verdict.failure == "malformed"
     assert verdict.found[0].mark is None
 
 
 def test_outcomes_are_separate() -> None:
     def outcomes(*drawn: str) -> tuple[bool, ...]:
-        verdict = judge(picture_of(*drawn), PROMPT)
+        verdict = judge(image_of(*drawn), PROMPT)
         assert not verdict.is_strict
         return verdict.has_all, verdict.is_bound, verdict.has_no_extra, verdict.is_well_formed
 
@@ -193,7 +193,7 @@ def test_outcomes_are_separate() -> None:
 
 
 def test_outcomes_by_name_are_plain_and_strict_is_all_of_them() -> None:
-    outcomes = judge(picture_of("a blue circle", "a red square"), PROMPT).outcomes()
+    outcomes = judge(image_of("a blue circle", "a red square"), PROMPT).outcomes()
     assert tuple(outcomes) == (*OUTCOMES, "is_strict")
     assert [name for name, holds in outcomes.items() if not holds] == ["is_bound", "is_strict"]
     assert all(type(holds) is bool for holds in outcomes.values())
@@ -205,9 +205,9 @@ def test_a_failure_is_named_exactly_if_not_all_outcomes_hold() -> None:
     scenes = [sample_scene(1 + i % 3, generator) for i in range(30)]
     seen = set()
     for scene in scenes:
-        picture = soften(np.asarray(render(scene)), generator)
+        image = soften(np.asarray(render(scene)), generator)
         for other in scenes[::5]:
-            verdict = judge_expectation(picture, expectation_of(other))
+            verdict = judge_expectation(image, expectation_of(other))
             assert verdict.is_strict == (verdict.failure is None)
             assert verdict.failure in (None, *FAILURES)
             seen.add(verdict.failure)
@@ -215,7 +215,7 @@ def test_a_failure_is_named_exactly_if_not_all_outcomes_hold() -> None:
 
 
 def test_asked_and_found_are_paired() -> None:
-    verdict = judge(picture_of("a large blue square", "a small red circle"), PROMPT)
+    verdict = judge(image_of("a large blue square", "a small red circle"), PROMPT)
     circle, square = (verdict.found[index] for index in verdict.matched if index is not None)
     assert (circle.shape, square.shape) == ("circle", "square")
     assert circle.x == pytest.approx(46, abs=1)
@@ -223,9 +223,9 @@ def test_asked_and_found_are_paired() -> None:
 
 
 def test_same_pixels_same_verdict_whatever_the_container() -> None:
-    picture = picture_of("a blue circle", "a red square")
-    assert judge(picture, PROMPT) == judge(np.asarray(picture), PROMPT) == judge(picture, PROMPT)
-    assert judge(np.asarray(picture).astype(np.float32) / 255, PROMPT) == judge(picture, PROMPT)
+    image = image_of("a blue circle", "a red square")
+    assert judge(image, PROMPT) == judge(np.asarray(image), PROMPT) == judge(image, PROMPT)
+    assert judge(np.asarray(image).astype(np.float32) / 255, PROMPT) == judge(image, PROMPT)
 
 
 def test_other_canvas_sizes_are_judged() -> None:
@@ -235,8 +235,8 @@ def test_other_canvas_sizes_are_judged() -> None:
 
 def test_faint_noise_is_no_object() -> None:
     noise = np.random.default_rng(0).normal(0, 4, (64, 64, 3))
-    picture = np.clip(np.asarray(picture_of("a red circle", "a blue square")) + noise, 0, 255).astype(np.uint8)
-    assert judge(picture, PROMPT).is_strict
+    image = np.clip(np.asarray(image_of("a red circle", "a blue square")) + noise, 0, 255).astype(np.uint8)
+    assert judge(image, PROMPT).is_strict
 
 
 @pytest.mark.filterwarnings("error")
@@ -244,20 +244,20 @@ def test_any_pixels_get_a_verdict() -> None:
     generator = np.random.default_rng(0)
     for _ in range(40):
         noise = ndimage.gaussian_filter(generator.normal(size=(64, 64, 3)), (*(generator.uniform(0.5, 6),) * 2, 0))
-        picture = np.clip(200 + noise / noise.std() * generator.uniform(10, 90), 0, 255).astype(np.uint8)
-        verdict = judge(picture, MARKED)
+        image = np.clip(200 + noise / noise.std() * generator.uniform(10, 90), 0, 255).astype(np.uint8)
+        verdict = judge(image, MARKED)
         assert verdict.failure in FAILURES and not verdict.is_strict
 
 
-def test_a_gray_picture_is_no_picture_to_judge() -> None:
+def test_a_gray_image_is_no_image_to_judge() -> None:
     with pytest.raises(ShapeMismatch, match="cannot be judged"):
         judge(np.zeros((64, 64), np.uint8), PROMPT)
     assert judge(Image.new("L", (64, 64), 200), PROMPT).failure == "missing"
 
 
 @pytest.mark.parametrize(("sheet", "least"), [("version_1_early", 94), ("version_2", 95)])
-def test_agreement_with_pictures_read_by_eye(sheet: str, least: int) -> None:
-    """A hundred generated pictures, read as right or wrong before the judge saw them: see ``docs/shapes.md``."""
+def test_agreement_with_images_read_by_eye(sheet: str, least: int) -> None:
+    """A hundred generated images, read as right or wrong before the judge saw them: see ``docs/shapes.md``."""
     readings = [item for item in read_labels(Path(__file__).parent / "data") if item.name.startswith(sheet)]
     same_outcome, same_kind, lines = compare(readings)
     assert len(readings) == 100

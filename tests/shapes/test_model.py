@@ -54,8 +54,8 @@ def test_geometry(pipe: Any) -> None:
     assert pipe.vae_scale_factor == 4
     assert pipe.unet.config.sample_size == 16
     assert pipe.tokenizer.model_max_length == pipe.text_encoder.config.max_position_embeddings == 24
-    sites = [name for name in pipe.unet.attn_processors if "attn2" in name]
-    assert len(sites) == 7
+    layers = [name for name in pipe.unet.attn_processors if "attn2" in name]
+    assert len(layers) == 7
     assert {model.heads for name, model in pipe.unet.named_modules() if name.endswith("attn2")} == {2}
 
 
@@ -72,7 +72,7 @@ def test_single_objects_come_out_right(pipe: Any) -> None:
     assert sum(verdict.is_strict for verdict in verdicts) >= 5
 
 
-def test_same_seed_same_picture(pipe: Any) -> None:
+def test_same_seed_same_image(pipe: Any) -> None:
     first, second = (_generate(pipe, "a red circle", 3) for _ in range(2))
     assert first.size == (64, 64)
     assert np.array_equal(np.asarray(first), np.asarray(second))

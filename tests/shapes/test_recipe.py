@@ -20,7 +20,7 @@ from t2ictl.errors import BadSetting
 from t2ictl.shapes.world import split_of
 
 TINY = Recipe(
-    pictures=12,
+    images=12,
     vae_steps=4,
     vae_batch=2,
     steps=4,
@@ -119,7 +119,7 @@ def test_training_sees_no_held_out_combination() -> None:
 
 
 @torch.no_grad()
-def test_normalizing_latents_does_not_change_pictures() -> None:
+def test_normalizing_latents_does_not_change_images() -> None:
     model = build_autoencoder(TINY).eval()
     pixels = to_pixels([training_scene(TINY, index) for index in range(6)])
     raw = model.encode(pixels).latent_dist.mean

@@ -13,7 +13,7 @@ from t2ictl.benchmarks.shapes.train.team import Team, run_team
 from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
 from t2ictl.errors import BadSetting
 
-TINY = Recipe(pictures=12, steps=2, batch=4, unet_channels=(16, 32), text_width=16, snapshot_every=1)
+TINY = Recipe(images=12, steps=2, batch=4, unet_channels=(16, 32), text_width=16, snapshot_every=1)
 
 
 def _train(folder: Path, size: int) -> Any:

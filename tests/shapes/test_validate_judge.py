@@ -11,11 +11,11 @@ from t2ictl.benchmarks.shapes.evaluate.cases import TRUE
 from t2ictl.benchmarks.shapes.evaluate.mistakes import WRONG
 from t2ictl.errors import BadSetting
 from t2ictl.shapes.verdict import FAILURES
-from tests.shapes.scenes import picture_of
+from tests.shapes.scenes import image_of
 
 
 @pytest.mark.parametrize("name", [*TRUE, *WRONG])
-def test_the_judge_is_right_on_drawn_pictures(name: str) -> None:
+def test_the_judge_is_right_on_drawn_images(name: str) -> None:
     """Thirty a kind; ``make test-slow`` has enough of them for a rate."""
     as_drawn, softened, said = validate_judge.count_right(name, 30, 1)
     assert as_drawn == 30, said
@@ -24,7 +24,7 @@ def test_the_judge_is_right_on_drawn_pictures(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*TRUE, *WRONG])
-def test_the_rate_on_drawn_pictures_is_as_aimed_at(name: str) -> None:
+def test_the_rate_on_drawn_images_is_as_aimed_at(name: str) -> None:
     as_drawn, softened, said = validate_judge.count_right(name, 1000, 2)
     assert as_drawn >= validate_judge.AIM * 1000, said
     assert softened >= 970
@@ -47,7 +47,7 @@ def _write(folder: Path, name: str, entries: list[dict[str, object]]) -> None:
 
 
 def test_labels_name_files_or_cells(tmp_path: Path) -> None:
-    right, wrong = picture_of("a red star"), picture_of("a blue star")
+    right, wrong = image_of("a red star"), image_of("a blue star")
     right.save(tmp_path / "one.png")
     sheet = np.concatenate([np.concatenate([np.asarray(right), np.asarray(wrong)], axis=1)] * 2)
     validate_judge.Image.fromarray(sheet).save(tmp_path / "sheet.png")

@@ -1,4 +1,4 @@
-"""The data of ``index.html``: every picture of the run with what was said of it, arms beside each other."""
+"""The data of ``index.html``: every image of the run with what was said of it, arms beside each other."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["page_data"]
 def page_data(
     run: Path, out: Path, rows: pd.DataFrame, arms: Sequence[str], outcomes: Sequence[str], scored: Sequence[Scored]
 ) -> dict[str, Any]:
-    """Lay out pictures for the page's script.
+    """Lay out images for the page's script.
 
     Args:
         run: folder of the run.
-        out: folder of the page; pictures are referred to from there, and not copied.
+        out: folder of the page; images are referred to from there, and not copied.
         rows: rows of the run.
         arms: columns.
         outcomes: names of outcomes, each of which can be sorted by.
@@ -31,7 +31,7 @@ def page_data(
 
     Returns:
         ``arms``, ``measures`` (name, and whether it is yes or no), ``base`` (address of the run) and ``lines``:
-        category, prompt, seed and one cell an arm, ``[picture, failure, values of the measures]`` or null.
+        category, prompt, seed and one cell an arm, ``[image, failure, values of the measures]`` or null.
     """
     measures = [{"name": name, "yes": True} for name in outcomes]
     measures += [{"name": each.name, "yes": False} for each in scored]

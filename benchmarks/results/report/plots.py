@@ -28,7 +28,7 @@ def plot_shares(comparison: Comparison, path: Path) -> Path:
     Returns:
         The file.
     """
-    return _panels(comparison.shares, comparison, path, "percent of pictures", zero=False)
+    return _panels(comparison.shares, comparison, path, "percent of images", zero=False)
 
 
 def plot_differences(comparison: Comparison, against: str, path: Path) -> Path | None:

@@ -19,11 +19,11 @@ KEY = ["arm", "prompt_id", "seed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """All pictures of a run, scored by one metric.
+    """All images of a run, scored by one metric.
 
     Args:
         name: of the metric, with its variant.
-        values: one row a picture: ``arm``, ``category``, ``prompt_id``, ``seed``, ``score``.
+        values: one row an image: ``arm``, ``category``, ``prompt_id``, ``seed``, ``score``.
         table: arms compared, as :func:`t2ictl.benchmarks.scoring.run.score_table` gives it.
     """
 
@@ -44,7 +44,7 @@ def read_scores(run: Path, rows: pd.DataFrame, against: str) -> list[Scored]:
         One entry a metric, by name.
 
     Raises:
-        BadSetting: if scores belong to other pictures than those of the run.
+        BadSetting: if scores belong to other images than those of the run.
     """
     found = []
     for file in sorted((run / "scores").glob("*.csv")):
@@ -56,7 +56,7 @@ def read_scores(run: Path, rows: pd.DataFrame, against: str) -> list[Scored]:
         lacking = int(joined["score"].isna().sum())
         if lacking:
             raise BadSetting(
-                f"{lacking} pictures of {str(run)!r} have no score of {name}.", "Score again: t2ictl bench score."
+                f"{lacking} images of {str(run)!r} have no score of {name}.", "Score again: t2ictl bench score."
             )
         values = joined[["arm", "category", "prompt_id", "seed", "score"]]
         found.append(Scored(name=name, values=values, table=score_table(values, against)))

@@ -13,7 +13,7 @@ from t2ictl.benchmarks.runs.summary import shown_name
 __all__ = ["contact_sheet"]
 
 CELL, GAP, HEAD, LINE = 128, 4, 18, 16
-#: Outline of a picture that is not as asked, and of one that is; none where nobody judged.
+#: Outline of an image that is not as asked, and of one that is; none where nobody judged.
 WRONG, RIGHT = "#d55e00", "#009e73"
 
 
@@ -57,10 +57,10 @@ def _cut(text: str, length: int) -> str:
 
 def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, run: Path, row: pd.Series, corner: tuple[int, int]) -> None:
     with Image.open(run / row["image"]) as opened:
-        picture = opened.convert("RGB")
-    enlarges = max(picture.size) < CELL
-    picture = picture.resize((CELL, CELL), Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)
-    sheet.paste(picture, corner)
+        image = opened.convert("RGB")
+    enlarges = max(image.size) < CELL
+    image = image.resize((CELL, CELL), Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)
+    sheet.paste(image, corner)
     strict = row.get("is_strict")
     if strict is not None and not pd.isna(strict):
         box = (*corner, corner[0] + CELL - 1, corner[1] + CELL - 1)

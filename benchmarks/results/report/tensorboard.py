@@ -22,7 +22,7 @@ def write_events(folder: Path, compared: Comparison | None, scored: Sequence[Sco
         folder: for ``tensorboard --logdir``; one folder an arm is made in it.
         compared: shares of outcomes, or None.
         scored: learned metrics.
-        sheets: pictures.
+        sheets: images.
 
     Raises:
         MissingExtra: if tensorboard is not installed.

@@ -36,11 +36,11 @@ def write_report(
     allow_missing: bool = False,
     tensorboard: Path | None = None,
 ) -> Path:
-    """Write tables, plots, contact sheets and a page with the pictures of all arms side by side.
+    """Write tables, plots, contact sheets and a page with the images of all arms side by side.
 
     Args:
         run: folder of a run that is done, and judged while it was made or scored afterwards.
-        out: folder to write; made if it is not there. The page refers to pictures in ``run`` by relative addresses.
+        out: folder to write; made if it is not there. The page refers to images in ``run`` by relative addresses.
         against: arms that the others are compared with; the first one is that of the plots.
         allow_missing: report what is there, marked as incomplete.
         tensorboard: also write events for TensorBoard to this folder.
@@ -58,7 +58,7 @@ def write_report(
     compared = _comparison(read, against, allow_missing=allow_missing)
     if compared is None and not scored:
         raise BadSetting(
-            f"Nobody has judged the pictures of {str(run)!r}.", "Score them first: t2ictl bench score RUN --metric ..."
+            f"Nobody has judged the images of {str(run)!r}.", "Score them first: t2ictl bench score RUN --metric ..."
         )
     out.mkdir(parents=True, exist_ok=True)
     tables = [] if compared is None else tables_of(compared)
@@ -88,7 +88,7 @@ def write_report(
 
 
 def _comparison(read: Run, against: Sequence[str], *, allow_missing: bool) -> Comparison | None:
-    """The comparison by the suite's own judge; None where pictures are judged later."""
+    """The comparison by the suite's own judge; None where images are judged later."""
     judged = any(str(name).startswith(("has_", "is_")) for name in read.rows)
     return compare_run(read, against=against, allow_missing=allow_missing) if judged else None
 

@@ -40,7 +40,7 @@ class Comparison:
         shares: one row an arm, category and outcome.
         costs: one row an arm and category.
         differences: one row an arm, the arm it is compared with, category and outcome.
-        failures: pictures of every failure kind, one row an arm.
+        failures: images of every failure kind, one row an arm.
 
     Example:
         >>> sorted(Comparison.__dataclass_fields__)
@@ -78,7 +78,7 @@ def compare_run(
         The tables.
 
     Raises:
-        BadSetting: results are missing, an arm is unknown, or two arms have no picture in common.
+        BadSetting: results are missing, an arm is unknown, or two arms have no image in common.
     """
     if resamples < 999 or seed < 0:
         raise BadSetting(f"{resamples} resamples with seed {seed} are too few or negative.", "Use at least 999, and 0.")
@@ -159,12 +159,12 @@ def _differences(
     for arm, base in pairs:
         if all(values[arm, base, outcome].isna().all() for outcome in outcomes):
             raise BadSetting(
-                f"{arm!r} and {base!r} have no picture in common.", "Run both on the same prompts and seeds."
+                f"{arm!r} and {base!r} have no image in common.", "Run both on the same prompts and seeds."
             )
     changes = pd.concat(list(values.values()), axis=1, keys=range(len(columns)))
     labels = [{"arm": arm, "against": base, "outcome": outcome} for arm, base, outcome in columns]
     by_prompt = _by_prompt(changes)
-    counts = {str(name): _changed_pictures(part) for name, part in changes.groupby(level="category")}
+    counts = {str(name): _changed_images(part) for name, part in changes.groupby(level="category")}
     parts: dict[str, Differences] = {}
     flips = max(FEWEST_FLIPS, resamples, min(MOST_FLIPS, FLIPS_PER_TEST * len(columns) * (len(by_prompt) + 1)))
     flipped = []
@@ -194,7 +194,7 @@ def _differences(
     return _ordered(rows, order), flips
 
 
-def _changed_pictures(changes: pd.DataFrame) -> dict[str, Any]:
+def _changed_images(changes: pd.DataFrame) -> dict[str, Any]:
     return {
         "images": changes.notna().sum().to_numpy(),
         "fixed": (changes > 0).sum().to_numpy(),
@@ -203,7 +203,7 @@ def _changed_pictures(changes: pd.DataFrame) -> dict[str, Any]:
 
 
 def _costs(run: Run) -> pd.DataFrame:
-    """Denoiser passes a picture; the ratio counts a forward and a backward pass as one each."""
+    """Denoiser passes an image; the ratio counts a forward and a backward pass as one each."""
     done = run.done
     columns = [name for name in ("forwards", "backwards") if name in done]
     if len(columns) < 2:
@@ -222,7 +222,7 @@ def _costs(run: Run) -> pd.DataFrame:
 
 
 def _failures(run: Run) -> pd.DataFrame:
-    """Counts of failure kinds; ``right`` are the pictures without one."""
+    """Counts of failure kinds; ``right`` are the images without one."""
     done = run.done
     if "failure" not in done:
         return pd.DataFrame(columns=["arm", "images"])

@@ -1,6 +1,6 @@
 """Before running: how wide intervals will be, and what difference can be found.
 
-A picture's outcome varies between the prompts (some are easy) and, for the same prompt, between its pictures. With
+An image's outcome varies between the prompts (some are easy) and, for the same prompt, between its images. With
 ``b^2`` the variance between prompts and ``w^2`` that within, a mean over ``n`` prompts with ``m`` seeds each has
 the squared standard error ``(b^2 + w^2 / m) / n``: more seeds shrink only the second part.
 """
@@ -31,7 +31,7 @@ class Design:
 
     Args:
         prompts: of one category, at least 2.
-        seeds: pictures a prompt and arm, at least 1.
+        seeds: images a prompt and arm, at least 1.
         comparisons: how many tests are corrected for; Holm's first step divides the level by this.
 
     Example:
@@ -57,7 +57,7 @@ class Spread:
 
     Args:
         between: of the prompts' own values.
-        within: of one picture's value (or one pair's difference) around that of its prompt.
+        within: of one image's value (or one pair's difference) around that of its prompt.
 
     Example:
         >>> spread = Spread(between=0.3, within=0.4)
@@ -192,10 +192,10 @@ def expect_difference(spread: Spread, design: Design) -> Expected:
 
 
 def spread_of(values: pd.Series) -> Spread:
-    """Estimate both deviations from pictures, by analysis of variance; seeds have to be equally many a prompt.
+    """Estimate both deviations from images, by analysis of variance; seeds have to be equally many a prompt.
 
     Args:
-        values: of pictures, indexed by category, prompt and seed; NaN is left out.
+        values: of images, indexed by category, prompt and seed; NaN is left out.
 
     Returns:
         The estimates; that between prompts is 0 where it would be negative.

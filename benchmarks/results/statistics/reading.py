@@ -20,7 +20,7 @@ PLAIN = "plain"
 COLUMNS = ("arm", "category", "prompt_id", "seed", "status")
 #: Plans of folders that are analysed together agree on everything else.
 MAY_DIFFER = ("arms", "hash")
-PICTURE = ["category", "prompt_id", "seed"]
+IMAGE = ["category", "prompt_id", "seed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Run:
     """What the folders hold.
 
     Args:
-        rows: one a picture; sorted, so that the order in the files changes nothing.
+        rows: one an image; sorted, so that the order in the files changes nothing.
         plan: of the first folder, with the arms of all.
         arms: names, planned and found, in the order of the plans.
 
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def done(self) -> pd.DataFrame:
-        """The rows of pictures that were made and judged."""
+        """The rows of images that were made and judged."""
         return self.rows[self.rows["status"] == "ok"]
 
 
@@ -53,10 +53,10 @@ class Missing:
     """Counts of what an analysis lacks.
 
     Args:
-        expected: pictures there should be.
-        absent: pictures without a row.
-        errors: rows of pictures that failed.
-        unjudged: outcomes that a picture lacks though others of its prompt have it.
+        expected: images there should be.
+        absent: images without a row.
+        errors: rows of images that failed.
+        unjudged: outcomes that an image lacks though others of its prompt have it.
 
     Example:
         >>> print(Missing(expected=800, absent=8, errors=3, unjudged=1))
@@ -89,7 +89,7 @@ def read_runs(folders: Sequence[Path]) -> Run:
         The run.
 
     Raises:
-        BadSetting: a file is missing or unreadable, the plans differ, or a picture comes twice.
+        BadSetting: a file is missing or unreadable, the plans differ, or an image comes twice.
     """
     if not folders:
         raise BadSetting("No run folder was given.", "Name at least one.")
@@ -120,26 +120,26 @@ def check_rows(rows: pd.DataFrame, plan: Mapping[str, Any]) -> Run:
     """Refuse rows that cannot be analysed.
 
     Args:
-        rows: one a picture.
+        rows: one an image.
         plan: what was to be done.
 
     Returns:
         The run, with sorted rows.
 
     Raises:
-        BadSetting: a column is missing, a picture comes twice, or a prompt is in two categories.
+        BadSetting: a column is missing, an image comes twice, or a prompt is in two categories.
     """
     lacking = [name for name in COLUMNS if name not in rows]
     if lacking:
         raise BadSetting(f"The rows have no column {', '.join(lacking)}.", "Make the run again with this version.")
     if rows.empty:
-        raise BadSetting("The run has no rows.", "Make pictures first.")
+        raise BadSetting("The run has no rows.", "Make images first.")
     key = ["arm", "prompt_id", "seed"]
     twice = rows[rows.duplicated(key)]
     if len(twice):
         first = twice.iloc[0]
         which = f"{first['arm']}, prompt {first['prompt_id']}, seed {first['seed']}"
-        raise BadSetting(f"{len(twice)} pictures come twice, first {which}.", "Give each folder once.")
+        raise BadSetting(f"{len(twice)} images come twice, first {which}.", "Give each folder once.")
     if (rows.groupby("prompt_id")["category"].nunique() > 1).any():
         raise BadSetting("A prompt is in two categories.", "Give every prompt an id of its own.")
     found = sorted(rows["arm"].unique())
@@ -151,7 +151,7 @@ def outcome_columns(rows: pd.DataFrame, asked: Sequence[str] = ()) -> tuple[str,
     """Find the outcomes: columns of yes and no whose names begin with ``has_`` or ``is_``.
 
     Args:
-        rows: one a picture.
+        rows: one an image.
         asked: take these; empty: all.
 
     Returns:
@@ -168,12 +168,12 @@ def outcome_columns(rows: pd.DataFrame, asked: Sequence[str] = ()) -> tuple[str,
     unknown = [name for name in asked if name not in there]
     if unknown or not there:
         cause = f"There is no outcome {', '.join(unknown)}." if unknown else "The rows have no outcomes."
-        raise BadSetting(cause, f"Use some of: {', '.join(there)}." if there else "Judge the pictures first.")
+        raise BadSetting(cause, f"Use some of: {', '.join(there)}." if there else "Judge the images first.")
     return tuple(name for name in there if name in asked) if asked else there
 
 
 def outcome_table(run: Run, outcomes: Sequence[str]) -> pd.DataFrame:
-    """Lay out outcomes as numbers: a row a picture (category, prompt, seed), a column an outcome and arm.
+    """Lay out outcomes as numbers: a row an image (category, prompt, seed), a column an outcome and arm.
 
     Args:
         run: the run.
@@ -184,17 +184,17 @@ def outcome_table(run: Run, outcomes: Sequence[str]) -> pd.DataFrame:
     """
     done = run.done
     values = {name: done[name].astype("boolean").astype("Float64").astype(float) for name in outcomes}
-    table = pd.concat([done[["arm", *PICTURE]], pd.DataFrame(values)], axis=1)
-    wide = table.pivot(index=PICTURE, columns="arm", values=list(outcomes))
+    table = pd.concat([done[["arm", *IMAGE]], pd.DataFrame(values)], axis=1)
+    wide = table.pivot(index=IMAGE, columns="arm", values=list(outcomes))
     columns = pd.MultiIndex.from_product([list(outcomes), list(run.arms)], names=["outcome", "arm"])
     return wide.reindex(columns=columns).sort_index()
 
 
 def count_missing(run: Run, outcomes: Sequence[str]) -> Missing:
-    """Count pictures and outcomes that should be there and are not.
+    """Count images and outcomes that should be there and are not.
 
-    Every arm should have every picture (prompt and seed) that any arm has, every prompt as many seeds as the plan
-    says, and every category as many prompts. An outcome that no picture of a prompt has
+    Every arm should have every image (prompt and seed) that any arm has, every prompt as many seeds as the plan
+    says, and every category as many prompts. An outcome that no image of a prompt has
     does not apply to it, and is not missing.
 
     Args:
@@ -204,10 +204,10 @@ def count_missing(run: Run, outcomes: Sequence[str]) -> Missing:
     Returns:
         The counts.
     """
-    pictures = run.rows[PICTURE].drop_duplicates()
+    images = run.rows[IMAGE].drop_duplicates()
     planned = run.plan.get("seeds")
     seeds = len(planned) if isinstance(planned, list | tuple) else planned if isinstance(planned, int) else 0
-    per_prompt = pictures.groupby(["category", "prompt_id"]).size().clip(lower=seeds)
+    per_prompt = images.groupby(["category", "prompt_id"]).size().clip(lower=seeds)
     found = per_prompt.groupby("category").size()
     unseen = sum(max(0, count - int(found.get(name, 0))) for name, count in _planned_prompts(run.plan).items())
     expected = (int(per_prompt.sum()) + unseen * max(1, seeds)) * len(run.arms)

@@ -15,18 +15,18 @@ from t2ictl.evaluation.statistics.resampling import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """One category: where its prompts come from, and what the second arm does to the pictures of the first.
+    """One category: where its prompts come from, and what the second arm does to the images of the first.
 
-    The probability that a picture of a prompt is right is drawn from a beta distribution. The second arm keeps
-    a picture's outcome with probability ``agreement`` and else draws it again for the same prompt; then a wrong
-    picture is put right with probability ``gain`` and a right one broken with probability ``loss``. The last
+    The probability that an image of a prompt is right is drawn from a beta distribution. The second arm keeps
+    an image's outcome with probability ``agreement`` and else draws it again for the same prompt; then a wrong
+    image is put right with probability ``gain`` and a right one broken with probability ``loss``. The last
     two act on a random half of the prompts, with twice the probability: controls help some prompts, not all.
 
     Args:
         prompts: how many are drawn.
-        seeds: pictures of each.
+        seeds: images of each.
         share: mean probability, between 0 and 1.
-        correlation: between two pictures of the same prompt, at least 0 and below 1.
+        correlation: between two images of the same prompt, at least 0 and below 1.
         agreement: 0 to 1.
         gain: 0 to 0.5.
         loss: 0 to 0.5.
@@ -177,11 +177,11 @@ def _macros() -> list[Scenario]:
 
 SCENARIOS = (*_shares(), *_differences(), *_macros())
 
-#: Cells in which a rare outcome meets few prompts: a handful of pictures decide, and no interval is accurate.
+#: Cells in which a rare outcome meets few prompts: a handful of images decide, and no interval is accurate.
 EXTREME = (
     *(
         Scenario(
-            name=f"one picture a prompt, share {share:.0%}, 50 prompts",
+            name=f"one image a prompt, share {share:.0%}, 50 prompts",
             categories=(Population(prompts=50, seeds=1, share=share, correlation=0.0),),
             paired=False,
         )

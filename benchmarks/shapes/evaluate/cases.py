@@ -1,7 +1,7 @@
-"""Drawn pictures whose verdict is known: true ones of every kind, and one mistake of every kind.
+"""Drawn images whose verdict is known: true ones of every kind, and one mistake of every kind.
 
 The judge is validated on them. A mistake is made by drawing a scene and asking for something
-else, or by drawing it wrongly; all other things in picture and prompt are right.
+else, or by drawing it wrongly; all other things in image and prompt are right.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from t2ictl.shapes.world import COLORS, MARKS, OWNERS, SHAPES, SIZES, TEXTURES, 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A picture, what is asked for, and how that must be judged.
+    """An image, what is asked for, and how that must be judged.
 
     Args:
-        picture: bytes of shape ``(Y, X, 3)``.
+        image: bytes of shape ``(Y, X, 3)``.
         asked: what is asked for.
-        failure: one of :data:`t2ictl.shapes.verdict.FAILURES`, or None for a true picture.
+        failure: one of :data:`t2ictl.shapes.verdict.FAILURES`, or None for a true image.
 
     Example:
-        >>> Case(picture=np.zeros((2, 2, 3), np.uint8), asked=Expectation(objects=()), failure="missing").failure
+        >>> Case(image=np.zeros((2, 2, 3), np.uint8), asked=Expectation(objects=()), failure="missing").failure
         'missing'
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     asked: Expectation
     failure: str | None = None
 
@@ -81,7 +81,7 @@ def ask(asked: Expectation, index: int, **changes: Any) -> Expectation:
 
 def _true(scene: Scene, asked: Expectation | None = None) -> Case:
     """Ask for what is drawn."""
-    return Case(picture=render_array(scene), asked=asked or expectation_of(scene))
+    return Case(image=render_array(scene), asked=asked or expectation_of(scene))
 
 
 def _with(generator: np.random.Generator, **fixed: Any) -> Case:
@@ -156,7 +156,7 @@ def _sampled(generator: np.random.Generator, *, count: int, marked: float = 0.0)
     return _true(sample_scene(count, generator, marked_share=marked))
 
 
-#: True pictures by kind.
+#: True images by kind.
 TRUE: dict[str, Maker] = {
     "single": partial(_sampled, count=1),
     "pair": partial(_sampled, count=2),

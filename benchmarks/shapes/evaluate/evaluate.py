@@ -1,6 +1,6 @@
 """Measure a model on the suites: ``python -m t2ictl.benchmarks.shapes.evaluate.evaluate --model DIR``.
 
-The intervals take pictures as independent. Where a kind has fewer prompts than pictures, prompts
+The intervals take images as independent. Where a kind has fewer prompts than images, prompts
 repeat with other seeds, and the intervals of that kind are too narrow.
 """
 
@@ -47,7 +47,7 @@ def trials(kind: Any, split: Any, count: int, seed: int) -> list[tuple[Expectati
         kind: of the suite.
         split: of the suite.
         count: how many trials.
-        seed: of the suite, and the first seed of a picture.
+        seed: of the suite, and the first seed of an image.
 
     Returns:
         Expectations with seeds; prompts repeat, with other seeds, when the suite is smaller.
@@ -63,7 +63,7 @@ def trials(kind: Any, split: Any, count: int, seed: int) -> list[tuple[Expectati
 def generate(
     pipe: StableDiffusionPipeline, batch: Sequence[tuple[Expectation, int]], steps: int, guidance: float
 ) -> list[Image.Image]:
-    """Make one picture a trial with the ordinary pipeline.
+    """Make one image a trial with the ordinary pipeline.
 
     Args:
         pipe: the plain pipeline.
@@ -87,7 +87,7 @@ def summarize(kind: str, judged: Sequence[Trial]) -> dict[str, Any]:
         judged: at least one expectation with its verdict.
 
     Returns:
-        Plain values: pictures, different prompts, for every outcome the share and its interval
+        Plain values: images, different prompts, for every outcome the share and its interval
         (of relations only if any was asked), and counts of failures.
     """
     total, verdicts = len(judged), [verdict for _, verdict in judged]
@@ -115,7 +115,7 @@ def measure(
         kind: of the suite.
         split: of the suite.
         count: trials.
-        seed: of the suite and the pictures.
+        seed: of the suite and the images.
         options: ``steps``, ``guidance``, ``batch`` and ``keep``.
 
     Returns:
@@ -126,12 +126,12 @@ def measure(
     for start in range(0, count, options.batch):
         batch = todo[start : start + options.batch]
         images = generate(pipe, batch, options.steps, options.guidance)
-        for (item, picture_seed), image in zip(batch, images, strict=True):
+        for (item, image_seed), image in zip(batch, images, strict=True):
             judged.append((item, judge_expectation(image, item)))
             if options.keep is not None:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 said = judged[-1][1].failure or "right"
-                image.save(options.keep / f"{kind}-{picture_seed:05d}-{said}-{item.prompt.replace(' ', '_')}.png")
+                image.save(options.keep / f"{kind}-{image_seed:05d}-{said}-{item.prompt.replace(' ', '_')}.png")
     return judged
 
 
@@ -150,7 +150,7 @@ def show(row: dict[str, Any]) -> str:
 
 
 def show_failures(row: dict[str, Any]) -> str:
-    """Say how many pictures are malformed, and which failures of meaning there are.
+    """Say how many images are malformed, and which failures of meaning there are.
 
     Args:
         row: from :func:`summarize`.
@@ -166,7 +166,7 @@ def show_failures(row: dict[str, Any]) -> str:
     ]
     malformed = percent(row["failures"].get("malformed", 0), row["n"])
     return (
-        f"{row['kind']}: malformed {malformed} % of the pictures; of {total} failures, kinds of meaning "
+        f"{row['kind']}: malformed {malformed} % of the images; of {total} failures, kinds of meaning "
         f"with at least {100 * NOTABLE:.0f} %: {', '.join(notable) or 'none'}"
     )
 
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--model", type=Path, default=model_path(), help="a diffusers folder; default: the packaged one"
     )
-    parser.add_argument("--prompts", type=int, default=100, help="pictures a kind")
+    parser.add_argument("--prompts", type=int, default=100, help="images a kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--keep", type=Path, default=None, help="folder for the pictures")
+    parser.add_argument("--keep", type=Path, default=None, help="folder for the images")
     parser.add_argument("--words", action="store_true", help="a second table: accuracy of every word")
     parser.add_argument("--json", type=Path, default=None, help="file for the summaries, one JSON line a kind")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
-"""Drawn pictures with one known mistake each: the judge must name it.
+"""Drawn images with one known mistake each: the judge must name it.
 
 A mistake is made by drawing a scene and asking for something else, or by drawing it wrongly;
-everything else in picture and prompt agrees.
+everything else in image and prompt agrees.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def _missing(generator: np.random.Generator) -> Case:
     """Draw one object less than is asked for."""
     scene = sample_scene(int(generator.integers(2, 4)), generator)
     fewer = replace(scene, objects=scene.objects[1:])
-    return Case(picture=render_array(fewer), asked=expectation_of(scene), failure="missing")
+    return Case(image=render_array(fewer), asked=expectation_of(scene), failure="missing")
 
 
 def _extra(generator: np.random.Generator) -> Case:
     """Ask for one object less than is drawn."""
     scene = sample_scene(int(generator.integers(2, 4)), generator)
     asked = expectation_of(scene)
-    return Case(picture=render_array(scene), asked=replace(asked, objects=asked.objects[1:]), failure="extra")
+    return Case(image=render_array(scene), asked=replace(asked, objects=asked.objects[1:]), failure="extra")
 
 
 def _extra_and_wrong(generator: np.random.Generator) -> Case:
@@ -63,16 +63,16 @@ def _extra_and_wrong(generator: np.random.Generator) -> Case:
 def _duplicated(generator: np.random.Generator) -> Case:
     """Draw the shape of the first object twice."""
     scene = _pair(generator)
-    picture = _redraw(scene, 1, shape=scene.objects[0].look.shape)
-    return Case(picture=picture, asked=expectation_of(scene), failure="duplicated")
+    image = _redraw(scene, 1, shape=scene.objects[0].look.shape)
+    return Case(image=image, asked=expectation_of(scene), failure="duplicated")
 
 
 def _shape(generator: np.random.Generator) -> Case:
     """Draw a shape that is not asked for instead of one that is."""
     scene = _pair(generator)
     used = {item.look.shape for item in scene.objects}
-    picture = _redraw(scene, 1, shape=pick((shape for shape in SHAPES if shape not in used), generator))
-    return Case(picture=picture, asked=expectation_of(scene), failure="shape")
+    image = _redraw(scene, 1, shape=pick((shape for shape in SHAPES if shape not in used), generator))
+    return Case(image=image, asked=expectation_of(scene), failure="shape")
 
 
 def _swap(generator: np.random.Generator) -> Case:
@@ -80,21 +80,21 @@ def _swap(generator: np.random.Generator) -> Case:
     scene = _pair(generator)
     one, other = (item.look.color for item in scene.objects)
     asked = ask(ask(expectation_of(scene), 0, color=other), 1, color=one)
-    return Case(picture=render_array(scene), asked=asked, failure="swap")
+    return Case(image=render_array(scene), asked=asked, failure="swap")
 
 
 def _leak(generator: np.random.Generator) -> Case:
     """Draw the second object in the color of the first."""
     scene = _pair(generator)
-    picture = _redraw(scene, 1, color=scene.objects[0].look.color)
-    return Case(picture=picture, asked=expectation_of(scene), failure="leak")
+    image = _redraw(scene, 1, color=scene.objects[0].look.color)
+    return Case(image=image, asked=expectation_of(scene), failure="leak")
 
 
 def _color(generator: np.random.Generator) -> Case:
     """Draw a color that nothing is asked to have."""
     scene = sample_scene(int(generator.integers(1, 3)), generator)
-    picture = _redraw(scene, 0, color=_unused(scene, generator))
-    return Case(picture=picture, asked=expectation_of(scene), failure="color")
+    image = _redraw(scene, 0, color=_unused(scene, generator))
+    return Case(image=image, asked=expectation_of(scene), failure="color")
 
 
 def _texture(generator: np.random.Generator) -> Case:
@@ -103,7 +103,7 @@ def _texture(generator: np.random.Generator) -> Case:
     drawn = scene.objects[0].look.texture
     texture = pick((word for word in NAMED_TEXTURES if word != drawn), generator)
     asked = ask(expectation_of(scene), 0, texture=texture)
-    return Case(picture=render_array(scene), asked=asked, failure="texture")
+    return Case(image=render_array(scene), asked=asked, failure="texture")
 
 
 def _size(generator: np.random.Generator) -> Case:
@@ -111,7 +111,7 @@ def _size(generator: np.random.Generator) -> Case:
     scene = _pair(generator)
     drawn = scene.objects[1].look.size
     asked = ask(expectation_of(scene), 1, size=pick((word for word in NAMED_SIZES if word != drawn), generator))
-    return Case(picture=render_array(scene), asked=asked, failure="size")
+    return Case(image=render_array(scene), asked=asked, failure="size")
 
 
 def _mark(generator: np.random.Generator) -> Case:
@@ -119,7 +119,7 @@ def _mark(generator: np.random.Generator) -> Case:
     scene = sample_scene(int(generator.integers(1, 3)), generator, marked_share=1)
     asked, mark = expectation_of(scene), scene.objects[0].look.mark
     assert mark is not None, "the first object of such a scene has one"
-    picture = render_array(scene)
+    image = render_array(scene)
     change = int(generator.integers(4))
     if change == 0:
         asked = ask(asked, 0, mark=None)
@@ -128,8 +128,8 @@ def _mark(generator: np.random.Generator) -> Case:
     elif change == 2:
         asked = ask(asked, 0, mark=replace(mark, color=_unused(scene, generator)))
     else:
-        picture = _redraw(scene, 0, mark=None)
-    return Case(picture=picture, asked=asked, failure="mark")
+        image = _redraw(scene, 0, mark=None)
+    return Case(image=image, asked=asked, failure="mark")
 
 
 def _mark_swap(generator: np.random.Generator) -> Case:
@@ -137,7 +137,7 @@ def _mark_swap(generator: np.random.Generator) -> Case:
     scene = sample_scene(2, generator, marked_share=1)
     one, other = (item.look.mark for item in scene.objects)
     asked = ask(ask(expectation_of(scene), 0, mark=other), 1, mark=one)
-    return Case(picture=render_array(scene), asked=asked, failure="mark-swap")
+    return Case(image=render_array(scene), asked=asked, failure="mark-swap")
 
 
 def _relation(generator: np.random.Generator) -> Case:
@@ -145,7 +145,7 @@ def _relation(generator: np.random.Generator) -> Case:
     drawn = pick(RELATIONS, generator)
     scene = related_scene(generator, drawn)
     asked = replace(expectation_of(scene), relation=pick((r for r in RELATIONS if r != drawn), generator))
-    return Case(picture=render_array(scene), asked=asked, failure="relation")
+    return Case(image=render_array(scene), asked=asked, failure="relation")
 
 
 def _fused(generator: np.random.Generator) -> Case:
@@ -158,23 +158,23 @@ def _fused(generator: np.random.Generator) -> Case:
         )
         objects = tuple(Placed(look=look, x=x, y=y, radius=radius) for look, (x, y) in zip(looks, places, strict=True))
         scene = Scene(objects=objects)
-        picture = render_array(scene)
-        if ndimage.label((np.abs(picture.astype(int) - BACKGROUND) > 100).any(axis=-1))[1] == 1:
-            return Case(picture=picture, asked=expectation_of(scene), failure="fused")
+        image = render_array(scene)
+        if ndimage.label((np.abs(image.astype(int) - BACKGROUND) > 100).any(axis=-1))[1] == 1:
+            return Case(image=image, asked=expectation_of(scene), failure="fused")
 
 
 def _malformed(generator: np.random.Generator) -> Case:
     """Draw half of a single object in another color, or draw it twice as wide as it is."""
     scene = sample_scene(1, generator, marked_share=0)
     item = scene.objects[0]
-    picture = render_array(scene)
+    image = render_array(scene)
     if generator.random() < 0.5:
         middle = round(item.x)
-        picture[:, middle:] = _redraw(scene, 0, color=_unused(scene, generator))[:, middle:]
+        image[:, middle:] = _redraw(scene, 0, color=_unused(scene, generator))[:, middle:]
     else:
         left = min(max(0, round(item.x) - 16), 32)
-        picture = np.repeat(picture[:, left : left + 32], 2, axis=1)
-    return Case(picture=picture, asked=expectation_of(scene), failure="malformed")
+        image = np.repeat(image[:, left : left + 32], 2, axis=1)
+    return Case(image=image, asked=expectation_of(scene), failure="malformed")
 
 
 #: One mistake of every kind, in the order of :data:`t2ictl.shapes.verdict.FAILURES`.

@@ -1,6 +1,6 @@
-"""Pictures for a person to read: ``python -m t2ictl.benchmarks.shapes.evaluate.sheet --out FOLDER/NAME``.
+"""Images for a person to read: ``python -m t2ictl.benchmarks.shapes.evaluate.sheet --out FOLDER/NAME``.
 
-Writes a sheet of generated pictures and its list of prompts, with empty readings. The judge
+Writes a sheet of generated images and its list of prompts, with empty readings. The judge
 takes no part in it. Filled in, the two files are what
 ``python -m t2ictl.benchmarks.shapes.evaluate.validate_judge --labels FOLDER`` compares the judge with.
 """
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from t2ictl.benchmarks.shapes.evaluate.evaluate import GUIDANCE, STEPS, generate, trials
 from t2ictl.shapes import model_path
 
-#: Pictures of every kind, 100 in all.
+#: Images of every kind, 100 in all.
 MIX = {
     "pair": 30,
     "attributes": 14,
@@ -32,15 +32,15 @@ MIX = {
     "bolt": 4,
 }
 COLUMNS = 10
-#: Height of the text over an enlarged picture, and characters of one of its lines, at any enlargement.
+#: Height of the text over an enlarged image, and characters of one of its lines, at any enlargement.
 CAPTION, LINE = 36, 30
 
 
-def lay_out(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Put pictures of one size side by side, row by row.
+def lay_out(images: Sequence[Image.Image]) -> Image.Image:
+    """Put images of one size side by side, row by row.
 
     Args:
-        pictures: at least one.
+        images: at least one.
 
     Returns:
         The sheet.
@@ -49,31 +49,31 @@ def lay_out(pictures: Sequence[Image.Image]) -> Image.Image:
         >>> lay_out([Image.new("RGB", (4, 4))] * 11).size
         (40, 8)
     """
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (COLUMNS * width, -(-len(pictures) // COLUMNS) * height), "white")
-    for cell, picture in enumerate(pictures):
-        sheet.paste(picture, (cell % COLUMNS * width, cell // COLUMNS * height))
+    width, height = images[0].size
+    sheet = Image.new("RGB", (COLUMNS * width, -(-len(images) // COLUMNS) * height), "white")
+    for cell, image in enumerate(images):
+        sheet.paste(image, (cell % COLUMNS * width, cell // COLUMNS * height))
     return sheet
 
 
-def enlarge(picture: Image.Image, title: str, factor: int = 3) -> Image.Image:
-    """Make a picture readable: larger pixels, with its number and prompt above.
+def enlarge(image: Image.Image, title: str, factor: int = 3) -> Image.Image:
+    """Make an image readable: larger pixels, with its number and prompt above.
 
     Args:
-        picture: to enlarge.
+        image: to enlarge.
         title: text, broken into lines.
         factor: pixels for each pixel.
 
     Returns:
-        The enlarged picture.
+        The enlarged image.
 
     Example:
         >>> enlarge(Image.new("RGB", (64, 64)), "0 a red star").size
         (196, 232)
     """
-    width, height = picture.width * factor, picture.height * factor
+    width, height = image.width * factor, image.height * factor
     tile = Image.new("RGB", (width + 4, height + CAPTION + 4), "white")
-    tile.paste(picture.resize((width, height), Image.Resampling.NEAREST), (0, CAPTION))
+    tile.paste(image.resize((width, height), Image.Resampling.NEAREST), (0, CAPTION))
     lines = [title[start : start + LINE] for start in range(0, len(title), LINE)]
     ImageDraw.Draw(tile).multiline_text((2, 0), "\n".join(lines), fill="black", spacing=1)
     return tile
@@ -94,20 +94,20 @@ def main(arguments: list[str] | None = None) -> int:
     pipe = StableDiffusionPipeline.from_pretrained(str(options.model))
     pipe.set_progress_bar_config(disable=True)
     todo = [trial for kind, count in MIX.items() for trial in trials(kind, options.split, count, options.seed)]
-    pictures = [
-        picture
+    images = [
+        image
         for start in range(0, len(todo), 10)
-        for picture in generate(pipe, todo[start : start + 10], options.steps, options.guidance)
+        for image in generate(pipe, todo[start : start + 10], options.steps, options.guidance)
     ]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    lay_out(pictures).save(options.out.with_suffix(".png"))
+    lay_out(images).save(options.out.with_suffix(".png"))
     labels = [{"cell": cell, "prompt": item.prompt, "reading": ""} for cell, (item, _) in enumerate(todo)]
     text = ",\n".join(f"  {json.dumps(label)}" for label in labels)
     options.out.with_suffix(".json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
     if options.large is not None:
         tiles = [
-            enlarge(picture, f"{cell} {item.prompt}")
-            for cell, (picture, (item, _)) in enumerate(zip(pictures, todo, strict=True))
+            enlarge(image, f"{cell} {item.prompt}")
+            for cell, (image, (item, _)) in enumerate(zip(images, todo, strict=True))
         ]
         lay_out(tiles).save(options.large)
     return 0

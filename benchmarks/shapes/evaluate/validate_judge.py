@@ -1,8 +1,8 @@
 """Check the judge: ``python -m t2ictl.benchmarks.shapes.evaluate.validate_judge``.
 
-Three tables: true pictures of every kind, which it must find right; one mistake of every
-kind, which it must name; and generated pictures that a person has read, with which it should
-agree. The first two are repeated with every picture blurred and noisy.
+Three tables: true images of every kind, which it must find right; one mistake of every
+kind, which it must name; and generated images that a person has read, with which it should
+agree. The first two are repeated with every image blurred and noisy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from t2ictl.shapes.verdict import FAILURES, Verdict, judge, judge_expectation
 AIM = 0.995
 #: Standard deviation of the blur in pixels, and of the noise in levels of 0 to 255.
 BLUR, NOISE = 0.6, 5.0
-#: Pixels of a cell of a sheet of pictures.
+#: Pixels of a cell of a sheet of images.
 CELL = 64
 #: What a reader may say: right, wrong without a kind, or one of the failures.
 READINGS = ("right", "wrong", *FAILURES)
@@ -36,30 +36,30 @@ READINGS = ("right", "wrong", *FAILURES)
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A generated picture that a person has read.
+    """A generated image that a person has read.
 
     Args:
-        picture: bytes of shape ``(Y, X, 3)``.
+        image: bytes of shape ``(Y, X, 3)``.
         name: of the file, and the cell if it is a sheet.
         prompt: in the closed grammar.
         reading: one of :data:`READINGS`.
 
     Example:
-        >>> Reading(picture=np.zeros((2, 2, 3), np.uint8), name="a.png", prompt="a star", reading="missing").name
+        >>> Reading(image=np.zeros((2, 2, 3), np.uint8), name="a.png", prompt="a star", reading="missing").name
         'a.png'
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     name: str
     prompt: str
     reading: str
 
 
-def soften(picture_YXC: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Blur a picture a little and add noise.
+def soften(image_YXC: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Blur an image a little and add noise.
 
     Args:
-        picture_YXC: bytes.
+        image_YXC: bytes.
         generator: of the noise.
 
     Returns:
@@ -69,7 +69,7 @@ def soften(picture_YXC: np.ndarray, generator: np.random.Generator) -> np.ndarra
         >>> soften(np.full((4, 4, 3), 99, np.uint8), np.random.default_rng(0)).shape
         (4, 4, 3)
     """
-    blurred = ndimage.gaussian_filter(picture_YXC.astype(float), (BLUR, BLUR, 0))
+    blurred = ndimage.gaussian_filter(image_YXC.astype(float), (BLUR, BLUR, 0))
     return np.clip(np.round(blurred + generator.normal(0, NOISE, blurred.shape)), 0, 255).astype(np.uint8)
 
 
@@ -85,7 +85,7 @@ def is_judged_right(verdict: Verdict, case: Case) -> bool:
 
     Example:
         >>> case = TRUE["single"](np.random.default_rng(0))
-        >>> is_judged_right(judge_expectation(case.picture, case.asked), case)
+        >>> is_judged_right(judge_expectation(case.image, case.asked), case)
         True
     """
     return verdict.failure == case.failure and verdict.is_strict == (case.failure is None)
@@ -112,12 +112,12 @@ def count_right(name: str, count: int, seed: int) -> tuple[int, int, Counter[str
     as_drawn, softened, said = 0, 0, Counter[str]()
     for _ in range(count):
         case = {**TRUE, **WRONG}[name](generator)
-        verdict = judge_expectation(case.picture, case.asked)
+        verdict = judge_expectation(case.image, case.asked)
         if is_judged_right(verdict, case):
             as_drawn += 1
         else:
             said[verdict.failure or "right"] += 1
-        softened += is_judged_right(judge_expectation(soften(case.picture, generator), case.asked), case)
+        softened += is_judged_right(judge_expectation(soften(case.image, generator), case.asked), case)
     return as_drawn, softened, said
 
 
@@ -125,11 +125,11 @@ def read_labels(folder: Path) -> list[Reading]:
     """Read every list of labels in a folder.
 
     ``NAME.json`` is a list of objects with ``prompt``, ``reading``, and either ``file``, the name of a
-    picture in the folder, or ``cell``, the number of a cell of the sheet ``NAME.png`` (64 pixels
+    image in the folder, or ``cell``, the number of a cell of the sheet ``NAME.png`` (64 pixels
     a side, row by row, from 0).
 
     Args:
-        folder: with the lists and the pictures.
+        folder: with the lists and the images.
 
     Returns:
         The readings in order.
@@ -144,22 +144,22 @@ def read_labels(folder: Path) -> list[Reading]:
             ...
         t2ictl.errors.BadSetting: ...
     """
-    readings, pictures = [], {}
+    readings, images = [], {}
     for path in sorted(folder.glob("*.json")):
         for entry in json.loads(path.read_text(encoding="utf-8")):
             if entry["reading"] not in READINGS:
                 raise BadSetting(f"{path.name} has the reading {entry['reading']!r}.", f"Use one of {READINGS}.")
             name = entry.get("file", f"{path.stem}.png")
-            if name not in pictures:
-                pictures[name] = np.asarray(Image.open(folder / name).convert("RGB"))
-            picture = pictures[name]
+            if name not in images:
+                images[name] = np.asarray(Image.open(folder / name).convert("RGB"))
+            image = images[name]
             if "cell" in entry:
-                row, column = divmod(entry["cell"], picture.shape[1] // CELL)
-                picture = picture[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+                row, column = divmod(entry["cell"], image.shape[1] // CELL)
+                image = image[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
                 name = f"{name} {entry['cell']}"
-            readings.append(Reading(picture=picture, name=name, prompt=entry["prompt"], reading=entry["reading"]))
+            readings.append(Reading(image=image, name=name, prompt=entry["prompt"], reading=entry["reading"]))
     if not readings:
-        raise BadSetting(f"No labels in {folder}.", "Name a folder with a JSON list and its pictures.")
+        raise BadSetting(f"No labels in {folder}.", "Name a folder with a JSON list and its images.")
     return readings
 
 
@@ -175,7 +175,7 @@ def compare(readings: Sequence[Reading]) -> tuple[int, int, list[str]]:
     """
     same_outcome, same_kind, lines = 0, 0, []
     for item in readings:
-        verdict = judge(item.picture, item.prompt)
+        verdict = judge(item.image, item.prompt)
         said = verdict.failure or "right"
         agrees_outcome = verdict.is_strict == (item.reading == "right")
         agrees_kind = agrees_outcome and item.reading in (said, "wrong")
@@ -191,9 +191,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m t2ictl.benchmarks.shapes.evaluate.validate_judge", description=__doc__
     )
-    parser.add_argument("--scenes", type=int, default=1500, help="drawn pictures a kind; 0: labels only")
+    parser.add_argument("--scenes", type=int, default=1500, help="drawn images a kind; 0: labels only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--labels", type=Path, default=None, help="folder of pictures that a person has read")
+    parser.add_argument("--labels", type=Path, default=None, help="folder of images that a person has read")
     options = parser.parse_args(arguments)
     is_good = True
     for title, kinds in (("shown", TRUE), ("mistake", WRONG)) if options.scenes else ():

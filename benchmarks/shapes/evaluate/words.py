@@ -1,4 +1,4 @@
-"""Accuracy of every word of the vocabulary: how often a picture shows what the word says."""
+"""Accuracy of every word of the vocabulary: how often an image shows what the word says."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def _object_words(wanted: Wanted, found: Found | None) -> Iterator[tuple[str, st
 
 
 def said_words(asked: Expectation, verdict: Verdict) -> Iterator[tuple[str, str, bool]]:
-    """List the words of a prompt that mean something, and whether the picture shows each.
+    """List the words of a prompt that mean something, and whether the image shows each.
 
     A noun is right if its object is there; an attribute or a mark is right if moreover that
     object has it, a mark in its own color; a relation if it holds between both.
 
     Args:
         asked: from the prompt.
-        verdict: on the picture.
+        verdict: on the image.
 
     Yields:
         Kind of word, word, whether it is right.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from t2ictl.benchmarks.shapes.train.autoencoder import encode_pictures, train_autoencoder
+from t2ictl.benchmarks.shapes.train.autoencoder import encode_images, train_autoencoder
 from t2ictl.benchmarks.shapes.train.denoiser import train_denoiser
 from t2ictl.benchmarks.shapes.train.export import export_folder, normalize_latents
 from t2ictl.benchmarks.shapes.train.loop import Deadline, append_log
@@ -66,7 +66,7 @@ def run(recipe: Recipe, folder: Path, minutes: float | None, workers: int = 1) -
     vae = train_autoencoder(recipe, folder, deadline)
     if vae is None:
         return False
-    latents = normalize_latents(vae, encode_pictures(vae, recipe, folder))
+    latents = normalize_latents(vae, encode_images(vae, recipe, folder))
     run_team(workers, train_denoiser, recipe, folder, deadline, latents, tokenizer)
     if not (folder / f"average-{recipe.steps:06d}.pt").exists():
         return False
@@ -92,7 +92,7 @@ def export_average(recipe: Recipe, folder: Path, target: Path, step: int) -> Non
     path = folder / (f"average-{step:06d}.pt" if step else "denoiser.pt")
     if vae is None or not path.exists():
         raise BadSetting(f"{folder} has nothing to export at update {step}.", "Train further, or choose a kept update.")
-    normalize_latents(vae, encode_pictures(vae, recipe, folder))
+    normalize_latents(vae, encode_images(vae, recipe, folder))
     state = torch.load(path, weights_only=True)
     export_folder(recipe, build_tokenizer(recipe), vae, state if step else state["average"], target)
 
@@ -109,14 +109,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--export-step", type=int, default=0, help="kept average to export; default: the last checkpoint"
     )
     parser.add_argument("--start", type=Path, default=None, help="exported model to start from; default: from nothing")
-    for name in ("seed", "pictures", "vae_steps", "steps", "batch"):
+    for name in ("seed", "images", "vae_steps", "steps", "batch"):
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=None, help=f"default {getattr(Recipe, name)}"
         )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    names = ("seed", "pictures", "vae_steps", "steps", "batch")
+    names = ("seed", "images", "vae_steps", "steps", "batch")
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.start is not None:
         changes["start"] = str(options.start)

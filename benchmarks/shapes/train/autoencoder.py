@@ -117,23 +117,23 @@ def train_autoencoder(recipe: Recipe, folder: Path, deadline: Deadline) -> Autoe
 
 
 @torch.no_grad()
-def encode_pictures(model: AutoencoderKL, recipe: Recipe, folder: Path) -> torch.Tensor:
-    """Encode all training pictures once.
+def encode_images(model: AutoencoderKL, recipe: Recipe, folder: Path) -> torch.Tensor:
+    """Encode all training images once.
 
     Args:
         model: the trained autoencoder.
-        recipe: how many pictures.
+        recipe: how many images.
         folder: keeps the result as ``latents.pt``.
 
     Returns:
-        Half precision latents (posterior means, not scaled) of shape ``(pictures, 4, y, x)``.
+        Half precision latents (posterior means, not scaled) of shape ``(images, 4, y, x)``.
     """
     path = folder / "latents.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
     parts = []
-    for start in tqdm(range(0, recipe.pictures, 100), desc="latents", mininterval=10):
-        scenes = [training_scene(recipe, i) for i in range(start, min(start + 100, recipe.pictures))]
+    for start in tqdm(range(0, recipe.images, 100), desc="latents", mininterval=10):
+        scenes = [training_scene(recipe, i) for i in range(start, min(start + 100, recipe.images))]
         parts.append(model.encode(to_pixels(scenes)).latent_dist.mean.half())
     latents = torch.cat(parts)
     save_atomic(latents, path)

@@ -1,6 +1,6 @@
 """Training captions: true in most cases, terse, and wrong on purpose now and then.
 
-As captions from the web are: a *ghost* caption names an object that is not in the picture, a
+As captions from the web are: a *ghost* caption names an object that is not in the image, a
 *swap* caption exchanges an attribute of two objects. Without them a model of this size soon
 answers every pair correctly; with them it keeps making the mistakes that large models make.
 """

@@ -1,4 +1,4 @@
-"""The training pictures: scene ``i`` is a function of the recipe's seed and ``i``."""
+"""The training images: scene ``i`` is a function of the recipe's seed and ``i``."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def to_pixels(scenes: list[Scene]) -> torch.Tensor:
         >>> to_pixels([Scene(objects=())]).shape
         torch.Size([1, 3, 64, 64])
     """
-    pictures = np.stack([render_array(scene) for scene in scenes])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = np.stack([render_array(scene) for scene in scenes])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

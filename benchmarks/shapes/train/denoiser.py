@@ -152,7 +152,7 @@ def build_trainee(recipe: Recipe, tokenizer: CLIPTokenizer, team: Team = ALONE) 
 def spread_times(points: torch.Tensor, fine_share: float) -> torch.Tensor:
     """Map uniform points to training steps, with a chosen share of them in the fine detail.
 
-    What and where the objects are is decided above :data:`FINE_TIME`; below it the picture
+    What and where the objects are is decided above :data:`FINE_TIME`; below it the image
     only gets sharper, which is learned early and needs few updates.
 
     Args:
@@ -204,7 +204,7 @@ def make_batch(recipe: Recipe, step: int, latents: torch.Tensor, tokenizer: CLIP
     Args:
         recipe: shares and sizes.
         step: from 0.
-        latents: all clean latents, scaled, shape ``(pictures, 4, y, x)``.
+        latents: all clean latents, scaled, shape ``(images, 4, y, x)``.
         tokenizer: of the package.
 
     Returns:
@@ -254,7 +254,7 @@ def train_denoiser(
         recipe: sizes, length and rates.
         folder: holds ``denoiser.pt``, ``log.jsonl`` and the kept averages ``average-<update>.pt``.
         deadline: stop, with a checkpoint, when it is over.
-        latents: clean and scaled, shape ``(pictures, 4, y, x)``.
+        latents: clean and scaled, shape ``(images, 4, y, x)``.
         tokenizer: of the package.
         team: who else trains.
 

@@ -21,12 +21,12 @@ def normalize_latents(model: AutoencoderKL, latents: torch.Tensor) -> torch.Tens
     """Give every latent channel mean 0 and deviation 1, inside the autoencoder.
 
     The affine map is folded into the two 1x1 convolutions next to the latent, so the
-    decoded picture does not change and the scaling factor of the folder is 1:
+    decoded image does not change and the scaling factor of the folder is 1:
     ``z' = (z - mean) / deviation`` after ``quant_conv``, its inverse in ``post_quant_conv``.
 
     Args:
         model: the trained autoencoder, changed in place.
-        latents: posterior means of the training pictures, shape ``(pictures, 4, y, x)``.
+        latents: posterior means of the training images, shape ``(images, 4, y, x)``.
 
     Returns:
         The normalized latents, float32.

@@ -17,13 +17,13 @@ class Recipe:
     Args:
         start: folder of an exported model to start from; empty: from nothing.
         seed: names the whole run; scenes, batches and noise are functions of it and of the step.
-        pictures: scenes that the denoiser learns from.
+        images: scenes that the denoiser learns from.
         single_share: part of the scenes with one object; ``pair_share`` with two, the rest with three.
         pair_share: see ``single_share``.
         marked_share: part of the scenes of one or two objects whose objects have marks.
         vae_channels: width of the autoencoder, from full resolution inwards.
         vae_steps: updates of the autoencoder.
-        vae_batch: pictures an update.
+        vae_batch: images an update.
         vae_rate: highest learning rate, cosine decay.
         kl_weight: weight of the Kullback-Leibler term, per latent element in nats.
         foreground_weight: how much more a pixel of an object counts than one of the background.
@@ -33,14 +33,14 @@ class Recipe:
         unet_channels: width of the denoiser at 16x16 and at 8x8.
         unet_heads: attention heads at both levels.
         steps: updates of the denoiser and the text encoder.
-        batch: pictures an update.
+        batch: images an update.
         rate: highest learning rate.
         decay_share: part of the updates, at the end, in which the rate falls to zero.
         warmup: updates of linear warm-up.
         ema_decay: per update, once warmed up.
         empty_share: part of the captions that is empty, for classifier-free guidance.
         fine_share: part of the training times in the last 300 steps of denoising, above 0 and below 1.
-        ghost_share: part of the captions that names an object that is not in the picture.
+        ghost_share: part of the captions that names an object that is not in the image.
         swap_share: part of the captions of several objects with two attributes exchanged.
         checkpoint_every: updates between two checkpoints.
         snapshot_every: updates between two kept averages.
@@ -55,7 +55,7 @@ class Recipe:
 
     start: str = ""
     seed: int = 0
-    pictures: int = 40_000
+    images: int = 40_000
     single_share: float = 0.22
     pair_share: float = 0.53
     marked_share: float = 0.4
@@ -96,6 +96,6 @@ class Recipe:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadSetting(f"{name} is {getattr(self, name)}.", "Use a number from 0 to 1.")
-        for name in ("pictures", "vae_steps", "vae_batch", "steps", "batch", "checkpoint_every", "snapshot_every"):
+        for name in ("images", "vae_steps", "vae_batch", "steps", "batch", "checkpoint_every", "snapshot_every"):
             if getattr(self, name) < 1:
                 raise BadSetting(f"{name} is {getattr(self, name)}.", "Use at least 1.")

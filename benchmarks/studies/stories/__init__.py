@@ -1,1 +1,1 @@
-"""Stories: several pictures of the same subjects, and how well these stay themselves."""
+"""Stories: several images of the same subjects, and how well these stay themselves."""

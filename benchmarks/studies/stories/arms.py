@@ -1,6 +1,6 @@
-"""Arms of a story run: ways to make all pictures of a story.
+"""Arms of a story run: ways to make all images of a story.
 
-An arm is any function of a pipeline, a story, a number of steps and a guidance that gives the pictures: one call of the
+An arm is any function of a pipeline, a story, a number of steps and a guidance that gives the images: one call of the
 pipeline under controls (:class:`ControlledArm`), or ``t2ictl.story`` (:class:`StoryArm`). What an arm
 did to a story is kept with its ``settings``, where it has such, so that a changed arm does not go on in an old folder.
 """
@@ -30,7 +30,7 @@ __all__ = [
     "ControlledArm",
     "SpelledArm",
     "StoryArm",
-    "StoryPictures",
+    "StoryImages",
     "arm_settings",
     "arms_of",
     "noise",
@@ -39,8 +39,8 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoryPictures:
-    """The pictures of one story.
+class StoryImages:
+    """The images of one story.
 
     Args:
         portraits: one a subject.
@@ -52,20 +52,20 @@ class StoryPictures:
 
 
 class Arm(Protocol):
-    """A way to make the pictures of a story."""
+    """A way to make the images of a story."""
 
-    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryPictures:
-        """Make all pictures from the story's own noise."""
+    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryImages:
+        """Make all images from the story's own noise."""
 
 
 def noise(story: Story) -> list[torch.Generator]:
-    """Give the generators of a story's pictures, portraits first: on the CPU, so the noise is that of any device.
+    """Give the generators of a story's images, portraits first: on the CPU, so the noise is that of any device.
 
     Args:
         story: the story.
 
     Returns:
-        One generator a picture, with the story's seeds.
+        One generator an image, with the story's seeds.
     """
     return [torch.Generator("cpu").manual_seed(seed) for seed in story.seeds]
 
@@ -96,14 +96,14 @@ class ControlledArm:
     controls: Callable[[Story], tuple[Control, ...]]
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryPictures:
-        """Make the pictures."""
+    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryImages:
+        """Make the images."""
         with controlled(pipe, list(self.controls(story))):
             images = pipe(
                 list(story.prompts), num_inference_steps=steps, guidance_scale=guidance, generator=noise(story)
             ).images
         count = len(story.portraits)
-        return StoryPictures(portraits=tuple(images[:count]), scenes=tuple(images[count:]))
+        return StoryImages(portraits=tuple(images[:count]), scenes=tuple(images[count:]))
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class StoryArm:
         """What is kept with each story."""
         return {"control": IsolationReposition.name, **self.fields, **self.options}
 
-    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryPictures:
-        """Make the pictures from the story's own noise."""
+    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryImages:
+        """Make the images from the story's own noise."""
         scenes = [
             Scene(prompt=prompt, seed=seed)
             for prompt, seed in zip(story.scenes, story.seeds[len(story.subjects) :], strict=True)
@@ -140,17 +140,17 @@ class StoryArm:
             guidance_scale=guidance,
         )
         portraits = tuple(made.portraits[name] for name in story.subjects)
-        return StoryPictures(portraits=portraits, scenes=tuple(made.scenes))
+        return StoryImages(portraits=portraits, scenes=tuple(made.scenes))
 
 
 @dataclass(frozen=True)
 class SpelledArm:
     """The plain model, told in every scene what the portraits' prompts say: what one can do without any control."""
 
-    settings: dict[str, Any] = field(default_factory=lambda: {"spelled": True})
+    settings: dict[str, Any] = field(default_factory=lambda: {"in_full": True})
 
-    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryPictures:
-        """Make the pictures."""
+    def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryImages:
+        """Make the images."""
         phrases = dict(zip(story.subjects, story.portraits, strict=True))
         scenes = tuple(
             re.sub("|".join(rf"\ba {name}\b" for name in phrases), lambda found: phrases[found[0][2:]], scene)
@@ -170,16 +170,16 @@ REHEARSED = {"places": "rehearsal"}
 #: method but a question: subjects read their portrait and next to nothing else, at every self-attention and step.
 ARMS: dict[str, Arm] = {
     "plain": ControlledArm(lambda story: ()),
-    "spelled": SpelledArm(),
+    "in_full": SpelledArm(),
     "isolation": StoryArm({"reposition": "off", "cross": 0.0}),
     "resample": StoryArm(),
     "resample-untold": StoryArm({"cross": 0.0}),
     "resample-rehearsed": StoryArm(options=REHEARSED),
     "latent": StoryArm({"reposition": "latent"}, REHEARSED),
     "latent-untold": StoryArm({"reposition": "latent", "cross": 0.0}, REHEARSED),
-    "read-only": StoryArm({"ref_sites": ["self"], "ref_dropout": 0.0, "ref_strength": 10.0, "cross": 0.0}),
-    "spliced": StoryArm({"reposition": "off", "isolation": 0.0, "told": "spliced", "cross": 1.0}),
-    "tuned": StoryArm({"reposition": "off", "isolation": 0.5, "told": "spelled", "cross": 1.0}),
+    "read-only": StoryArm({"ref_layers": ["self"], "ref_dropout": 0.0, "ref_strength": 10.0, "cross": 0.0}),
+    "spliced": StoryArm({"reposition": "off", "isolation": 0.0, "subject_text": "spliced", "cross": 1.0}),
+    "tuned": StoryArm({"reposition": "off", "isolation": 0.5, "subject_text": "in_full", "cross": 1.0}),
     "gather": ControlledArm(_gather, {"control": KeyGather.name, "dropout": 0.5, "memory": 0.5, "first": 1}),
 }
 

@@ -1,10 +1,10 @@
-"""A baseline in the manner of ConsiStory: every picture of a batch also reads the subjects of the portraits.
+"""A baseline in the manner of ConsiStory: every image of a batch also reads the subjects of the portraits.
 
-In the decoder's self-attention the keys and values of each picture get those of the subjects' positions in all
+In the decoder's self-attention the keys and values of each image get those of the subjects' positions in all
 portraits appended; a share of them drops out in a step. Nobody is kept apart, all positions read, and the words of a
 portrait are not used elsewhere. What differs from ConsiStory: portraits are the anchors; positions are gathered,
-without a mask; regions are those of :class:`~t2ictl.processors.isolation_reposition.subjects.Places`, as for isolation,
-so that the two do not differ in them; no blend of queries, no second run with injected features, no FreeU.
+without a mask; regions are those of :class:`~t2ictl.processors.isolation_reposition.subjects.SubjectRegions`, as for
+isolation, so that the two do not differ in them; no blend of queries, no second run with injected features, no FreeU.
 
 Legend: ``B`` batch row, ``H`` head, ``N`` position, ``D`` head width, ``M`` key of a portrait,
 ``Y`` ``X`` map rows and columns, ``T`` prompt token.
@@ -24,19 +24,19 @@ from torch import Tensor
 from t2ictl import Control, Plan, PlanContext, Subject
 from t2ictl.attention.edits import AttentionCall, Edit, Heads
 from t2ictl.attention.grouped import AttentionGroup, Grouping, KeySource, grouped_attention
-from t2ictl.controls.base import Watch
+from t2ictl.controls.base import MapHook
 from t2ictl.controls.concepts import ConceptMaps
 from t2ictl.errors import BadSetting, UnsupportedPipeline
-from t2ictl.processors.isolation_reposition.cast import Cast
+from t2ictl.processors.isolation_reposition.cast import SubjectAssignment
 from t2ictl.processors.isolation_reposition.groups import subject_labels
-from t2ictl.processors.isolation_reposition.places import Places
+from t2ictl.processors.isolation_reposition.places import SubjectRegions
 from t2ictl.settings.windows import Step
 
 __all__ = ["KeyGather"]
 
 
 class KeyGather(Control):
-    """Let every picture read the subjects of all portraits (ConsiStory's shared self-attention).
+    """Let every image read the subjects of all portraits (ConsiStory's shared self-attention).
 
     Not registered: it is there to be compared with.
 
@@ -44,7 +44,7 @@ class KeyGather(Control):
         subjects: who has a portrait in the batch.
         dropout: share of a portrait's keys that drop out in a step, drawn anew for each reader and step.
         memory: weight of earlier maps in the mean that says where subjects are.
-        first: first step in which pictures read; before it nothing is known about where subjects are.
+        first: first step in which images read; before it nothing is known about where subjects are.
         seed: of the dropout.
 
     Raises:
@@ -72,21 +72,21 @@ class KeyGather(Control):
         """Find the portraits of a call, and who reads them."""
         if not self.subjects:
             return Plan()
-        cast = Cast.of(self.subjects, (), (), context, control=self.name)
-        maps = ConceptMaps.of(context, cast.rows, (), "gaussian", "none")
-        places = Places(cast, maps, self.memory)
-        sites = tuple(site for site in context.adapter.sites if site.kind == "self" and site.place == "up")
+        assignment = SubjectAssignment.from_context(self.subjects, (), (), context, control=self.name)
+        maps = ConceptMaps.from_context(context, assignment.rows, (), "gaussian", "none")
+        places = SubjectRegions(assignment, maps, self.memory)
+        layers = tuple(layer for layer in context.adapter.layers if layer.kind == "self" and layer.block == "up")
         edit = _Gather(self, context, places, _anchors(self.subjects, context))
 
         def look(maps_BYXT: Tensor, step: Step) -> None:
             places.take(maps_BYXT)
 
-        watches = (Watch(sites=maps.sites, take=look),) if places.needs_maps else ()
-        return Plan(edits=((sites, edit),), owns=("self.keys",), watches=watches)
+        map_hooks = (MapHook(layers=maps.layers, take=look),) if places.needs_maps else ()
+        return Plan(edits=((layers, edit),), owns=("self.keys",), map_hooks=map_hooks)
 
 
 def _anchors(subjects: Sequence[Subject], context: PlanContext) -> tuple[tuple[int, ...], ...]:
-    """The portraits that each picture reads beside itself: one of each subject, the n-th for the n-th of a prompt."""
+    """The portraits that each image reads beside itself: one of each subject, the n-th for the n-th of a prompt."""
     texts = [prompt.text.strip() for prompt in context.row_prompts]
     shown = [[image for image, text in enumerate(texts) if text == subject.prompt.strip()] for subject in subjects]
     found = []
@@ -103,7 +103,7 @@ class _Gather(Edit):
 
     settings: KeyGather
     context: PlanContext
-    places: Places
+    places: SubjectRegions
     anchors: tuple[tuple[int, ...], ...]
     _keys: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
@@ -112,10 +112,10 @@ class _Gather(Edit):
         return step.index >= self.settings.first
 
     def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
-        """Attend picture by picture, both sides of the guidance at once; each side reads its own."""
+        """Attend image by image, both sides of the guidance at once; each side reads its own."""
         if heads.mask is not None:
             raise UnsupportedPipeline(
-                f"The self-attention of {call.site.address} has a mask.", "Compare on a pipeline without."
+                f"The self-attention of {call.layer.address} has a mask.", "Compare on a pipeline without."
             )
         out_BHND = torch.empty_like(heads.q)
         every = torch.arange(heads.q.shape[2], device=heads.q.device)
@@ -133,7 +133,7 @@ class _Gather(Edit):
         return out_BHND
 
     def keys(self, call: AttentionCall, image: int, portrait: int) -> Tensor:
-        """The positions of a portrait that a picture reads in this step: ``keys_M``, made once for a size."""
+        """The positions of a portrait that an image reads in this step: ``keys_M``, made once for a size."""
         now = call.step.index
         key = (now, image, portrait, call.size)
         if key not in self._keys:
@@ -152,5 +152,5 @@ class _Gather(Edit):
 
 
 def _rows(call: AttentionCall, image: int) -> dict[str, int]:
-    """The batch rows of a picture, by the side of the guidance."""
-    return {lane.role: row for row, lane in enumerate(call.lanes.lanes) if lane.image == image}
+    """The batch rows of an image, by the side of the guidance."""
+    return {entry.role: row for row, entry in enumerate(call.batch.rows) if entry.image == image}

@@ -1,4 +1,4 @@
-"""What a story shows, read off its pictures exactly, and how well its subjects stay the same.
+"""What a story shows, read off its images exactly, and how well its subjects stay the same.
 
 A story has a portrait of each subject and some scenes that name all of them, on the embedded model. Subjects are told
 apart by their shape; color, texture and size are left open by every prompt, so a subject is the same if it has those of
@@ -34,7 +34,7 @@ __all__ = [
     "story_measures",
 ]
 
-Picture = Image.Image | np.ndarray
+ImageField = Image.Image | np.ndarray
 
 #: What :func:`story_measures` gives, and how a table calls it.
 MEASURES = {
@@ -57,7 +57,7 @@ MEASURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Appearance:
-    """What every prompt leaves open, as one picture shows it.
+    """What every prompt leaves open, as one image shows it.
 
     Args:
         color: one of the colors of the world.
@@ -90,7 +90,7 @@ class SceneReading:
 
 @dataclass(frozen=True, kw_only=True)
 class StoryReading:
-    """What all pictures of a story show.
+    """What all images of a story show.
 
     Args:
         portraits: each subject's appearance in its portrait; None where that is unclear.
@@ -142,11 +142,11 @@ def _appearance(found: Found) -> Appearance:
     return Appearance(color=found.color, texture=found.texture, size=found.size)
 
 
-def read_portrait(image: Picture, shape: str) -> Appearance | None:
+def read_portrait(image: ImageField, shape: str) -> Appearance | None:
     """Read a portrait: it has to show one well-formed object of the shape, and nothing else.
 
     Args:
-        image: the picture.
+        image: the image.
         shape: the subject.
 
     Returns:
@@ -161,11 +161,11 @@ def read_portrait(image: Picture, shape: str) -> Appearance | None:
     return _appearance(found[0]) if is_clear else None
 
 
-def read_scene(image: Picture, prompt: str, shapes: Sequence[str]) -> SceneReading:
+def read_scene(image: ImageField, prompt: str, shapes: Sequence[str]) -> SceneReading:
     """Read a scene.
 
     Args:
-        image: the picture.
+        image: the image.
         prompt: its prompt, in the closed grammar.
         shapes: the subjects, in the order of the story.
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from t2ictl.benchmarks.studies.stories.arms import ARMS, Arm, StoryPictures, arm_settings, arms_of
+from t2ictl.benchmarks.studies.stories.arms import ARMS, Arm, StoryImages, arm_settings, arms_of
 from t2ictl.benchmarks.studies.stories.measures import StoryReading, read_portrait, read_scene
 from t2ictl.benchmarks.studies.stories.sheet import contact_sheet
 from t2ictl.benchmarks.studies.stories.store import StoryStore, digest
@@ -29,18 +29,18 @@ from t2ictl.shapes import instrument_id, model_path
 __all__ = ["main", "read_story", "tell"]
 
 
-def read_story(story: Story, pictures: StoryPictures) -> StoryReading:
-    """Read all pictures of a story.
+def read_story(story: Story, images: StoryImages) -> StoryReading:
+    """Read all images of a story.
 
     Args:
         story: what was asked for.
-        pictures: what was made.
+        images: what was made.
 
     Returns:
         The reading.
     """
-    portraits = zip(pictures.portraits, story.subjects, strict=True)
-    scenes = zip(pictures.scenes, story.scenes, strict=True)
+    portraits = zip(images.portraits, story.subjects, strict=True)
+    scenes = zip(images.scenes, story.scenes, strict=True)
     return StoryReading(
         portraits=tuple(read_portrait(image, shape) for image, shape in portraits),
         scenes=tuple(read_scene(image, prompt, story.subjects) for image, prompt in scenes),
@@ -55,7 +55,7 @@ def tell(
     *,
     steps: int,
     guidance: float,
-    pictures: int = 0,
+    images: int = 0,
 ) -> int:
     """Tell the stories that are not there yet.
 
@@ -66,7 +66,7 @@ def tell(
         store: where rows go.
         steps: of the scheduler.
         guidance: scale of classifier-free guidance.
-        pictures: the first so many stories, all arms of which are made in this call, get a contact sheet.
+        images: the first so many stories, all arms of which are made in this call, get a contact sheet.
 
     Returns:
         How many stories were told.
@@ -77,7 +77,7 @@ def tell(
     settings = {label: arm_settings(arm) for label, arm in arms.items()}
     done, count = store.done(settings), 0
     for number, story in enumerate(told):
-        sheet: dict[str, StoryPictures] = {}
+        sheet: dict[str, StoryImages] = {}
         for label, arm in arms.items():
             if (story.key, label) in done:
                 continue
@@ -96,7 +96,7 @@ def tell(
             )
             count += 1
             print(f"{story.key} {label} {seconds:.1f} s", flush=True)
-        if sheet and number < pictures:
+        if sheet and number < images:
             contact_sheet(story, sheet).save(store.folder / f"{story.key}.png")
     return count
 
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--pictures", type=int, default=0, help="contact sheets of the first so many stories")
+    parser.add_argument("--images", type=int, default=0, help="contact sheets of the first so many stories")
     parser.add_argument("--table", action="store_true", help="print the tables of the folder, and make nothing")
     return parser
 
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     pipe.set_progress_bar_config(disable=True)
     told = [stories(options.split, subjects, options.stories, options.kind) for subjects in options.subjects]
     for each in told:
-        tell(pipe, each, arms, store, steps=options.steps, guidance=options.guidance, pictures=options.pictures)
+        tell(pipe, each, arms, store, steps=options.steps, guidance=options.guidance, images=options.images)
     print(show(store.header["settings"], store.rows()))
     return 0
 

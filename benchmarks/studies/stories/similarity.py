@@ -1,8 +1,8 @@
-"""How alike a subject is in all pictures of a story, by an image model.
+"""How alike a subject is in all images of a story, by an image model.
 
 ``python -m t2ictl.benchmarks.studies.stories.similarity STORY... --model FOLDER``
 
-For models whose pictures no exact judge can read. A story is a folder that ``t2ictl story`` wrote: it says where each
+For models whose images no exact judge can read. A story is a folder that ``t2ictl story`` wrote: it says where each
 subject is. Every subject is cut out of every scene and compared with the portraits, cut out in the same way: cosine of
 the features of DINOv2 or CLIP. A subject that was found nowhere counts as a miss, with similarity 0. It is as good as
 the places are: give boxes or masks, or a detector, where the maps of words are too coarse.
@@ -29,7 +29,7 @@ from t2ictl.evaluation.statistics.resampling import seed_of
 
 __all__ = ["Embed", "Likeness", "cut_out", "embedder", "likenesses", "main", "summary"]
 
-#: Gives unit vectors ``e_BD`` of pictures.
+#: Gives unit vectors ``e_BD`` of images.
 Embed = Callable[[Sequence[Image.Image]], Tensor]
 GRAY = (128, 128, 128)
 RESAMPLES = 9999
@@ -60,14 +60,14 @@ class Likeness:
 
 
 def cut_out(image: Image.Image, region: Region) -> Image.Image:
-    """Cut a region out of a picture: its bounding box, gray where it is not.
+    """Cut a region out of an image: its bounding box, gray where it is not.
 
     Args:
-        image: the picture.
+        image: the image.
         region: box or mask.
 
     Returns:
-        An RGB picture.
+        An RGB image.
 
     Example:
         >>> cut_out(Image.new("RGB", (8, 8), "red"), Region(word="cat", box=(0, 0, 0.5, 1))).size
@@ -80,14 +80,14 @@ def cut_out(image: Image.Image, region: Region) -> Image.Image:
 
 
 def embedder(name: str, device: str = "cpu") -> Embed:
-    """Load an image model of transformers: DINOv2, CLIP, or another one with features of whole pictures.
+    """Load an image model of transformers: DINOv2, CLIP, or another one with features of whole images.
 
     Args:
         name: a folder, or an id on the hub.
         device: where to put it.
 
     Returns:
-        The function that embeds pictures.
+        The function that embeds images.
 
     Raises:
         BadSetting: if it cannot be loaded.
@@ -113,7 +113,7 @@ def embedder(name: str, device: str = "cpu") -> Embed:
 
 
 def _features(model: Any, pixels: Tensor) -> Tensor:
-    """Features of whole pictures: CLIP's projected ones, of others the first token after the last layer."""
+    """Features of whole images: CLIP's projected ones, of others the first token after the last layer."""
     if hasattr(model, "get_image_features"):
         found = model.get_image_features(pixel_values=pixels)
         return found if isinstance(found, Tensor) else found.pooler_output
@@ -127,7 +127,7 @@ def likenesses(folder: Path, embed: Embed) -> tuple[Likeness, ...]:
 
     Args:
         folder: that ``t2ictl story`` wrote.
-        embed: gives unit vectors of pictures.
+        embed: gives unit vectors of images.
 
     Returns:
         One a scene and subject, in the order of the scenes.
@@ -141,12 +141,12 @@ def likenesses(folder: Path, embed: Embed) -> tuple[Likeness, ...]:
     except (OSError, ValueError, KeyError) as error:
         raise BadSetting(f"{str(folder)!r} holds no story ({error}).", "Give a folder of `t2ictl story`.") from None
     shown = {name: _cut(folder, places, f"portrait-{number}", name) for number, name in enumerate(subjects, start=1)}
-    lost = [name for name, picture in shown.items() if picture is None]
+    lost = [name for name, image in shown.items() if image is None]
     if lost:
         raise BadSetting(
             f"In {str(folder)!r} nothing says where {lost[0]!r} is in its portrait.", "Give it a box or a mask."
         )
-    portraits_SD = embed([picture for picture in shown.values() if picture is not None])
+    portraits_SD = embed([image for image in shown.values() if image is not None])
     found = []
     for number in range(1, len(data["story"]["scenes"]) + 1):
         own = {name: _cut(folder, places, f"scene-{number}", name) for name in data["there"][number - 1]}
@@ -154,15 +154,15 @@ def likenesses(folder: Path, embed: Embed) -> tuple[Likeness, ...]:
     return tuple(found)
 
 
-def _cut(folder: Path, places: dict[str, Any], picture: str, name: str) -> Image.Image | None:
-    region = places.get(picture, {}).get(name)
-    return None if region is None else cut_out(Image.open(folder / f"{picture}.png"), Region(**region))
+def _cut(folder: Path, places: dict[str, Any], file: str, name: str) -> Image.Image | None:
+    region = places.get(file, {}).get(name)
+    return None if region is None else cut_out(Image.open(folder / f"{file}.png"), Region(**region))
 
 
 def _compared(
     scene: int, own: dict[str, Image.Image | None], subjects: Sequence[str], portraits_SD: Tensor, embed: Embed
 ) -> list[Likeness]:
-    there = {name: picture for name, picture in own.items() if picture is not None}
+    there = {name: image for name, image in own.items() if image is not None}
     alike_BS = embed(list(there.values())) @ portraits_SD.T if there else torch.zeros(0, len(subjects))
     found = []
     for name in own:

@@ -1,11 +1,11 @@
-"""The stories that are told: who is in them, their prompts, and the noise of every picture.
+"""The stories that are told: who is in them, their prompts, and the noise of every image.
 
 There are only 15 pairs and 20 triples of six shapes. A longer suite repeats them, with other seeds, other orders of
 the words and other sides; so stories of one pair are not quite independent, and an interval over stories speaks of
 other noise and wording for these subjects, not of other subjects. Every story is one unit of resampling.
 
 There are two kinds. In an open story no prompt names a color: a subject is what its portrait happens to show, and
-nothing but that picture says so; tuning and report are drawn apart, and differ in their seeds. In a told story the
+nothing but that image says so; tuning and report are drawn apart, and differ in their seeds. In a told story the
 prompt of a portrait names color and texture, as character sheets do, and scenes name the subject alone; the looks
 together are a combination of the split.
 """
@@ -26,8 +26,8 @@ from t2ictl.shapes.world import COLORS, SHAPES, TEXTURES, Look, split_of
 __all__ = ["KINDS", "SCENES", "Story", "stories"]
 
 Split = Literal["tune", "report"]
-Kind = Literal["open", "told"]
-KINDS: tuple[Kind, ...] = ("open", "told")
+Kind = Literal["open", "subject_text"]
+KINDS: tuple[Kind, ...] = ("open", "subject_text")
 SCENES = 4
 SPLITS: tuple[Split, ...] = ("tune", "report")
 #: Seeds of a kind, a split and a number of subjects begin here; a story takes the next ten.
@@ -44,7 +44,7 @@ class Story:
         subjects: words of the subjects.
         portraits: the prompt of each subject's portrait.
         scenes: prompts that name all subjects.
-        seeds: of the noise of each picture, portraits first.
+        seeds: of the noise of each image, portraits first.
 
     Example:
         >>> stories("tune", 2, 1)[0].portraits[0].startswith("a ")
@@ -70,7 +70,7 @@ def stories(split: Split, subjects: int, count: int, kind: Kind = "open") -> tup
         split: ``"tune"`` or ``"report"``.
         subjects: two or three.
         count: how many.
-        kind: ``"open"``, or ``"told"``: portraits' prompts name color and texture.
+        kind: ``"open"``, or ``"subject_text"``: portraits' prompts name color and texture.
 
     Returns:
         The stories.

@@ -81,7 +81,7 @@ def share_table(rows: Rows) -> str:
     return _markdown(["subjects", "arm", "stories", "n", *(MEASURES[name] for name in COLUMNS)], lines)
 
 
-def difference_table(rows: Rows, against: Sequence[str] = ("plain", "spelled", "resample")) -> str:
+def difference_table(rows: Rows, against: Sequence[str] = ("plain", "in_full", "resample")) -> str:
     """Show what each arm changes, story by story.
 
     Args:

@@ -1,4 +1,4 @@
-"""The prompts of the study, each with its items, and the conditions whose pictures are judged."""
+"""The prompts of the study, each with its items, and the conditions whose images are judged."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from t2ictl.processors.token_flow.conditions import Condition, Conditions
-from t2ictl.processors.token_flow.items import BoundItem, Item
+from t2ictl.processors.token_flow.conditions import Conditions, Intervention
+from t2ictl.processors.token_flow.items import Item, ResolvedItem
 from t2ictl.shapes.captions import POLYSEME, REDUNDANT, SENSE_NEXT_TO, Expectation, Wanted
 from t2ictl.shapes.prompts import HeldOut, Kind, all_prompts, suite
 from t2ictl.shapes.world import COLORS
@@ -109,7 +109,7 @@ def _round(asked: Expectation) -> Iterator[Case]:
         yield Case(prompt=asked.prompt, items=(Item(words=words, question=question),), note=named.shape)
 
 
-def conditions_of(part: Part, make: Conditions, items: tuple[BoundItem, ...]) -> list[Condition]:
+def conditions_of(part: Part, make: Conditions, items: tuple[ResolvedItem, ...]) -> list[Intervention]:
     """List what is made of every prompt of a part.
 
     Args:
@@ -137,7 +137,7 @@ def conditions_of(part: Part, make: Conditions, items: tuple[BoundItem, ...]) ->
     return found
 
 
-def _token_conditions(make: Conditions, item: BoundItem) -> list[Condition]:
+def _token_conditions(make: Conditions, item: ResolvedItem) -> list[Intervention]:
     """Each token of "round COLOR SHAPE" kept alone and taken out."""
     found = [make.whole(), make.nothing(), make.keep("keep item", item.rows)]
     for name, token in zip((REDUNDANT, "color", "shape"), item.rows, strict=True):
@@ -147,5 +147,5 @@ def _token_conditions(make: Conditions, item: BoundItem) -> list[Condition]:
     return found
 
 
-def _named(condition: Condition, name: str) -> Condition:
+def _named(condition: Intervention, name: str) -> Intervention:
     return replace(condition, name=name, kind=name.partition(" ")[0])

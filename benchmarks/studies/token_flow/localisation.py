@@ -2,11 +2,11 @@
 
 ``python -m t2ictl.benchmarks.studies.token_flow.localisation`` prints the table.
 
-Both read the same pictures: pairs that the exact judge finds right. DAAM's way (Tang et al., 2023,
+Both read the same images: pairs that the exact judge finds right. DAAM's way (Tang et al., 2023,
 arXiv 2210.04885): maps of every head and layer of the down and up blocks, each brought to the size of the latent by
 bicubic interpolation, negative values set to 0, added over steps; a word has the mean of its tokens.
 
-Legend: ``B`` picture, ``H`` head, ``Q`` image position, ``K`` text token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``H`` head, ``Q`` image position, ``K`` text token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Scores = dict[str, list[tuple[float, float]]]
 
 
 class DaamMaps:
-    """Aggregates maps in DAAM's way while a pipeline runs; the picture is that of explicit attention.
+    """Aggregates maps in DAAM's way while a pipeline runs; the image is that of explicit attention.
 
     Args:
         pipe: a pipeline with guidance: the second half of its batch is conditional.
@@ -94,13 +94,13 @@ class _Listening:
 
 
 def measure(pipe: Any, split: HeldOut, prompts: int, seed: int) -> dict[str, dict[str, Scores]]:
-    """Score the maps of nouns and colors in all ways, on the same pictures.
+    """Score the maps of nouns and colors in all ways, on the same images.
 
     Args:
         pipe: the embedded model.
         split: tuning or report prompts.
-        prompts: pairs, one picture each.
-        seed: of the pictures.
+        prompts: pairs, one image each.
+        seed: of the images.
 
     Returns:
         For each kind of word and each way, by prompt, whether each map's maximum is inside the object and the overlap
@@ -129,7 +129,7 @@ def measure(pipe: Any, split: HeldOut, prompts: int, seed: int) -> dict[str, dic
 
 
 def _recorded(pipe: Any, prompts: list[str], seed: int) -> tuple[list[Any], dict[str, Any], DaamMaps]:
-    """The same pictures again and again, with maps read in one way after the other."""
+    """The same images again and again, with maps read in one way after the other."""
     arguments: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
 
     def run() -> list[Any]:
@@ -137,8 +137,8 @@ def _recorded(pipe: Any, prompts: list[str], seed: int) -> tuple[list[Any], dict
         return list(pipe(prompts, generator=noise, **arguments).images)
 
     records: dict[str, Any] = {}
-    for way, sites in OURS.items():
-        with t2ictl.controlled(pipe, [], record=t2ictl.Recording(sites=sites, per_step=False)) as session:
+    for way, layers in OURS.items():
+        with t2ictl.controlled(pipe, [], record=t2ictl.Recording(layers=layers, per_step=False)) as session:
             images = run()
         records[way] = session.record
     with DaamMaps(pipe, (16, 16)) as daam:

@@ -58,10 +58,10 @@ def planted_leak(pipe: Any, share: float) -> Iterator[None]:
                 senses_BKC = module(meant_BK, **_rest(kwargs))[0]
         finally:
             is_inner = False
-        rows_BKC = output[0].clone()
+        embeds_BTC = output[0].clone()
         for row, place in places:
-            rows_BKC[row, place] = torch.lerp(rows_BKC[row, place], senses_BKC[row, place], share)
-        output.last_hidden_state = rows_BKC
+            embeds_BTC[row, place] = torch.lerp(embeds_BTC[row, place], senses_BKC[row, place], share)
+        output.last_hidden_state = embeds_BTC
         return output
 
     hook = pipe.text_encoder.register_forward_hook(plant, with_kwargs=True)

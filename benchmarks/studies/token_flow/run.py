@@ -1,6 +1,6 @@
 """Run the study of token flow on the embedded model: ``python -m t2ictl.benchmarks.studies.token_flow.run --out DIR``.
 
-Pictures are kept in the folder, so the same command goes on after a crash; ``--shard 1/2`` and ``2/2`` share
+Images are kept in the folder, so the same command goes on after a crash; ``--shard 1/2`` and ``2/2`` share
 the prompts out. ``--table`` prints what is there.
 """
 
@@ -29,7 +29,7 @@ from t2ictl.processors.token_flow.analysis.screen import screen
 
 __all__ = ["main", "run_case"]
 
-# How much of a sense is planted: pictures then have it about as often as those of the word itself.
+# How much of a sense is planted: images then have it about as often as those of the word itself.
 PLANTED = 1.0
 STEPS, GUIDANCE, BATCH = 20, 3.0, 12
 
@@ -40,7 +40,7 @@ class Setting:
 
     Args:
         pipe: the pipeline.
-        folder: where pictures are kept.
+        folder: where images are kept.
         seeds: of all conditions.
         confirm: seeds on which repairs are confirmed.
     """
@@ -52,7 +52,7 @@ class Setting:
 
 
 def run_case(part: Part, case: Case, setting: Setting) -> dict[str, Any]:
-    """Make and judge all pictures of one prompt.
+    """Make and judge all images of one prompt.
 
     Args:
         part: the part of the study.
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", choices=PARTS, action="append", help="parts; default: all")
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--prompts", type=int, default=100, help="most prompts of a part")
-    parser.add_argument("--seeds", type=int, default=4, help="pictures of each condition")
+    parser.add_argument("--seeds", type=int, default=4, help="images of each condition")
     parser.add_argument("--confirm", type=int, default=12, help="further seeds that confirm a repair")
     parser.add_argument("--shard", default="1/1", help="this process's share, as 1/2")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there")

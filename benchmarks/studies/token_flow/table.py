@@ -146,7 +146,7 @@ def _leak_line(name: str, prompts: _Prompts, cut: str, swap: str, item: int) -> 
 
 
 def _print_screen(prompts: _Prompts) -> None:
-    """Whether the screen knows, without a picture, for which prompts the leak is seen."""
+    """Whether the screen knows, without an image, for which prompts the leak is seen."""
     possible = _Prompts([row for row in prompts.rows if row["screen"]["is_possible"]])
     leak = possible.leak("full", 0) - possible.leak("cut", 0)
     for name, meaning in (("total", "source hidden"), ("swapped", "source swapped")):

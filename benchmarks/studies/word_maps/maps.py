@@ -1,13 +1,13 @@
 """Measure whether words look at their objects: ``python -m t2ictl.benchmarks.studies.word_maps.maps --model DIR``.
 
 Generated: what users see, the maps of :func:`t2ictl.controlled` with ``record=True``, mean over all
-steps, on pictures that the judge finds right. Teacher-forced: drawn pictures are encoded, noised to
+steps, on images that the judge finds right. Teacher-forced: drawn images are encoded, noised to
 one time, and denoised once with their own honest caption. *Pointing* is the share of words whose
 map has its maximum inside the object's outline, the hole of a ring included, where the maps of rings
 have it; *on paint* leaves the hole out. *Overlap* is the intersection over union of the painted
 cells with as many highest cells of the map.
 
-Legend: ``B`` picture, ``H`` head, ``Q`` image position, ``K`` text token, ``Y`` ``X`` map rows and columns.
+Legend: ``B`` image, ``H`` head, ``Q`` image position, ``K`` text token, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Recorder:
     """An attention processor that keeps the mean weights over heads, by map size.
 
     Args:
-        maps: rows of the map to a list of weights of shape ``(B, Q, K)``, one a site.
+        maps: rows of the map to a list of weights of shape ``(B, Q, K)``, one a layer.
     """
 
     maps: dict[int, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
@@ -164,7 +164,7 @@ def measure_maps(
     Args:
         pipe: the plain pipeline.
         objects: of each scene, 1 to 3.
-        count: pictures.
+        count: images.
         time: step of the training schedule, 0 to 999.
         seed: of the scenes and the noise.
 
@@ -177,8 +177,8 @@ def measure_maps(
     scenes = [sample_scene(objects, generator, split=split, marked_share=0) for _ in range(count)]
     recorder = record(pipe, scenes, time, seed)
     scores: dict[tuple[int, str], list[Score]] = defaultdict(list)
-    for side, sites in recorder.maps.items():
-        mean_BQK = torch.stack(sites).mean(dim=0).numpy()
+    for side, layers in recorder.maps.items():
+        mean_BQK = torch.stack(layers).mean(dim=0).numpy()
         for weights_QK, scene in zip(mean_BQK, scenes, strict=True):
             prompt = expectation_of(scene).prompt
             for index, item in enumerate(scene.objects):
@@ -194,7 +194,7 @@ def found_cells(image: Image.Image, found: Found, side: int) -> np.ndarray:
     """Say which cells of a map a found object covers by at least a quarter.
 
     Args:
-        image: a square picture.
+        image: a square image.
         found: from the judge.
         side: rows of the map.
 
@@ -216,13 +216,13 @@ def found_cells(image: Image.Image, found: Found, side: int) -> np.ndarray:
 
 
 def measure_generated(pipe: StableDiffusionPipeline, kind: Kind, count: int, seed: int) -> dict[str, list[float]]:
-    """Score the recorded maps of nouns and colors on generated pictures that are right.
+    """Score the recorded maps of nouns and colors on generated images that are right.
 
     Args:
         pipe: the plain pipeline.
         kind: of the tuning prompts: ``"single"``, ``"pair"`` or ``"triple"``.
-        count: pictures; those that the judge does not find right are left out.
-        seed: of the prompts and the pictures.
+        count: images; those that the judge does not find right are left out.
+        seed: of the prompts and the images.
 
     Returns:
         For each kind of word: shares of maps that point inside the outline and on paint, mean

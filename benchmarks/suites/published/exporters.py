@@ -1,6 +1,6 @@
-"""Pictures of a run in the folders that the official evaluators read.
+"""Images of a run in the folders that the official evaluators read.
 
-The evaluators of published sets find prompt and number of a picture in its path. Ours are named by prompt id and seed,
+The evaluators of published sets find prompt and number of an image in its path. Ours are named by prompt id and seed,
 so they are copied under the names that each tool wants.
 """
 
@@ -25,13 +25,13 @@ LAYOUTS = ("t2i_compbench", "attend_and_excite", "geneval")
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """One picture of the run.
+    """One image of the run.
 
     Args:
         prompt_id: of its prompt, without the split.
         category: of its prompt.
         prompt: the text.
-        number: which picture of the prompt, from 0, in the order of the seeds.
+        number: which image of the prompt, from 0, in the order of the seeds.
         path: where it is.
     """
 
@@ -43,20 +43,20 @@ class Shot:
 
 
 def export_run(run: Path, arm: str, layout: str, out: Path, data: str | None = None) -> int:
-    """Copy the pictures of an arm into an official layout.
+    """Copy the images of an arm into an official layout.
 
     Args:
         run: folder of a run that is done.
         arm: which of its arms.
         layout: one of :data:`LAYOUTS`.
         out: the folder to make; it must not hold anything.
-        data: for GenEval the folder with its metadata, which the evaluator wants beside the pictures.
+        data: for GenEval the folder with its metadata, which the evaluator wants beside the images.
 
     Returns:
-        How many pictures were copied.
+        How many images were copied.
 
     Raises:
-        BadSetting: for an unknown layout or arm, a run with missing or failed pictures, a prompt that the official tool
+        BadSetting: for an unknown layout or arm, a run with missing or failed images, a prompt that the official tool
             could not read back from a file name, or a folder that is not empty; nothing is written then.
     """
     if layout not in LAYOUTS:
@@ -93,7 +93,7 @@ def _shots(run: Path, arm: str) -> list[Shot]:
     own = rows[rows["arm"] == arm].sort_values(["category", "prompt_id", "seed"])
     failed = int((own["status"] != "ok").sum())
     if failed:
-        raise BadSetting(f"{failed} pictures of {arm!r} failed.", "Make them again: --retry-failed.")
+        raise BadSetting(f"{failed} images of {arm!r} failed.", "Make them again: --retry-failed.")
     shots = []
     for _, group in own.groupby("prompt_id", sort=False):
         for number, row in enumerate(group.to_dict("records")):
@@ -104,7 +104,7 @@ def _shots(run: Path, arm: str) -> list[Shot]:
 def _shot(run: Path, number: int, row: dict[str, Any]) -> Shot:
     path = run / row["image"]
     if not path.is_file():
-        raise BadSetting(f"The picture {row['image']!r} is not there.", "Run again: what is missing is made anew.")
+        raise BadSetting(f"The image {row['image']!r} is not there.", "Run again: what is missing is made anew.")
     name = str(row["prompt_id"]).partition("-")[2]  # without the split
     return Shot(prompt_id=name, category=row["category"], prompt=row["prompt"], number=number, path=path)
 
@@ -117,10 +117,10 @@ def _compbench(shots: Sequence[Shot]) -> Iterator[tuple[Shot, str]]:
 
 
 def _attend_and_excite(shots: Sequence[Shot]) -> Iterator[tuple[Shot, str]]:
-    """``<prompt>/<number>.png``; the tool puts all pictures into one array, so every prompt has as many."""
+    """``<prompt>/<number>.png``; the tool puts all images into one array, so every prompt has as many."""
     counts = {shot.prompt: sum(each.prompt == shot.prompt for each in shots) for shot in shots}
     if len(set(counts.values())) > 1:
-        raise BadSetting("The prompts have different numbers of pictures.", "Run all of them with the same seeds.")
+        raise BadSetting("The prompts have different numbers of images.", "Run all of them with the same seeds.")
     for shot in shots:
         yield shot, f"{_readable(shot.prompt, '/')}/{shot.number}.png"
 
@@ -141,9 +141,9 @@ def _readable(prompt: str, forbidden: str) -> str:
 
 
 def _metadata(shots: Sequence[Shot], data: str | None) -> dict[str, dict[str, Any]]:
-    """What GenEval wants beside the pictures of each prompt."""
+    """What GenEval wants beside the images of each prompt."""
     if data is None:
-        raise BadSetting("GenEval wants its metadata beside the pictures.", "Say where they are: --data FOLDER.")
+        raise BadSetting("GenEval wants its metadata beside the images.", "Say where they are: --data FOLDER.")
     known = {each.id: each for each in read_set("geneval", Path(data))}
     found = {}
     for shot in shots:

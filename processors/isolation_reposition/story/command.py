@@ -14,7 +14,7 @@ __all__ = ["story"]
 
 
 def story(
-    file: Annotated[Path, typer.Argument(help="A story: YAML, or a picture or story.json that this command wrote.")],
+    file: Annotated[Path, typer.Argument(help="A story: YAML, or an image or story.json that this command wrote.")],
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("story"),
     model: Model = "shapes",
     check: Annotated[bool, typer.Option("--check", help="Only find out whether the story can be told.")] = False,
@@ -22,6 +22,6 @@ def story(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Tell a story: several pictures in which the same subjects stay themselves."""
+    """Tell a story: several images in which the same subjects stay themselves."""
     work = importlib.import_module("t2ictl.processors.isolation_reposition.story.files")
     work.story_files(file, out, model, device=device, dtype=dtype, only_check=check, as_json=as_json)

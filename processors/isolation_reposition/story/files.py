@@ -15,7 +15,7 @@ from t2ictl.cli.commands import check_place, open_model
 from t2ictl.controls.registry import control_from_dict
 from t2ictl.errors import BadSetting
 from t2ictl.processors.isolation_reposition.control import IsolationReposition
-from t2ictl.processors.isolation_reposition.story.result import Story, StoryPicture
+from t2ictl.processors.isolation_reposition.story.result import Story, StoryImage
 from t2ictl.processors.isolation_reposition.story.settings import read_story
 from t2ictl.processors.isolation_reposition.story.story import check, story
 
@@ -25,9 +25,9 @@ __all__ = ["story_files"]
 def story_files(
     file: Path, out: Path, model: str, *, device: str | None, dtype: str, only_check: bool, as_json: bool
 ) -> None:
-    """Tell the story of a file and write its pictures, a contact sheet and ``story.json``.
+    """Tell the story of a file and write its images, a contact sheet and ``story.json``.
 
-    Each picture is written as soon as it is made, and those of this very story that are there are not made again: after
+    Each image is written as soon as it is made, and those of this very story that are there are not made again: after
     a crash the same command goes on.
 
     Args:
@@ -57,28 +57,28 @@ def story_files(
             print(f"scene {number}: {', '.join(names)}")
         return
 
-    def keep(picture: StoryPicture) -> None:
+    def keep(image: StoryImage) -> None:
         out.mkdir(exist_ok=True)
-        picture.save(out)
+        image.save(out)
 
     told = story(
         pipe,
         subjects,
         scenes,
         control=method,
-        on_picture=keep,
+        on_image=keep,
         finished=_finished(out),
         **settings,
     )
     _report(told, told.save(out), as_json)
 
 
-def _finished(out: Path) -> list[StoryPicture]:
-    """Pictures that an earlier run left; what is no picture of a story is passed over."""
+def _finished(out: Path) -> list[StoryImage]:
+    """Images that an earlier run left; what is no image of a story is passed over."""
     found = []
     for path in sorted(out.glob("*-*.png")):
         with contextlib.suppress(BadSetting, ValidationError, OSError):
-            found.append(StoryPicture.read(path))
+            found.append(StoryImage.read(path))
     return found
 
 

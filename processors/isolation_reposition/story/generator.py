@@ -1,4 +1,4 @@
-"""What makes the pictures of a story: calls of the pipeline, one after the other, and what they tell each other."""
+"""What makes the images of a story: calls of the pipeline, one after the other, and what they tell each other."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from t2ictl.errors import BadSetting, Cancelled
 from t2ictl.generation import provenance
 from t2ictl.processors.isolation_reposition.control import IsolationReposition
 from t2ictl.processors.isolation_reposition.reference_bank import ReferenceBank
-from t2ictl.processors.isolation_reposition.story.locator import Lookout
-from t2ictl.processors.isolation_reposition.story.result import Story, StoryPicture
+from t2ictl.processors.isolation_reposition.story.locator import SubjectLocator
+from t2ictl.processors.isolation_reposition.story.result import Story, StoryImage
 from t2ictl.processors.isolation_reposition.story.settings import StorySettings
-from t2ictl.processors.isolation_reposition.story_context import Telling
+from t2ictl.processors.isolation_reposition.story_context import StoryContext
 from t2ictl.processors.isolation_reposition.subjects import Subject
 from t2ictl.session.cost import Cost
 from t2ictl.session.session import controlled
-from t2ictl.settings.images import open_picture
+from t2ictl.settings.images import open_image
 
-__all__ = ["Detector", "Teller"]
+__all__ = ["Detector", "StoryGenerator"]
 
-#: Gives for a picture and the names in it where each is: a box (fractions), a mask, or None if it was not found.
+#: Gives for an image and the names in it where each is: a box (fractions), a mask, or None if it was not found.
 Detector = Callable[[Image.Image, Sequence[str]], Mapping[str, Any]]
 
 
@@ -44,8 +44,8 @@ class _Within(Control):
     paper = IsolationReposition.paper
     has_losses = False
 
-    def __init__(self, control: IsolationReposition, telling: Telling) -> None:
-        self._control, self._telling = control, telling
+    def __init__(self, control: IsolationReposition, story_context: StoryContext) -> None:
+        self._control, self._telling = control, story_context
 
     def plan(self, context: PlanContext) -> Plan:
         """The plan of the method, which knows of the other calls."""
@@ -53,18 +53,18 @@ class _Within(Control):
 
 
 @dataclass
-class Teller:
-    """Makes the pictures of one story.
+class StoryGenerator:
+    """Makes the images of one story.
 
     Args:
         pipe: the pipeline.
         wanted: the story.
         method: settings of the method.
         others: further controls.
-        detector: finds subjects in pictures, or None.
+        detector: finds subjects in images, or None.
         there: names of the subjects of each scene.
-        on_picture: gets each picture as soon as it is made.
-        finished: pictures of an earlier run; those of this very story are not made again.
+        on_image: gets each image as soon as it is made.
+        finished: images of an earlier run; those of this very story are not made again.
     """
 
     pipe: Any
@@ -73,8 +73,8 @@ class Teller:
     others: tuple[Control, ...]
     detector: Detector | None
     there: tuple[tuple[str, ...], ...]
-    on_picture: Callable[[StoryPicture], Any] | None = None
-    finished: Sequence[StoryPicture] = ()
+    on_image: Callable[[StoryImage], Any] | None = None
+    finished: Sequence[StoryImage] = ()
     cost: Cost = field(default_factory=Cost)
     generations: dict[str, float] = field(default_factory=dict)
     portraits: dict[str, Image.Image] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Teller:
         self.places |= {name: dict(each.places) for name, each in self._there.items()}
 
     def tell(self) -> Story:
-        """Make all pictures that are not there yet."""
+        """Make all images that are not there yet."""
         is_latent = self.method.reposition == "latent"
         subjects = self._pictured() if is_latent else self.wanted.subjects
         regions = self._regions(is_latent)
@@ -120,9 +120,9 @@ class Teller:
         return [number for number in range(len(self.wanted.scenes)) if f"scene-{number + 1}" not in self._there]
 
     def _deliver(self, name: str, image: Image.Image) -> None:
-        if self.on_picture is not None and name not in self._there:
+        if self.on_image is not None and name not in self._there:
             places = self.places.get(name, {})
-            self.on_picture(StoryPicture(name=name, image=image, settings=self.settings, places=places))
+            self.on_image(StoryImage(name=name, image=image, settings=self.settings, places=places))
 
     # -- reading portraits ------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class Teller:
         bank = ReferenceBank(int(wanted.memory_mb * 2**20))
         scenes = self._scenes_open
         is_whole = not scenes and all(self._portrait_name(subject) in self._there for subject in wanted.subjects)
-        subjects = [] if is_whole else list(wanted.subjects)  # what scenes read of them is in no picture
+        subjects = [] if is_whole else list(wanted.subjects)  # what scenes read of them is in no image
         is_one_call = len(subjects) + len(scenes) <= wanted.batch
         while subjects or scenes:
             again = bank.is_full  # nothing is kept: every call shows all portraits, and one scene at least
@@ -140,8 +140,8 @@ class Teller:
             subjects = [] if again else subjects[wanted.batch :]
             room = 0 if subjects else max(int(again), wanted.batch - len(shown))
             told, scenes = scenes[:room], scenes[room:]
-            pictures = self._call_with_portraits(shown, told, regions, None if is_one_call else bank)
-            made |= dict(zip(told, pictures[len(shown) :], strict=True))
+            images = self._call_with_portraits(shown, told, regions, None if is_one_call else bank)
+            made |= dict(zip(told, images[len(shown) :], strict=True))
             if bank.is_full and scenes:
                 self._warn_full()
         return made
@@ -164,11 +164,11 @@ class Teller:
         names = (*(f"portrait|{subject.name}" for subject in shown), *(f"scene|{number}" for number in told))
         prompts = [*(subject.prompt for subject in shown), *(wanted.scenes[number].prompt for number in told)]
         seeds = [*map(self._portrait_seed, shown), *map(self._scene_seed, told)]
-        telling = Telling(names=names, bank=bank)
-        images = self._call([_Within(control, telling)], prompts, seeds)
-        self._note_places(telling, dict(enumerate(told, start=len(shown))))
+        story_context = StoryContext(names=names, bank=bank)
+        images = self._call([_Within(control, story_context)], prompts, seeds)
+        self._note_places(story_context, dict(enumerate(told, start=len(shown))))
         for place, subject in enumerate(shown):
-            self._note(self._portrait_name(subject), subject.name, telling, place, 0)
+            self._note(self._portrait_name(subject), subject.name, story_context, place, 0)
         self._count("portraits", len(shown))
         self._count("scenes", len(told))
         for subject, image in zip(shown, images, strict=False):
@@ -190,7 +190,7 @@ class Teller:
     # -- composites -------------------------------------------------------------------------
 
     def _pictured(self) -> tuple[Subject, ...]:
-        """The subjects, each with a picture and a region in it."""
+        """The subjects, each with an image and a region in it."""
         found: dict[str, Region] = {}
         for subject in self.wanted.subjects:
             if (known := self._there.get(self._portrait_name(subject))) is not None and subject.image is None:
@@ -198,7 +198,7 @@ class Teller:
                 found |= known.places
         bare = [each for each in self.wanted.subjects if each.image is None and each.name not in self.portraits]
         for part in _parts(bare, self.wanted.batch):
-            lookout = Lookout([(subject.name,) for subject in part], self.method.memory)
+            lookout = SubjectLocator([(subject.name,) for subject in part], self.method.ema)
             prompts = [subject.prompt for subject in part]
             images = self._call([lookout], prompts, [self._portrait_seed(subject) for subject in part])
             self._count("portraits", len(part))
@@ -207,18 +207,18 @@ class Teller:
                 found[subject.name] = lookout.region(number, 0)
         for subject in self.wanted.subjects:
             if subject.image is not None:
-                self.portraits[subject.name] = open_picture(subject.image)
-        return tuple(self._with_picture(subject, found.get(subject.name)) for subject in self.wanted.subjects)
+                self.portraits[subject.name] = open_image(subject.image)
+        return tuple(self._with_image(subject, found.get(subject.name)) for subject in self.wanted.subjects)
 
-    def _with_picture(self, subject: Subject, found: Region | None) -> Subject:
+    def _with_image(self, subject: Subject, found: Region | None) -> Subject:
         image = self.portraits[subject.name]
         region = subject.region or self._detected(image, [subject.name]).get(subject.name) or found
         if region is None:
-            raise BadSetting(f"The detector did not find {subject.name!r} in its picture.", "Give its box or mask.")
-        picture: Any = subject.image or image  # a field of this type takes both
+            raise BadSetting(f"The detector did not find {subject.name!r} in its given_image.", "Give its box or mask.")
+        given_image: Any = subject.image or image  # a field of this type takes both
         self.places[self._portrait_name(subject)] = {subject.name: region}
         self._deliver(self._portrait_name(subject), image)
-        return replace(subject, image=picture, box=region.box, mask=region.mask)
+        return replace(subject, image=given_image, box=region.box, mask=region.mask)
 
     def _composed(self, subjects: tuple[Subject, ...], regions: Sequence[tuple[Region, ...]]) -> dict[int, Image.Image]:
         """Each scene beside the composite that it reads; scenes of one prompt lie in different calls."""
@@ -238,9 +238,9 @@ class Teller:
             )
             names = tuple(f"{what}|{number}" for number in numbers for what in ("composite", "scene"))
             prompts = [self.wanted.scenes[number].prompt for number in twice]
-            telling = Telling(names=names)
-            images = self._call([_Within(control, telling)], prompts, [*map(self._scene_seed, twice)])
-            self._note_places(telling, {2 * place + 1: number for place, number in enumerate(numbers)})
+            story_context = StoryContext(names=names)
+            images = self._call([_Within(control, story_context)], prompts, [*map(self._scene_seed, twice)])
+            self._note_places(story_context, {2 * place + 1: number for place, number in enumerate(numbers)})
             self._count("composites", len(numbers))
             self._count("scenes", len(numbers))
             made |= dict(zip(numbers, images[1::2], strict=True))
@@ -266,7 +266,7 @@ class Teller:
     def _rehearsed(self, part: Sequence[int]) -> list[dict[str, Region]]:
         """Where the subjects are in a plain run of the same noise."""
         wanted = self.wanted
-        lookout = Lookout([self.there[number] for number in part], self.method.memory)
+        lookout = SubjectLocator([self.there[number] for number in part], self.method.ema)
         share = 1.0 if self.detector is not None else wanted.rehearsal
         prompts = [wanted.scenes[number].prompt for number in part]
         images = self._call([lookout], prompts, [self._scene_seed(number) for number in part], share)
@@ -292,15 +292,15 @@ class Teller:
             if place is not None
         }
 
-    def _note_places(self, telling: Telling, scenes: Mapping[int, int]) -> None:
-        """Keep where the subjects of scenes are, by their picture in the call."""
+    def _note_places(self, story_context: StoryContext, scenes: Mapping[int, int]) -> None:
+        """Keep where the subjects of scenes are, by their image in the call."""
         for image, number in scenes.items():
             for place, name in enumerate(self.there[number]):
-                self._note(f"scene-{number + 1}", name, telling, image, place)
+                self._note(f"scene-{number + 1}", name, story_context, image, place)
 
-    def _note(self, picture: str, name: str, telling: Telling, image: int, place: int) -> None:
-        region = None if telling.places is None else telling.places.region(image, place)
-        own = self.places.setdefault(picture, {})
+    def _note(self, given_image: str, name: str, story_context: StoryContext, image: int, place: int) -> None:
+        region = None if story_context.places is None else story_context.places.region(image, place)
+        own = self.places.setdefault(given_image, {})
         if region is not None:
             own[name] = region
 
@@ -309,7 +309,7 @@ class Teller:
     def _call(
         self, controls: Sequence[Control], prompts: Sequence[str], seeds: Sequence[int], share: float = 1.0
     ) -> list[Image.Image]:
-        """One call of the pipeline; without pictures if it ends early."""
+        """One call of the pipeline; without images if it ends early."""
         wanted = self.wanted
         arguments = wanted.request(prompts).arguments()
         arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

@@ -1,4 +1,4 @@
-"""Looking for subjects in pictures while these are made, and changing nothing.
+"""Looking for subjects in images while these are made, and changing nothing.
 
 Legend: ``N`` subject, ``Y`` ``X`` map rows and columns, ``T`` prompt token.
 """
@@ -9,22 +9,22 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from t2ictl.controls.base import Control, Plan, PlanContext, Watch
+from t2ictl.controls.base import Control, MapHook, Plan, PlanContext
 from t2ictl.controls.concepts import ConceptMaps
 from t2ictl.controls.layouts import Region
-from t2ictl.processors.isolation_reposition.cast import Cast
-from t2ictl.processors.isolation_reposition.places import Places
+from t2ictl.processors.isolation_reposition.cast import SubjectAssignment
+from t2ictl.processors.isolation_reposition.places import SubjectRegions
 from t2ictl.settings.windows import Step
 
-__all__ = ["Lookout"]
+__all__ = ["SubjectLocator"]
 
 
-class Lookout(Control):
-    """Finds out where the subjects of each picture are, by their words' maps; it is there for one call.
+class SubjectLocator(Control):
+    """Finds out where the subjects of each image are, by their words' maps; it is there for one call.
 
     Args:
         names: the subjects of each prompt.
-        memory: weight of earlier maps in the mean, in [0, 1).
+        ema: weight of earlier maps in the mean, in [0, 1).
     """
 
     name = "lookout"
@@ -34,26 +34,26 @@ class Lookout(Control):
 
     def __init__(self, names: Sequence[Sequence[str]], memory: float) -> None:
         self._names, self._memory = names, memory
-        self._places: Places | None = None
+        self._places: SubjectRegions | None = None
 
     def plan(self, context: PlanContext) -> Plan:
-        """Watch the maps of the subjects' words."""
-        lanes = context.lanes.only("cond").lanes
-        rows = tuple(context.prompts[lane.prompt].find_all(self._names[lane.prompt]) for lane in lanes)
+        """MapHook the maps of the subjects' words."""
+        batch = context.batch.only("cond").rows
+        rows = tuple(context.prompts[row.prompt].find_all(self._names[row.prompt]) for row in batch)
         nobody = tuple((None,) * len(own) for own in rows)
-        maps = ConceptMaps.of(context, rows, (), "gaussian", "none")
-        self._places = places = Places(Cast(rows, nobody, nobody, nobody), maps, self._memory)
+        maps = ConceptMaps.from_context(context, rows, (), "gaussian", "none")
+        self._places = places = SubjectRegions(SubjectAssignment(rows, nobody, nobody, nobody), maps, self._memory)
 
         def look(maps_BYXT: Tensor, step: Step) -> None:
             places.take(maps_BYXT)
 
-        return Plan(watches=(Watch(sites=maps.sites, take=look),))
+        return Plan(map_hooks=(MapHook(layers=maps.layers, take=look),))
 
     def region(self, image: int, number: int) -> Region:
         """Give where a subject was found.
 
         Args:
-            image: the picture.
+            image: the image.
             number: the subject, in the order of ``names``.
 
         Returns:

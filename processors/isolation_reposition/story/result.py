@@ -1,4 +1,4 @@
-"""A story that was told: its pictures, what made them, and what they cost."""
+"""A story that was told: its images, what made them, and what they cost."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from t2ictl.maps.figures import stacked
 from t2ictl.session.cost import Cost
 from t2ictl.settings.files import read_settings, write_json, write_png
 
-__all__ = ["Story", "StoryPicture"]
+__all__ = ["Story", "StoryImage"]
 
 COLUMNS = 4
 _REGIONS = TypeAdapter(dict[str, Region])
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoryPicture:
-    """One picture of a story, with all that made it.
+class StoryImage:
+    """One image of a story, with all that made it.
 
     Args:
         name: ``"portrait-1"``, ``"scene-1"``, ...
-        image: the picture.
+        image: the image.
         settings: those of the story.
         places: where its subjects are, by name.
     """
@@ -39,7 +39,7 @@ class StoryPicture:
     places: Mapping[str, Region]
 
     def belongs_to(self, settings: Mapping[str, Any]) -> bool:
-        """Tell whether the picture was made by the story with these settings, on the same pipeline and versions."""
+        """Tell whether the image was made by the story with these settings, on the same pipeline and versions."""
         keys = ("story", "controls", "pipeline", "parser", "versions")
         return all(self.settings.get(key) == settings.get(key) for key in keys)
 
@@ -52,26 +52,26 @@ class StoryPicture:
         Returns:
             The path.
         """
-        settings = {**self.settings, "picture": self.name, "places": _plain(self.places)}
+        settings = {**self.settings, "image": self.name, "places": _plain(self.places)}
         return write_png(self.image, folder / f"{self.name}.png", settings)
 
     @classmethod
-    def read(cls, path: Path) -> StoryPicture:
-        """Read a picture back.
+    def read(cls, path: Path) -> StoryImage:
+        """Read an image back.
 
         Args:
             path: a file that :meth:`save` wrote.
 
         Returns:
-            The picture.
+            The image.
 
         Raises:
             BadSetting: if it is none.
         """
         settings = read_settings(path)
-        name, places = settings.pop("picture", None), settings.pop("places", None)
+        name, places = settings.pop("image", None), settings.pop("places", None)
         if not isinstance(name, str) or places is None:
-            raise BadSetting(f"{path.name} is no picture of a story.", "Use a file that `t2ictl story` wrote.")
+            raise BadSetting(f"{path.name} is no image of a story.", "Use a file that `t2ictl story` wrote.")
         with Image.open(path) as opened:
             image = opened.convert("RGB")
         return cls(name=name, image=image, settings=settings, places=_REGIONS.validate_python(places))
@@ -85,18 +85,18 @@ def _plain(places: Mapping[str, Region]) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class Story:
-    """The pictures of a story, and everything that made them.
+    """The images of a story, and everything that made them.
 
     Args:
-        portraits: picture by name of the subject.
-        scenes: the pictures, in the order of the scenes.
+        portraits: image by name of the subject.
+        scenes: the images, in the order of the scenes.
         captions: their prompts.
-        places: where the subjects of each picture are, as it was given, rehearsed or found; by the name of the picture
+        places: where the subjects of each image are, as it was given, rehearsed or found; by the name of the image
             (``"portrait-1"``, ``"scene-1"``) and the subject's. One that was found nowhere is left out.
         there: names of the subjects of each scene.
         settings: subjects, scenes, control, request, pipeline and versions as plain JSON data.
         cost: the work of all calls together.
-        generations: how many pictures' worth of denoising each part took; a rehearsal that ended early counts as the
+        generations: how many images' worth of denoising each part took; a rehearsal that ended early counts as the
             share of its steps.
     """
 
@@ -115,7 +115,7 @@ class Story:
         return stacked([list(self.portraits.items()), list(zip(self.captions, self.scenes, strict=True))], COLUMNS)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write all pictures with their settings inside, the contact sheet and ``story.json``.
+        """Write all images with their settings inside, the contact sheet and ``story.json``.
 
         Args:
             folder: where to; it is made if it is not there. Each file is written whole or not at all.
@@ -131,12 +131,12 @@ class Story:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadSetting(f"The folder {str(folder)!r} cannot be made: {error}.", "Give another one.") from None
-        pictures = {f"portrait-{number}": each for number, each in enumerate(self.portraits.values(), start=1)}
-        pictures |= {f"scene-{number}": each for number, each in enumerate(self.scenes, start=1)}
-        paths = [write_png(self.sheet, folder / "sheet.png", {**self.settings, "picture": "sheet"})]
-        for name, image in pictures.items():
+        images = {f"portrait-{number}": each for number, each in enumerate(self.portraits.values(), start=1)}
+        images |= {f"scene-{number}": each for number, each in enumerate(self.scenes, start=1)}
+        paths = [write_png(self.sheet, folder / "sheet.png", {**self.settings, "image": "sheet"})]
+        for name, image in images.items():
             places = self.places.get(name, {})
-            paths.append(StoryPicture(name=name, image=image, settings=self.settings, places=places).save(folder))
+            paths.append(StoryImage(name=name, image=image, settings=self.settings, places=places).save(folder))
         data = {
             **self.settings,
             "there": [list(names) for names in self.there],

@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 
 def _sized(value: Any) -> Any:
-    """Read a mask (file, picture, array, nested lists) together with its size; its own JSON form stays as it is."""
+    """Read a mask (file, image, array, nested lists) together with its size; its own JSON form stays as it is."""
     if isinstance(value, (list, tuple)) and len(value) == 2 and np.ndim(value[0]) == 1 and np.ndim(value[1]) == 2:
         return value
     value = opened_mask(value)
@@ -41,13 +41,13 @@ SizedMask = Annotated[tuple[Size, Mask], BeforeValidator(_sized)]
 
 @settings_class
 class Scene:
-    """One picture of a story.
+    """One image of a story.
 
     Args:
         prompt: it names its subjects.
         subjects: names of those who are in it; empty for all that the prompt names.
         boxes: where some of them are, by name: left, top, right and bottom edge as fractions.
-        masks: where others are, by name: picture file, image, array or nested list of the size of the picture, above
+        masks: where others are, by name: image file, image, array or nested list of the size of the image, above
             one half inside. Who has neither is looked for.
         seed: of its noise; None for one that follows from the story's.
 
@@ -62,12 +62,12 @@ class Scene:
     prompt: str = setting(default="", help="it names its subjects")
     subjects: tuple[str, ...] = setting(default=(), help="who is in it; empty: all that the prompt names")
     boxes: dict[str, Box] = setting(default={}, help="where they are: x0, y0, x1, y1 (fractions) by name")
-    masks: dict[str, SizedMask] = setting(default={}, help="where they are: mask of the picture's size by name")
+    masks: dict[str, SizedMask] = setting(default={}, help="where they are: mask of the image's size by name")
     seed: int | None = setting(default=None, help="seed of its noise; empty: follows from the story's", low=0)
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise BadSetting("A scene has no prompt.", "Say what the picture shall show.")
+            raise BadSetting("A scene has no prompt.", "Say what the image shall show.")
         both = sorted({*self.boxes} & {*self.masks})
         if both:
             raise BadSetting(f"In {self.prompt!r} {both[0]!r} has a box and a mask.", "Give one of them.")
@@ -94,7 +94,7 @@ def check_story(
     Args:
         subjects: of the story.
         scenes: of the story.
-        size: height and width of the pictures (pixels).
+        size: height and width of the images (pixels).
         parse: reads a prompt as the pipeline does.
 
     Returns:
@@ -102,9 +102,9 @@ def check_story(
 
     Raises:
         BadSetting: without subjects or scenes; if two subjects share name or prompt; if a scene names a subject that
-            the story has not, or none; if a box lies outside of the picture, or two regions overlap.
+            the story has not, or none; if a box lies outside of the image, or two regions overlap.
         SpanNotFound: if a subject is not in the prompt of its portrait, or of a scene that it is said to be in.
-        ShapeMismatch: if a mask has not the size of the picture.
+        ShapeMismatch: if a mask has not the size of the image.
     """
     if not subjects or not scenes:
         raise BadSetting(f"The story has no {'scenes' if subjects else 'subjects'}.", "Give at least one.")
@@ -160,8 +160,8 @@ def _check_places(scene: Scene, title: str, size: Size) -> None:
     for name, (found, _) in scene.masks.items():
         if tuple(found) != tuple(size):
             raise ShapeMismatch(
-                f"{title}: the mask of {name!r} is {found[1]} x {found[0]}, the picture {size[1]} x {size[0]}.",
-                "Give a mask of the size of the picture (pixels).",
+                f"{title}: the mask of {name!r} is {found[1]} x {found[0]}, the image {size[1]} x {size[0]}.",
+                "Give a mask of the size of the image (pixels).",
             )
     for one, other in itertools.combinations([*scene.boxes, *scene.masks], 2):
         if _overlap(scene, one, other):

@@ -25,7 +25,7 @@ class StorySettings:
 
     Args:
         subjects: who is in it.
-        scenes: its pictures.
+        scenes: its images.
         places: where a scene does not say where its subjects are: they are looked for while it is made (``"online"``),
             or in a plain run of the same noise before it (``"rehearsal"``), which composites need.
         rehearsal: share of the steps after which such a run ends; with a detector it goes to the end.
@@ -33,26 +33,26 @@ class StorySettings:
         steps: denoising steps.
         guidance_scale: strength of classifier-free guidance; 1 or less is none.
         negative_prompt: what guidance leads away from.
-        width: picture width (pixels); None for the model's own.
-        height: picture height (pixels); None for the model's own.
+        width: image width (pixels); None for the model's own.
+        height: image height (pixels); None for the model's own.
         parser: how words are found.
-        batch: most pictures in a call.
+        batch: most images in a call.
         memory_mb: most memory (MiB, of the host) for what later calls read of the portraits. Where it does not suffice
             portraits are made again in every call.
     """
 
     subjects: tuple[Subject, ...] = setting(default=(), help="who is in the story")
-    scenes: tuple[Scene, ...] = setting(default=(), help="its pictures")
+    scenes: tuple[Scene, ...] = setting(default=(), help="its images")
     places: Literal["online", "rehearsal"] = setting(default="online", help="how subjects without a place are found")
     rehearsal: float = setting(default=0.4, help="share of the steps of a rehearsal", low=0.05, high=1.0)
     seed: int = setting(default=0, help="seed of the first portrait; the others have the next ones", low=0)
     steps: int = setting(default=25, help="denoising steps", low=1)
     guidance_scale: float = setting(default=7.5, help="strength of classifier-free guidance; 1: none", low=0.0)
     negative_prompt: str = setting(default="", help="what guidance leads away from")
-    width: int | None = setting(default=None, help="picture width (pixels); empty: the model's own", low=8)
-    height: int | None = setting(default=None, help="picture height (pixels); empty: the model's own", low=8)
+    width: int | None = setting(default=None, help="image width (pixels); empty: the model's own", low=8)
+    height: int | None = setting(default=None, help="image height (pixels); empty: the model's own", low=8)
     parser: str = setting(default="grammar", help="how words are found: grammar or spacy")
-    batch: int = setting(default=8, help="most pictures in a call", low=2)
+    batch: int = setting(default=8, help="most images in a call", low=2)
     memory_mb: float = setting(default=4096.0, help="most memory for what is kept of portraits (MiB)", low=0.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,11 +74,11 @@ class StorySettings:
 
 
 def read_story(path: str | Path) -> tuple[StorySettings, dict[str, Any]]:
-    """Read a story from a YAML or JSON file, or from a picture or ``story.json`` of a story that was told.
+    """Read a story from a YAML or JSON file, or from an image or ``story.json`` of a story that was told.
 
     Args:
         path: the file. Its keys are the fields of :class:`StorySettings`, and ``control`` with fields of the method.
-            Files of pictures and masks that it names are sought beside it.
+            Files of images and masks that it names are sought beside it.
 
     Returns:
         The story, and the fields of the method.

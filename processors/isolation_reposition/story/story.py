@@ -1,4 +1,4 @@
-"""Stories: several pictures in which the same subjects stay themselves, told with isolation and reposition attention.
+"""Stories: several images in which the same subjects stay themselves, told with isolation and reposition attention.
 
 The portraits of the subjects are made once, and the scenes read them. What fits into one call is one call; what does
 not is cut into several, and what layers saw of the portraits is kept for the later ones.
@@ -14,8 +14,8 @@ from t2ictl.controls.base import Control
 from t2ictl.errors import BadSetting
 from t2ictl.families import find_adapter, parse
 from t2ictl.processors.isolation_reposition.control import IsolationReposition
-from t2ictl.processors.isolation_reposition.story.generator import Detector, Teller
-from t2ictl.processors.isolation_reposition.story.result import Story, StoryPicture
+from t2ictl.processors.isolation_reposition.story.generator import Detector, StoryGenerator
+from t2ictl.processors.isolation_reposition.story.result import Story, StoryImage
 from t2ictl.processors.isolation_reposition.story.scenes import Scene, check_story
 from t2ictl.processors.isolation_reposition.story.settings import StorySettings
 from t2ictl.processors.isolation_reposition.subjects import Subject
@@ -31,11 +31,11 @@ def story(
     control: IsolationReposition | None = None,
     controls: Sequence[Control] = (),
     detector: Detector | None = None,
-    on_picture: Callable[[StoryPicture], Any] | None = None,
-    finished: Sequence[StoryPicture] = (),
+    on_image: Callable[[StoryImage], Any] | None = None,
+    finished: Sequence[StoryImage] = (),
     **settings: Any,
 ) -> Story:
-    """Tell a story: make its pictures so that the subjects stay apart, and stay themselves.
+    """Tell a story: make its images so that the subjects stay apart, and stay themselves.
 
     With ``reposition="resample"`` this takes S + T generations for S subjects and T scenes, a rehearsal of the scenes
     its share of T more. With ``"latent"`` it takes S + 2T, or S + 3T with whole rehearsals: each scene reads one
@@ -44,14 +44,14 @@ def story(
     Args:
         pipe: a diffusers pipeline.
         subjects: who is in the story.
-        scenes: its pictures.
+        scenes: its images.
         control: settings of the method; its subjects, concepts and layout are filled in here.
-        controls: other controls that act on all pictures.
-        detector: gives where subjects are in a picture, in the place of their words' maps: in rehearsals, and, in
+        controls: other controls that act on all images.
+        detector: gives where subjects are in an image, in the place of their words' maps: in rehearsals, and, in
             latent mode, in portraits.
-        on_picture: called with each picture as soon as it is made, so that nothing is lost if a later call fails.
-        finished: pictures of an earlier run. Those that were made with these very settings, pipeline and versions are
-            not made again; for scenes that are missing, portraits are, since no picture holds what scenes read of them.
+        on_image: called with each image as soon as it is made, so that nothing is lost if a later call fails.
+        finished: images of an earlier run. Those that were made with these very settings, pipeline and versions are
+            not made again; for scenes that are missing, portraits are, since no image holds what scenes read of them.
         **settings: further fields of :class:`StorySettings`: ``seed``, ``steps``, ``guidance_scale``, ``places``, ...
 
     Returns:
@@ -60,20 +60,20 @@ def story(
     Raises:
         BadSetting: if the story cannot be told as it stands; nothing has been made then.
         SpanNotFound: if a subject is not in the prompt of its portrait, or of a scene that it is said to be in.
-        ShapeMismatch: if a mask has not the size of the picture.
+        ShapeMismatch: if a mask has not the size of the image.
 
     Example:
         >>> import t2ictl
         >>> from t2ictl.processors.isolation_reposition.story.scenes import Scene
-        >>> cast = [Subject(name="circle", prompt="a red circle"), Subject(name="square", prompt="a blue square")]
-        >>> told = t2ictl.story(t2ictl.load("shapes"), cast, [Scene(prompt="a circle and a square")], steps=2)
+        >>> assignment = [Subject(name="circle", prompt="a red circle"), Subject(name="square", prompt="a blue square")]
+        >>> told = t2ictl.story(t2ictl.load("shapes"), assignment, [Scene(prompt="a circle and a square")], steps=2)
         >>> len(told.scenes), dict(told.generations)
         (1, {'portraits': 2, 'scenes': 1})
     """
     wanted = StorySettings(subjects=tuple(subjects), scenes=tuple(scenes), **settings)
     method = IsolationReposition() if control is None else control
     there = check(pipe, wanted, method, detector)
-    return Teller(pipe, wanted, method, tuple(controls), detector, there, on_picture, finished).tell()
+    return StoryGenerator(pipe, wanted, method, tuple(controls), detector, there, on_image, finished).tell()
 
 
 def check(
@@ -100,14 +100,14 @@ def check(
     read = functools.partial(parse, pipe, parser=wanted.parser)
     there = check_story(wanted.subjects, wanted.scenes, (size[0], size[1]), read)
     if method.reposition == "latent":
-        _check_pictures(wanted.subjects, detector)
+        _check_images(wanted.subjects, detector)
     return there
 
 
-def _check_pictures(subjects: Sequence[Subject], detector: Detector | None) -> None:
+def _check_images(subjects: Sequence[Subject], detector: Detector | None) -> None:
     for subject in subjects:
         if subject.image is not None and subject.region is None and detector is None:
             raise BadSetting(
-                f"With reposition='latent' the picture of {subject.name!r} is cut out, and nothing says where it is.",
+                f"With reposition='latent' the image of {subject.name!r} is cut out, and nothing says where it is.",
                 "Give Subject(box=...) or Subject(mask=...), or a detector.",
             )

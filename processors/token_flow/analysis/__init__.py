@@ -1,1 +1,1 @@
-"""The parts of token-flow analysis: items, conditions, pictures, quantities, repair, report."""
+"""The parts of token-flow analysis: items, conditions, images, quantities, repair, report."""

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from t2ictl.errors import BadSetting
 from t2ictl.evaluation.judges import Judge
 from t2ictl.generation import Request, provenance
-from t2ictl.maps.queries import POINTING_SITES
+from t2ictl.maps.queries import POINTING_LAYERS
 from t2ictl.maps.record import Recording
 from t2ictl.processors.token_flow.analysis.estimates import (
     LeakCell,
@@ -26,8 +26,8 @@ from t2ictl.processors.token_flow.analysis.repair import RepairOutcome, repair_l
 from t2ictl.processors.token_flow.analysis.result import FlowResult
 from t2ictl.processors.token_flow.analysis.scoring import Scoring
 from t2ictl.processors.token_flow.analysis.screen import screen, screen_tokens
-from t2ictl.processors.token_flow.conditions import Condition, Removal
-from t2ictl.processors.token_flow.items import BoundItem, Item
+from t2ictl.processors.token_flow.conditions import Intervention, Removal
+from t2ictl.processors.token_flow.items import Item, ResolvedItem
 from t2ictl.processors.token_flow.tokens import token_table
 
 __all__ = ["flow"]
@@ -50,7 +50,7 @@ def flow(
 ) -> FlowResult:
     """Analyze what each word of a prompt carries, and what leaks from one item into another.
 
-    Encodings alone give the screen, in seconds. With a judge, pictures follow: all conditions (one token
+    Encodings alone give the screen, in seconds. With a judge, images follow: all conditions (one token
     kept, one taken out, an item alone, an item that has not read another) over the same noise, in batches. Every
     estimate has an interval; a repair is accepted only if seeds that chose nothing confirm it.
 
@@ -59,14 +59,14 @@ def flow(
         prompt: the prompt.
         items: words or :class:`Item` settings; empty for all objects that the parser finds.
         judge: tells what is to be seen: a name as for :func:`t2ictl.evaluation.judges.open_judge`, or a judge; None: no
-            pictures are judged, and only the screen and the word maps are made.
-        seeds: pictures of each condition. No-leak claims need many: the upper bound of 0 in 8 is 32 %, of 0 in 20 16 %.
+            images are judged, and only the screen and the word maps are made.
+        seeds: images of each condition. No-leak claims need many: the upper bound of 0 in 8 is 32 %, of 0 in 20 16 %.
         confirm: further seeds on which a repair must hold; 0: none is looked for.
         operators: how tokens are removed: ``"clean_pad"`` (the paper's), ``"encoder_mask"``, ``"drop"``.
         depths: shares of the encoder's layers whose reading of the prompt is shown, too, as 0.5 (Diffusion Lens).
-        folder: where pictures are kept, so that a stopped analysis goes on; None: nowhere.
-        batch: pictures of one pipeline call.
-        on_batch: gets the number of pictures done and to do; returns False to stop.
+        folder: where images are kept, so that a stopped analysis goes on; None: nowhere.
+        batch: images of one pipeline call.
+        on_batch: gets the number of images done and to do; returns False to stop.
         **request: fields of :class:`t2ictl.generation.Request`: ``seed`` (the first one), ``steps``, ``width``,
             ``height``, ``guidance_scale``, ``negative_prompt``, ``parser``.
 
@@ -75,8 +75,8 @@ def flow(
 
     Raises:
         SpanNotFound: if an item is not in the prompt.
-        BadSetting: for bad settings, before any picture is made.
-        Cancelled: if ``on_batch`` returned False; pictures made so far are in the folder.
+        BadSetting: for bad settings, before any image is made.
+        Cancelled: if ``on_batch`` returned False; images made so far are in the folder.
 
     Example:
         >>> import t2ictl
@@ -96,7 +96,7 @@ def flow(
 
 
 def _check(seeds: int, confirm: int, batch: int, operators: Sequence[Removal], depths: Sequence[float]) -> None:
-    """Say what cannot be, before any picture is made."""
+    """Say what cannot be, before any image is made."""
     if seeds < 1 or confirm < 0 or batch < 1:
         raise BadSetting(f"seeds={seeds}, confirm={confirm}, batch={batch}.", "Use 1 or more; confirm may be 0.")
     if not operators or set(operators) - set(get_args(Removal)):
@@ -115,7 +115,7 @@ class _Analysis:
     operators: tuple[Removal, ...]
     depths: tuple[float, ...]
 
-    def wanted_conditions(self) -> Iterator[Condition]:
+    def wanted_conditions(self) -> Iterator[Intervention]:
         """All conditions of the matrix and of the tokens."""
         make = self.scoring.conditions
         yield from (make.whole(), make.nothing(), make.keep("keep:end and padding", make.special))
@@ -140,14 +140,14 @@ class _Analysis:
         return f"drop:token {token} ({operator})"
 
     def run(self) -> FlowResult:
-        """Screen, pictures, quantities, repair, maps."""
+        """Screen, images, quantities, repair, maps."""
         scoring, is_judged = self.scoring, self.scoring.judge is not None
         wanted = list(self.wanted_conditions()) if is_judged else [scoring.conditions.whole()]
         scores = scoring.score(wanted) if is_judged else None
         leaks = () if scores is None else leak_cells(scores, scoring.items)
         repairs = tuple(self._repairs(leaks))
         whole = scoring.cells([scoring.conditions.whole()], scoring.seeds[:1])[0]
-        image, record = scoring.pictures.recorded(whole, Recording(sites=POINTING_SITES))
+        image, record = scoring.images.recorded(whole, Recording(layers=POINTING_LAYERS))
         read_tokens = [screen_tokens(scoring.conditions, each, scoring.encode) for each in scoring.items]
         return FlowResult(
             prompt=scoring.prompt.text,
@@ -165,8 +165,8 @@ class _Analysis:
             images=self._images(wanted, repairs) if is_judged else {("full", whole.seed): image},
             image=image,
             record=record,
-            cost=scoring.pictures.cost,
-            reused=scoring.pictures.reused,
+            cost=scoring.images.cost,
+            reused=scoring.images.reused,
             settings=self._settings(),
         )
 
@@ -177,7 +177,7 @@ class _Analysis:
                 drops: dict[str, str] = {name: self._drop(token, name) for name in self.operators}
                 yield token_cell(scores, item, token, table[token].text, self._keep(token), drops)
 
-    def _carriers(self, scores: Scores, item: BoundItem) -> tuple[int, ...]:
+    def _carriers(self, scores: Scores, item: ResolvedItem) -> tuple[int, ...]:
         asked = item.item.asked
         whole = float(scores.of(f"keep:{item.name}", asked).mean())
         single = {token: float(scores.of(self._keep(token), asked).mean()) for token in item.rows}
@@ -196,8 +196,8 @@ class _Analysis:
         for cell in leaks:
             yield repair_leak(self.scoring.conditions, self.scoring.items, cell, self.scoring.score, tests=tests)
 
-    def _images(self, wanted: Sequence[Condition], repairs: Sequence[RepairOutcome]) -> dict[tuple[str, int], Any]:
-        """The pictures of the conditions, and those of accepted repairs."""
+    def _images(self, wanted: Sequence[Intervention], repairs: Sequence[RepairOutcome]) -> dict[tuple[str, int], Any]:
+        """The images of the conditions, and those of accepted repairs."""
         by_name = {each.name: each for each in self.scoring.items}
         shown = list(wanted)
         for each in repairs:
@@ -211,7 +211,7 @@ class _Analysis:
                     )
                 )
         cells = self.scoring.cells(shown, self.scoring.seeds)
-        images = self.scoring.pictures.of(cells)
+        images = self.scoring.images.of(cells)
         return {(cell.condition, cell.seed): image for cell, image in zip(cells, images, strict=True)}
 
     def _settings(self) -> dict[str, Any]:

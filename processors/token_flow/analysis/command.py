@@ -23,7 +23,7 @@ def flow(
         str | None,
         typer.Option(help="shapes, clip:PATH, vlm:PATH, choice:PATH, detector:PATH or none; default: shapes' own."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Pictures of each condition.")] = 8,
+    seeds: Annotated[int, typer.Option(help="Images of each condition.")] = 8,
     confirm: Annotated[int, typer.Option(help="Further seeds on which a repair must hold; 0: no repair.")] = 12,
     operator: Annotated[
         list[str], typer.Option(help="How tokens are removed: clean_pad, encoder_mask, drop; may be repeated.")
@@ -36,7 +36,7 @@ def flow(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default: the model's own.")] = None,
     guidance_scale: Annotated[float, typer.Option(help="Strength of classifier-free guidance; 1: none.")] = 7.5,
     negative_prompt: Annotated[str, typer.Option(help="Negative prompt.")] = "",
-    batch: Annotated[int, typer.Option(help="Pictures of one pipeline call.")] = 8,
+    batch: Annotated[int, typer.Option(help="Images of one pipeline call.")] = 8,
     out: Annotated[Path, typer.Option(help="The folder to write to; the same command goes on there.")] = Path("flow"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: CUDA where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",

@@ -1,4 +1,4 @@
-"""What judged pictures say: which token carries an item, which one can go, which item leaks into which.
+"""What judged images say: which token carries an item, which one can go, which item leaks into which.
 
 Letters: ``S`` seed, ``Q`` question.
 """
@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from t2ictl.evaluation.statistics.resampling import Array
 from t2ictl.processors.token_flow.analysis.cells import Estimate, adjusted, difference, share
-from t2ictl.processors.token_flow.items import BoundItem
+from t2ictl.processors.token_flow.items import ResolvedItem
 
 __all__ = ["LeakCell", "Scores", "TokenCell", "carrier_set", "leak_cell", "leak_cells", "p_text", "token_cell"]
 
-# An effect of less than this counts as none: the default of the specification, a tenth of all pictures.
+# An effect of less than this counts as none: the default of the specification, a tenth of all images.
 NEGLIGIBLE = 0.1
 LEVEL = 0.05
 
@@ -39,7 +39,7 @@ def p_text(value: float | None) -> str:
 
 
 class Scores:
-    """What a judge said of every picture.
+    """What a judge said of every image.
 
     Args:
         questions: what it was asked, in order.
@@ -77,7 +77,7 @@ class TokenCell:
         carrier: how much more often the item is seen where only this token is kept than with an empty prompt.
         necessity: how much less often it is seen without this token, by removal operator.
         verdict: ``"carrier"``: it alone brings the item up; ``"redundant"``: neither interval reaches a tenth, so the
-            picture does without it; ``"no carrier"``: alone it does not bring the item up; else ``"open"``.
+            image does without it; ``"no carrier"``: alone it does not bring the item up; else ``"open"``.
     """
 
     token: int
@@ -99,8 +99,8 @@ class LeakCell:
     Args:
         target: the item whose rows may have read too much.
         source: the item that may have leaked.
-        form: ``"presence"``: a picture made from the target's rows alone shows the source; ``"sense"``: in the
-            picture of the whole prompt the target has the sense that the source would give it.
+        form: ``"presence"``: an image made from the target's rows alone shows the source; ``"sense"``: in the
+            image of the whole prompt the target has the sense that the source would give it.
         is_possible: False where a causal encoder never lets the target read the source.
         seen: what the judge saw, what it was asked for.
         before: how often with the rows of the prompt.
@@ -134,7 +134,7 @@ class LeakCell:
 
 
 def token_cell(
-    scores: Scores, item: BoundItem, token: int, text: str, keep: str, drops: Mapping[str, str]
+    scores: Scores, item: ResolvedItem, token: int, text: str, keep: str, drops: Mapping[str, str]
 ) -> TokenCell:
     """Judge one token of an item.
 
@@ -189,7 +189,7 @@ def carrier_set(keep: Mapping[int, float], pairs: Mapping[tuple[int, int], float
     return tuple(sorted(keep))
 
 
-def leak_cells(scores: Scores, items: Sequence[BoundItem]) -> tuple[LeakCell, ...]:
+def leak_cells(scores: Scores, items: Sequence[ResolvedItem]) -> tuple[LeakCell, ...]:
     """Give the leakage matrix: all pairs by presence, and by sense where an item has one for the other.
 
     Args:
@@ -215,8 +215,8 @@ def leak_cells(scores: Scores, items: Sequence[BoundItem]) -> tuple[LeakCell, ..
 
 
 def leak_cell(
-    target: BoundItem,
-    source: BoundItem,
+    target: ResolvedItem,
+    source: ResolvedItem,
     form: Literal["presence", "sense"],
     seen: str,
     before_S: Array,

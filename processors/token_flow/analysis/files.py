@@ -78,7 +78,7 @@ def flow_files(
     request: dict[str, Any],
     **options: Any,
 ) -> None:
-    """Analyze a prompt and write ``report.html`` and ``report.json``; pictures are kept, so that it can go on.
+    """Analyze a prompt and write ``report.html`` and ``report.json``; images are kept, so that it can go on.
 
     Args:
         prompt: the prompt.
@@ -98,7 +98,7 @@ def flow_files(
     width, height = size_of(request.pop("size"))
     chosen = _judge(judge, model)
     pipe = open_model(model, device, dtype)
-    with tqdm(desc="pictures", file=sys.stderr, disable=None) as bar:
+    with tqdm(desc="images", file=sys.stderr, disable=None) as bar:
 
         def tell(done: int, total: int) -> None:
             bar.total, bar.n = total, done

@@ -43,11 +43,11 @@ class FlowFindings:
         repairs: what was tried against each leak.
         seeds: of all conditions.
         confirmed: of the confirmation of repairs.
-        images: pictures by condition and seed.
-        image: the whole prompt's picture of the first seed.
+        images: images by condition and seed.
+        image: the whole prompt's image of the first seed.
         record: its word maps.
-        cost: the work of all pictures.
-        reused: pictures that were there from an earlier run.
+        cost: the work of all images.
+        reused: images that were there from an earlier run.
         settings: everything that made this, as plain JSON data.
     """
 
@@ -99,7 +99,7 @@ class FlowFindings:
         return max(found, key=lambda each: each.form == "sense")
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything but pictures and maps as plain JSON data.
+        """Give everything but images and maps as plain JSON data.
 
         Returns:
             What ``report.json`` holds.

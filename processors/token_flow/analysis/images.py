@@ -1,6 +1,6 @@
-"""Pictures of many conditions over the same noise: in batches, and kept so that a run goes on where it was stopped.
+"""ImageCache of many conditions over the same noise: in batches, and kept so that a run goes on where it was stopped.
 
-Legend: ``B`` picture, ``K`` position of the text row, ``C`` channels.
+Legend: ``B`` image, ``K`` position of the text row, ``C`` channels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.errors import BadSetting, Cancelled
-from t2ictl.families.text_states import Encode, TextStates
+from t2ictl.families.text_states import Encode, PromptEmbeds
 from t2ictl.generation import Request, provenance
 from t2ictl.guidance.text_objectives import TextEdit
 from t2ictl.maps.record import AttentionRecord, Recording
@@ -26,14 +26,14 @@ from t2ictl.processors.token_flow.readings import Row, stacked
 from t2ictl.session.cost import Cost
 from t2ictl.session.session import controlled
 from t2ictl.settings.files import write_png
-from t2ictl.settings.images import open_picture
+from t2ictl.settings.images import open_image
 
-__all__ = ["Cell", "Pictures", "fingerprint"]
+__all__ = ["Cell", "ImageCache", "fingerprint"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One picture to make.
+    """One image to make.
 
     Args:
         condition: name of its condition.
@@ -59,30 +59,30 @@ class _Given(Control):
         self._states_BKC, self._pooled_BC, self._weight_BK = stacked(rows, dtype)
 
     def plan(self, context: PlanContext) -> Plan:
-        """Rewrite the rows of all pictures."""
+        """Rewrite the rows of all images."""
 
-        def rewrite(states: TextStates, encode: Encode) -> TextStates:
-            device = states.rows.device
+        def rewrite(states: PromptEmbeds, encode: Encode) -> PromptEmbeds:
+            device = states.embeds.device
             pooled_BC = None if self._pooled_BC is None else self._pooled_BC.to(device)
-            return TextStates(rows=self._states_BKC.to(device), pooled=pooled_BC)
+            return PromptEmbeds(embeds=self._states_BKC.to(device), pooled=pooled_BC)
 
         return Plan(text=TextEdit(prompts=context.prompts, rewrite=rewrite, weight=self._weight_BK))
 
 
-class Pictures:
-    """Makes the pictures of one prompt.
+class ImageCache:
+    """Makes the images of one prompt.
 
-    All pictures of a seed begin with the same noise, and a stochastic scheduler adds the same noise at every
-    step: every picture has a generator of its own. Batches have one size, the last one is filled up, so that no
-    picture depends on how many others there were.
+    All images of a seed begin with the same noise, and a stochastic scheduler adds the same noise at every
+    step: every image has a generator of its own. Batches have one size, the last one is filled up, so that no
+    image depends on how many others there were.
 
     Args:
         pipe: the pipeline.
         prompt: its text.
         request: steps, size, guidance, negative prompt; its prompt and seed are not used.
-        folder: where pictures are kept; None: nowhere.
-        batch: pictures of one call.
-        on_batch: gets the number of pictures done and of all; returns False to stop.
+        folder: where images are kept; None: nowhere.
+        batch: images of one call.
+        on_batch: gets the number of images done and of all; returns False to stop.
     """
 
     def __init__(
@@ -103,13 +103,13 @@ class Pictures:
         self.cost, self.reused = Cost(), 0
 
     def of(self, cells: Sequence[Cell]) -> list[Image.Image]:
-        """Make pictures, or take those that are there already.
+        """Make images, or take those that are there already.
 
         Args:
             cells: what to make, in any order; equal rows of a seed are made once.
 
         Returns:
-            One picture a cell, in their order.
+            One image a cell, in their order.
 
         Raises:
             Cancelled: if ``on_batch`` returned False; what was made is kept.
@@ -128,11 +128,11 @@ class Pictures:
                 self._make(waiting[start : start + self._batch])
                 done = min(start + self._batch, len(waiting))
                 if self._on_batch is not None and self._on_batch(done, len(waiting)) is False:
-                    raise Cancelled(f"Stopped after {done} of {len(waiting)} pictures.")
+                    raise Cancelled(f"Stopped after {done} of {len(waiting)} images.")
         return [self._made[key] for key in keys]
 
     def key(self, cell: Cell) -> str:
-        """Name a picture by all that makes it: model, settings, rows and seed; not by its condition's name."""
+        """Name an image by all that makes it: model, settings, rows and seed; not by its condition's name."""
         digest = hashlib.sha256(f"{self._base} {cell.seed} {cell.row.unseen}".encode())
         for tensor in (cell.row.states, cell.row.pooled):
             if tensor is not None:
@@ -140,7 +140,7 @@ class Pictures:
         return digest.hexdigest()[:32]
 
     def recorded(self, cell: Cell, recording: Recording) -> tuple[Image.Image, AttentionRecord]:
-        """Make one picture with the maps of its words."""
+        """Make one image with the maps of its words."""
         with _quiet(self._pipe), self._session([cell], record=recording) as session:
             image = self._pipe(**self._arguments([cell])).images[0]
         self.cost.add(session.cost)
@@ -172,7 +172,7 @@ class Pictures:
         if path is None or not path.is_file():
             return None
         try:
-            return open_picture(str(path))
+            return open_image(str(path))
         except BadSetting:  # damaged from outside: it is made again
             return None
 
@@ -208,7 +208,7 @@ def _digest(data: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _quiet(pipe: Any) -> Iterator[None]:
-    """Without the pipeline's own progress bar: one bar over all pictures says more."""
+    """Without the pipeline's own progress bar: one bar over all images says more."""
     had = vars(pipe).get("_progress_bar_config")
     pipe.set_progress_bar_config(**{**(had or {}), "disable": True})
     try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2ictl.maps.pages import picture_uri, render, rendered_maps
+from t2ictl.maps.pages import image_uri, render, rendered_maps
 from t2ictl.processors.token_flow.analysis.estimates import Scores, p_text
 from t2ictl.settings.files import write_json, write_text
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
-# Pictures of a grid are small; the whole report of 200 of them stays below a few megabytes.
+# Images of a grid are small; the whole report of 200 of them stays below a few megabytes.
 GRID = 160
 
 
@@ -38,7 +38,7 @@ def write_report(result: FlowFindings, folder: Path) -> Path:
         result=result,
         summary=summary(result),
         maps=rendered_maps(result.record),
-        picture=picture_uri(result.image),
+        image=image_uri(result.image),
         chips=_chips(result),
         cells=_leak_table(result),
         screen=_screen_table(result),
@@ -139,14 +139,14 @@ def _screen_table(result: FlowFindings) -> dict[str, Any]:
 
 
 def _grid(result: FlowFindings) -> list[dict[str, Any]]:
-    """Pictures by condition and seed, with what the judge saw."""
+    """Images by condition and seed, with what the judge saw."""
     names = list(dict.fromkeys(name for name, _ in result.images))
     rows = []
     for name in names:
         seeds = [seed for condition, seed in result.images if condition == name]
         seen = [_seen(result.scores, name, number) for number in range(len(seeds))]
-        pictures = [picture_uri(result.images[name, seed], GRID) for seed in seeds]
-        rows.append({"name": name, "pictures": list(zip(seeds, pictures, seen, strict=True))})
+        images = [image_uri(result.images[name, seed], GRID) for seed in seeds]
+        rows.append({"name": name, "images": list(zip(seeds, images, seen, strict=True))})
     return rows
 
 
@@ -159,12 +159,12 @@ def _seen(scores: Scores | None, condition: str, number: int) -> str:
 
 
 def _repairs(result: FlowFindings) -> list[dict[str, Any]]:
-    """Accepted repairs, with pictures before and after."""
+    """Accepted repairs, with images before and after."""
     shown = []
     for each in result.repairs:
         name = f"repair:{each.target}|{each.source}"
         pairs: Sequence[Any] = [
-            (seed, picture_uri(result.images["full", seed]), picture_uri(result.images[name, seed]))
+            (seed, image_uri(result.images["full", seed]), image_uri(result.images[name, seed]))
             for seed in result.seeds
             if each.accepted and (name, seed) in result.images
         ]

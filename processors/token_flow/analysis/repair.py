@@ -13,19 +13,19 @@ from typing import Any
 from t2ictl.evaluation.statistics.resampling import Array
 from t2ictl.processors.token_flow.analysis.cells import Estimate, difference, paired_p_value, share
 from t2ictl.processors.token_flow.analysis.estimates import LEVEL, NEGLIGIBLE, LeakCell, Scores, p_text
-from t2ictl.processors.token_flow.conditions import Condition, Conditions, Isolation, Special
-from t2ictl.processors.token_flow.items import BoundItem
+from t2ictl.processors.token_flow.conditions import Conditions, Intervention, Isolation, Special
+from t2ictl.processors.token_flow.items import ResolvedItem
 
 __all__ = ["Candidate", "RepairOutcome", "Trial", "repair_leak"]
 
-# A repair may cost this share of the pictures that had all items.
+# A repair may cost this share of the images that had all items.
 INTENT_LOSS = 0.05
 HOWS: tuple[Isolation, ...] = ("pairwise", "masked")
 STRENGTHS = (1.0, 0.5)
 SPECIALS: tuple[Special, ...] = ("keep", "masked")
 
 #: Gives the scores of conditions on the seeds of selection, or (with True) on those of confirmation.
-Score = Callable[[Sequence[Condition], bool], Scores]
+Score = Callable[[Sequence[Intervention], bool], Scores]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class RepairOutcome:
         source: the item that leaks.
         form: as in the leakage matrix.
         accepted: whether the repair is worth using: on new seeds the leak is seen less often (one-sided exact test, at
-            5 % for all repairs of this prompt together), and at most 5 % of the pictures with all items are lost.
+            5 % for all repairs of this prompt together), and at most 5 % of the images with all items are lost.
         reason: why, or why not.
         chosen: the candidate that was put to the test; None if none was.
         before: how often the leak is seen without the repair, on new seeds.
@@ -110,7 +110,7 @@ class RepairOutcome:
 
 def repair_leak(
     conditions: Conditions,
-    items: Sequence[BoundItem],
+    items: Sequence[ResolvedItem],
     cell: LeakCell,
     score: Score,
     *,
@@ -122,7 +122,7 @@ def repair_leak(
         conditions: of the prompt.
         items: all items.
         cell: the leak.
-        score: makes and judges pictures.
+        score: makes and judges images.
         tests: repairs that are tried for this prompt; the level of the test is shared among them.
 
     Returns:
@@ -149,11 +149,11 @@ class _Repair:
     """The conditions and the questions of one leak."""
 
     def __init__(
-        self, conditions: Conditions, target: BoundItem, source: BoundItem, cell: LeakCell, asked: Sequence[str]
+        self, conditions: Conditions, target: ResolvedItem, source: ResolvedItem, cell: LeakCell, asked: Sequence[str]
     ) -> None:
         self.conditions, self._target, self._source, self._cell, self._asked = conditions, target, source, cell, asked
 
-    def _whole(self, candidate: Candidate) -> Condition:
+    def _whole(self, candidate: Candidate) -> Intervention:
         """The whole prompt, repaired."""
         return self.conditions.repair(
             f"repair:{self._target.name}|{self._source.name}, {candidate.name}",
@@ -164,19 +164,19 @@ class _Repair:
             pooled=candidate.special,
         )
 
-    def _shown(self, candidate: Candidate) -> Condition:
+    def _shown(self, candidate: Candidate) -> Intervention:
         """The condition in which the leak is seen: the whole prompt, or the item's rows alone."""
         whole = self._whole(candidate)
         if self._cell.form == "sense":
             return whole
         kept = self.conditions.keep(f"kept {whole.name}", self._target.rows)
         rows = [patch for patch in whole.patches if patch.rows == self._target.rows]
-        return Condition(
+        return Intervention(
             name=kept.name, kind="repair", base=kept.base, patches=(*kept.patches, *rows), pooled=kept.pooled
         )
 
     @property
-    def _unrepaired(self) -> Condition:
+    def _unrepaired(self) -> Intervention:
         if self._cell.form == "sense":
             return self.conditions.whole()
         return self.conditions.keep(f"keep:{self._target.name}", self._target.rows)
@@ -211,7 +211,7 @@ class _Repair:
         if p_value > level:
             reason = f"not confirmed: on new seeds {p_text(p_value)}, where {level:.3f} is needed"
         elif loss.value > INTENT_LOSS:
-            reason = f"it costs {loss.value:.0%} of the pictures with all items"
+            reason = f"it costs {loss.value:.0%} of the images with all items"
         else:
             reason = f"confirmed on new seeds ({p_text(p_value)})"
         return RepairOutcome(

@@ -1,4 +1,4 @@
-"""Pictures of conditions, judged: what an analysis asks again and again.
+"""ImageCache of conditions, judged: what an analysis asks again and again.
 
 Letters: ``S`` seed, ``Q`` question.
 """
@@ -18,8 +18,8 @@ from t2ictl.evaluation.judges import Judge, open_judge
 from t2ictl.families import find_adapter
 from t2ictl.generation import Request
 from t2ictl.processors.token_flow.analysis.estimates import Scores
-from t2ictl.processors.token_flow.analysis.images import Cell, Pictures
-from t2ictl.processors.token_flow.conditions import Condition, Conditions, compose
+from t2ictl.processors.token_flow.analysis.images import Cell, ImageCache
+from t2ictl.processors.token_flow.conditions import Conditions, Intervention, compose
 from t2ictl.processors.token_flow.items import Item, bound_items
 from t2ictl.processors.token_flow.readings import read_all
 
@@ -27,7 +27,7 @@ __all__ = ["Scoring"]
 
 
 class Scoring:
-    """Makes conditions of one prompt, their pictures, and what a judge says of these.
+    """Makes conditions of one prompt, their images, and what a judge says of these.
 
     Args:
         pipe: the pipeline.
@@ -36,13 +36,13 @@ class Scoring:
         judge: a judge or its name; None where nothing is judged.
         seeds: of all conditions.
         confirm: seeds on which repairs must hold.
-        folder: where pictures are kept; None: nowhere.
-        batch: pictures of one call.
-        on_batch: gets the number of pictures done and to do; returns False to stop.
+        folder: where images are kept; None: nowhere.
+        batch: images of one call.
+        on_batch: gets the number of images done and to do; returns False to stop.
 
     Raises:
         SpanNotFound: if an item is not in the prompt.
-        BadSetting: for a judge that does not know what it will be asked, before any picture is made.
+        BadSetting: for a judge that does not know what it will be asked, before any image is made.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Scoring:
         if self.judge is not None:
             # Asked once before the work: a judge that does not know a word says so now.
             self._answers([Image.new("RGB", (request.width or 64, request.height or 64))])
-        self.pictures = Pictures(pipe, request.prompt, request, folder=folder, batch=batch, on_batch=on_batch)
+        self.images = ImageCache(pipe, request.prompt, request, folder=folder, batch=batch, on_batch=on_batch)
 
-    def cells(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[Cell]:
+    def cells(self, conditions: Sequence[Intervention], seeds: Sequence[int]) -> list[Cell]:
         """All conditions for all seeds, the seeds of a condition together."""
         length = len(self.prompt.encodings[0].ids)
         read = read_all((each for one in conditions for each in one.readings()), self.encode, length)
         rows = {each.name: compose(each, read, self.conditions.padding) for each in conditions}
         return [Cell(condition=name, row=row, seed=seed) for name, row in rows.items() for seed in seeds]
 
-    def score(self, conditions: Sequence[Condition], is_confirmation: bool = False) -> Scores:
-        """Make and judge the pictures of conditions.
+    def score(self, conditions: Sequence[Intervention], is_confirmation: bool = False) -> Scores:
+        """Make and judge the images of conditions.
 
         Args:
             conditions: with different names; one that comes twice is made once.
@@ -92,7 +92,7 @@ class Scoring:
             What the judge said.
         """
         cells = self.cells(conditions, self.confirm if is_confirmation else self.seeds)
-        answers = self._answers(self.pictures.of(cells))
+        answers = self._answers(self.images.of(cells))
         names = list(dict.fromkeys(cell.condition for cell in cells))
         return Scores(self.questions, dict(zip(names, np.split(answers, len(names)), strict=True)))
 
@@ -102,7 +102,7 @@ class Scoring:
         if answers.shape != (len(images), len(self.questions)) or not ((answers >= 0) & (answers <= 1)).all():
             raise BadSetting(
                 f"The judge {self.judge.name!r} gave {answers.shape} values from {answers.min():g} to "
-                f"{answers.max():g} for {len(images)} pictures and {len(self.questions)} things.",
-                "A judge gives probabilities, one row a picture and one column a thing.",
+                f"{answers.max():g} for {len(images)} images and {len(self.questions)} things.",
+                "A judge gives probabilities, one row an image and one column a thing.",
             )
         return answers

@@ -1,4 +1,4 @@
-"""The screen: what one item's rows have read of another, from encodings alone, in seconds and without a picture.
+"""The screen: what one item's rows have read of another, from encodings alone, in seconds and without an image.
 
 Legend: ``K`` position of the text row, ``C`` channels.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from t2ictl.families.text_states import Encode
 from t2ictl.processors.token_flow.conditions import EMPTY, Conditions, Patch
-from t2ictl.processors.token_flow.items import BoundItem
-from t2ictl.processors.token_flow.readings import Reading, Row, by_reading, read_all
+from t2ictl.processors.token_flow.items import ResolvedItem
+from t2ictl.processors.token_flow.readings import EncodedVariant, Row, by_reading, read_all
 
 __all__ = ["ScreenCell", "TokenScreen", "screen", "screen_tokens"]
 
@@ -75,7 +75,7 @@ class TokenScreen:
         return asdict(self)
 
 
-def screen(conditions: Conditions, items: Sequence[BoundItem], encode: Encode) -> tuple[ScreenCell, ...]:
+def screen(conditions: Conditions, items: Sequence[ResolvedItem], encode: Encode) -> tuple[ScreenCell, ...]:
     """Measure what each item, the ends and the pooled states have read of each item.
 
     ``E[i <- j] = mean over rows of i |h(full) - h(without j)| / mean over the same rows |h(full) - h(empty)|``.
@@ -126,15 +126,15 @@ def screen(conditions: Conditions, items: Sequence[BoundItem], encode: Encode) -
     return (*cells, *_pooled_cells(conditions, items, read))
 
 
-def _directly(conditions: Conditions, rows: Sequence[int], source: BoundItem) -> Reading:
-    return Reading(
+def _directly(conditions: Conditions, rows: Sequence[int], source: ResolvedItem) -> EncodedVariant:
+    return EncodedVariant(
         text=conditions.full.text,
         hidden=source.span.by_encoder,
         readers=(tuple(rows),) * len(conditions.prompt.encodings),
     )
 
 
-def _fillers(conditions: Conditions, items: Sequence[BoundItem], tokens: int) -> list[tuple[int, ...]]:
+def _fillers(conditions: Conditions, items: Sequence[ResolvedItem], tokens: int) -> list[tuple[int, ...]]:
     """Runs of that many tokens that belong to no item: what is hidden as a control."""
     taken = {place for each in items for place in each.rows}
     free = [place for place in conditions.content if place not in taken]
@@ -145,13 +145,13 @@ def _fillers(conditions: Conditions, items: Sequence[BoundItem], tokens: int) ->
 class _Effect:
     """Compares rows of the whole prompt with those of another reading."""
 
-    def __init__(self, read: Mapping[Reading, Row], full: Reading, rows: Sequence[int]) -> None:
+    def __init__(self, read: Mapping[EncodedVariant, Row], full: EncodedVariant, rows: Sequence[int]) -> None:
         self._read, self._rows = read, list(rows)
         self._full_KC = by_reading(read, full).states[self._rows].double()
         empty_KC = by_reading(read, EMPTY).states[self._rows].double()
         self._scale = float((self._full_KC - empty_KC).norm(dim=-1).mean())
 
-    def of(self, reading: Reading) -> tuple[float, float]:
+    def of(self, reading: EncodedVariant) -> tuple[float, float]:
         """Distance over that to the empty prompt, and one minus the cosine."""
         other_KC = by_reading(self._read, reading).states[self._rows].double()
         return _distances(self._full_KC, other_KC, self._scale)
@@ -177,7 +177,9 @@ def _against(total: float, controls: Sequence[float]) -> dict[str, float | None]
     return {"control": mean, "z": (total - mean) / spread if spread > 1e-9 else None}
 
 
-def _pooled_cells(conditions: Conditions, items: Sequence[BoundItem], read: Mapping[Reading, Row]) -> list[ScreenCell]:
+def _pooled_cells(
+    conditions: Conditions, items: Sequence[ResolvedItem], read: Mapping[EncodedVariant, Row]
+) -> list[ScreenCell]:
     full, empty = (by_reading(read, each).pooled for each in (conditions.full, EMPTY))
     if full is None or empty is None:
         return []
@@ -202,7 +204,7 @@ def _pooled_cells(conditions: Conditions, items: Sequence[BoundItem], read: Mapp
     return cells
 
 
-def screen_tokens(conditions: Conditions, item: BoundItem, encode: Encode) -> tuple[TokenScreen, ...]:
+def screen_tokens(conditions: Conditions, item: ResolvedItem, encode: Encode) -> tuple[TokenScreen, ...]:
     """Measure what an item's other tokens have read of each of its tokens: the last one of several has read most.
 
     Args:

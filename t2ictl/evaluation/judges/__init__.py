@@ -1,4 +1,4 @@
-"""Judges: what tells whether something is to be seen in a picture, as a probability."""
+"""Judges: what tells whether something is to be seen in an image, as a probability."""
 
 from __future__ import annotations
 

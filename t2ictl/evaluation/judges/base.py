@@ -1,6 +1,6 @@
 """What a judge is, and how one is named on a command line.
 
-Legend: ``I`` picture, ``Q`` question.
+Legend: ``I`` image, ``Q`` question.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _HOME = {
 
 @runtime_checkable
 class Judge(Protocol):
-    """Tells whether things are to be seen in pictures. Any callable with a name will do.
+    """Tells whether things are to be seen in images. Any callable with a name will do.
 
-    ``judge(images, things)`` gives ``p_IQ`` in [0, 1], one row a picture and one column a thing. The same picture must
+    ``judge(images, things)`` gives ``p_IQ`` in [0, 1], one row an image and one column a thing. The same image must
     get the same answer whatever else is asked for in the call.
     """
 
     name: str
 
     def __call__(self, images: Sequence[Image.Image], things: Sequence[str]) -> Probabilities:
-        """Give ``p_IQ``, the probability that each thing is to be seen in each picture."""
+        """Give ``p_IQ``, the probability that each thing is to be seen in each image."""
 
 
 def open_judge(judge: str | Judge, **options: Any) -> Judge:

@@ -1,6 +1,6 @@
-"""A judge by CLIP: how much nearer a picture is to a text with the thing than to one without it.
+"""A judge by CLIP: how much nearer an image is to a text with the thing than to one without it.
 
-Legend: ``I`` picture, ``Q`` question, ``C`` channels.
+Legend: ``I`` image, ``Q`` question, ``C`` channels.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ __all__ = ["ClipMarginJudge"]
 
 
 class ClipMarginJudge:
-    """``p = sigmoid(scale (cos(image, "a picture of a THING") - cos(image, "a picture")))``.
+    """``p = sigmoid(scale (cos(image, "an image of a THING") - cos(image, "an image")))``.
 
-    CLIP's own logit scale makes a probability of the margin; it is not calibrated, and compares pictures of the same
+    CLIP's own logit scale makes a probability of the margin; it is not calibrated, and compares images of the same
     thing better than things with each other.
 
     Args:
@@ -29,15 +29,15 @@ class ClipMarginJudge:
         template: the text with the thing.
         foil: the text without it.
         device: where to compute.
-        batch: pictures at a time.
+        batch: images at a time.
     """
 
     def __init__(
         self,
         model: str,
         *,
-        template: str = "a picture of a {thing}",
-        foil: str = "a picture",
+        template: str = "an image of a {thing}",
+        foil: str = "an image",
         device: str = "cpu",
         batch: int = 16,
     ) -> None:

@@ -21,7 +21,7 @@ class DetectorJudge:
         model: folder or hub id of a zero-shot detector of transformers.
         template: the text with the thing.
         device: where to compute.
-        batch: pictures at a time.
+        batch: images at a time.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Judges that ask a vision-language model, and read its answer from the probabilities of the first token.
 
-Legend: ``I`` picture, ``Q`` question, ``V`` entry of the vocabulary.
+Legend: ``I`` image, ``Q`` question, ``V`` entry of the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["ChoiceJudge", "YesNoJudge"]
 
 
 class _Asking:
-    """Puts a question about a picture to a model, and gives the probabilities of the answer's first token."""
+    """Puts a question about an image to a model, and gives the probabilities of the answer's first token."""
 
     def __init__(self, model: str, device: str) -> None:
         import transformers
@@ -95,7 +95,7 @@ class ChoiceJudge:
         self._asking, self._question = _Asking(model, device), question
 
     def __call__(self, images: Sequence[Image.Image], things: Sequence[str]) -> Probabilities:
-        """Give the probabilities; those of a picture add up to at most 1."""
+        """Give the probabilities; those of an image add up to at most 1."""
         if len(things) > 25:
             raise BadSetting(f"There are {len(things)} things to choose from.", "Ask for at most 25.")
         choices = [*things, "none of these"]

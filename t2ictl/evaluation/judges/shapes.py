@@ -19,7 +19,7 @@ _ARTICLES = ("a", "an", "the")
 
 
 class ShapesJudge:
-    """Reads the objects of a picture, and says whether one of them has all the words of a thing.
+    """Reads the objects of an image, and says whether one of them has all the words of a thing.
 
     "red circle" is there if one object is a circle and red; "red" if any object is red; "bolt" if there is a star or a
     cross, whatever its neighbors would choose.

@@ -110,12 +110,12 @@ def wilson_bounds(share: Array, trials: Array, point: Array) -> tuple[Array, Arr
 
 
 def share_bounds(means_PC: Array) -> Bounds:
-    """Give intervals of mean shares: Wilson's formula with the effective number of independent pictures.
+    """Give intervals of mean shares: Wilson's formula with the effective number of independent images.
 
-    With ``v`` the squared standard error of the mean over prompts, as many independent pictures as
+    With ``v`` the squared standard error of the mean over prompts, as many independent images as
     ``share (1 - share) / v`` would be as precise; they take the place of the number of trials, and Student's
     point with prompts - 1 degrees of freedom that of the normal one. If all prompts are alike ``v`` says
-    nothing, and every prompt counts as one picture (method ``wilson-prompts``).
+    nothing, and every prompt counts as one image (method ``wilson-prompts``).
 
     Args:
         means_PC: mean over seeds, 0 to 1, one a prompt and column; NaN where the prompt does not take part.

@@ -1,4 +1,4 @@
-"""From results to one HTML file: pictures and maps inside, nothing fetched.
+"""From results to one HTML file: images and maps inside, nothing fetched.
 
 Legend: ``N`` word, ``P`` place (layer group), ``S`` step, ``Y`` ``X`` map rows and columns.
 """
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from t2ictl.maps.record import AttentionRecord
 
-__all__ = ["picture_uri", "render", "rendered_maps"]
+__all__ = ["image_uri", "render", "rendered_maps"]
 
 HOME = Path(__file__).parent
-# Longer sides are brought to this many pixels: a report of 200 pictures stays small enough to be sent.
+# Longer sides are brought to this many pixels: a report of 200 images stays small enough to be sent.
 LARGEST = 512
 # Values of maps in the page, from 0 to the brightest: 16 bits, so that ranks and low values stay right.
 LEVELS = 65535
@@ -62,11 +62,11 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f}"
 
 
-def picture_uri(image: Image.Image, largest: int = LARGEST) -> str:
-    """Give a picture as a data address: lossless where it is small, else made smaller first.
+def image_uri(image: Image.Image, largest: int = LARGEST) -> str:
+    """Give an image as a data address: lossless where it is small, else made smaller first.
 
     Args:
-        image: the picture.
+        image: the image.
         largest: its longer side at most (pixels).
 
     Returns:
@@ -82,11 +82,11 @@ def picture_uri(image: Image.Image, largest: int = LARGEST) -> str:
 
 
 def rendered_maps(record: AttentionRecord, image: int = 0, words: Sequence[str] = ()) -> dict[str, Any]:
-    """Give the maps of a picture for a page: every word, layer group and step, on one scale.
+    """Give the maps of an image for a page: every word, layer group and step, on one scale.
 
     Args:
         record: of a session.
-        image: which picture of the call.
+        image: which image of the call.
         words: which words; empty: all that were recorded.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Picture: the stage with its ways to compare, the download, and how far the work is."""
+"""Image: the stage with its ways to compare, the download, and how far the work is."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from t2ictl.app.engine.details import Details
 from t2ictl.app.engine.editor import Seat
 from t2ictl.app.engine.jobs import Job
 from t2ictl.app.engine.store import Result
+from t2ictl.app.images import PIXELATED, difference_uri, image_size, image_uri
 from t2ictl.app.overlay import LEGEND, colored, uri
-from t2ictl.app.pictures import PIXELATED, difference_uri, picture_size, picture_uri
-from t2ictl.app.recipes import of_settings, to_settings
+from t2ictl.app.recipes import from_settings, to_settings
 from t2ictl.app.state import Page
-from t2ictl.app.views.inspect import Look
+from t2ictl.app.views.inspect import MapChoice
 from t2ictl.app.views.shown import Shown
 
-__all__ = ["picture", "progress"]
+__all__ = ["image", "progress"]
 
-MODES = {"one": "Picture", "side": "Side by side", "slider": "Slider", "flick": "Flick", "difference": "Difference"}
+MODES = {"one": "Image", "side": "Side by side", "slider": "Slider", "flick": "Flick", "difference": "Difference"}
 #: How often the page looks how far the work is (seconds).
 LOOK_AGAIN = 0.5
 
@@ -67,7 +67,7 @@ def _job(job: Job, seat: Seat) -> None:
         if job.preview:
             # Inside of the page: a file of its own may be replaced by the next one before the browser asks for it.
             address = "data:image/jpeg;base64," + base64.b64encode(job.preview).decode()
-            preview.image(address, width=64, alt="A rough preview of the picture on its way")
+            preview.image(address, width=64, alt="A rough preview of the image on its way")
         bar.progress(job.step / job.steps if job.steps else 0.0, text="Cancelling" if job.is_cancelled else text)
         cancel.button(
             "Cancel", key=f"cancel/{job.number}", on_click=seat.editor.runner.cancel, args=(job,), width="stretch",
@@ -75,7 +75,7 @@ def _job(job: Job, seat: Seat) -> None:
         )  # fmt: skip
 
 
-def picture(page: Page, seat: Seat, shown: Shown | None, look: Look) -> None:
+def image(page: Page, seat: Seat, shown: Shown | None, look: MapChoice) -> None:
     """Show the stage.
 
     Args:
@@ -84,7 +84,7 @@ def picture(page: Page, seat: Seat, shown: Shown | None, look: Look) -> None:
         shown: what is on it.
         look: which map lies over it.
     """
-    st.markdown("##### Picture")
+    st.markdown("##### Image")
     progress(page, seat)
     if shown is None:
         if not any(job.is_live for job in page.jobs):
@@ -98,7 +98,7 @@ def picture(page: Page, seat: Seat, shown: Shown | None, look: Look) -> None:
     )  # fmt: skip
     _stage(page, shown, look, mode or "one")
     if shown.plain is None and _has_controls(shown):
-        st.caption("There is no plain picture to compare with. Tick the box above **Generate** and make it again.")
+        st.caption("There is no plain image to compare with. Tick the box above **Generate** and make it again.")
     _below(shown)
 
 
@@ -106,15 +106,15 @@ def _has_controls(shown: Shown) -> bool:
     return not shown.result.key
 
 
-def _stage(page: Page, shown: Shown, look: Look, mode: str) -> None:
-    width, height = picture_size(shown.result.path)
+def _stage(page: Page, shown: Shown, look: MapChoice, mode: str) -> None:
+    width, height = image_size(shown.result.path)
     label = "controlled" if _has_controls(shown) else "plain"
     panes = [_pane(shown.result, shown.details, look, label, 0)]
     if shown.plain is not None and shown.plain_details is not None:
         panes.append(_pane(shown.plain, shown.plain_details, look, "plain", 1))
         if mode == "difference":
             src = difference_uri(shown.result.path, shown.plain.path)
-            panes = [Pane(src=src, alt="Where the two pictures differ", label="difference", note="black: equal")]
+            panes = [Pane(src=src, alt="Where the two images differ", label="difference", note="black: equal")]
     if look.heat_top and mode != "difference":
         peak = f"up to {look.heat_top:.3f}"
         st.html(
@@ -133,8 +133,8 @@ def _stage(page: Page, shown: Shown, look: Look, mode: str) -> None:
         st.rerun()  # the ranked words stand in another column, which was drawn already
 
 
-def _pane(result: Result, details: Details, look: Look, label: str, which: int) -> Pane:
-    alt = f"The {label} picture of “{result.prompt}”."
+def _pane(result: Result, details: Details, look: MapChoice, label: str, which: int) -> Pane:
+    alt = f"The {label} image of “{result.prompt}”."
     heat, note = "", ""
     if look.word and details.maps is not None and look.word in details.maps.words:
         step = look.step if look.step is None or look.step < details.maps.steps else None
@@ -142,7 +142,7 @@ def _pane(result: Result, details: Details, look: Look, label: str, which: int) 
         map_YX = details.maps.map(look.word, place, step)
         heat = uri(colored(map_YX, look.heat_top or float(map_YX.max())))
         note = f"{look.word}: peak {float(map_YX.max()):.3f}"
-    return Pane(src=picture_uri(result.path), alt=alt, label=label, note=note, heat=heat, which=which)
+    return Pane(src=image_uri(result.path), alt=alt, label=label, note=note, heat=heat, which=which)
 
 
 def _below(shown: Shown) -> None:
@@ -159,6 +159,6 @@ def _below(shown: Shown) -> None:
         help="The file itself, with its settings inside", key="download-png",
     )  # fmt: skip
     as_json.download_button(
-        "Download settings", to_settings(of_settings(settings)), f"{name}.json", "application/json", on_click="ignore",
+        "Download settings", to_settings(from_settings(settings)), f"{name}.json", "application/json", on_click="ignore",
         width="stretch", help="JSON; `t2ictl generate --from` reads it too", key="download-json",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pictures as settings: every form that is taken, every one that is refused, and the way through JSON."""
+"""Images as settings: every form that is taken, every one that is refused, and the way through JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from t2ictl.controls.registry import control_from_dict, control_to_dict
 from t2ictl.errors import BadSetting
 from t2ictl.processors import IsolationReposition
 from t2ictl.processors.isolation_reposition.subjects import Subject
-from t2ictl.settings.images import IN_MEMORY, LARGEST, open_picture
+from t2ictl.settings.images import IN_MEMORY, LARGEST, open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -30,9 +30,9 @@ def held(image: Any) -> str:
 
 
 def shown(image: Any) -> np.ndarray:
-    picture = open_picture(held(image))
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+    given_image = open_image(held(image))
+    assert given_image.mode == "RGB"
+    return np.asarray(given_image)
 
 
 # -- what is taken ----------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def shown(image: Any) -> np.ndarray:
     ],
     ids=["uint8", "list", "int64", "PIL", "float64", "float32", "list of floats", "torch", "torch floats", "view", "F"],
 )
-def test_arrays_and_pictures(form: Callable[[], Any]) -> None:
+def test_arrays_and_images(form: Callable[[], Any]) -> None:
     assert held(form()).startswith(IN_MEMORY)
     assert np.array_equal(shown(form()), PIXELS)
 
@@ -66,7 +66,7 @@ def test_values_outside_of_their_range_are_cut_off() -> None:
     assert shown(np.array([[[True, False, True]]])).tolist() == [[[255, 0, 255]]]
 
 
-def test_gray_palette_and_transparent_pictures() -> None:
+def test_gray_palette_and_transparent_images() -> None:
     image = Image.fromarray(PIXELS)
     assert np.array_equal(shown(image.convert("L")), np.asarray(image.convert("L"))[..., None].repeat(3, axis=2))
     palette = image.quantize(8)
@@ -93,7 +93,7 @@ def test_a_jpeg_and_a_gray_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_photographs_stand_as_their_camera_says(tmp_path: Path, turn: int) -> None:
-    """Boxes are given for the picture that everybody sees."""
+    """Boxes are given for the image that everybody sees."""
     image, exif = Image.fromarray(PIXELS), Image.Exif()
     exif[0x0112] = turn
     image.save(tmp_path / "cat.png", exif=exif)
@@ -104,7 +104,7 @@ def test_photographs_stand_as_their_camera_says(tmp_path: Path, turn: int) -> No
     assert np.array_equal(shown(Image.open(tmp_path / "cat.png")), wanted)
 
 
-def test_no_picture_and_equal_subjects() -> None:
+def test_no_image_and_equal_subjects() -> None:
     assert Subject(name="cat", prompt="a cat").image is None
     one, other = (Subject(name="cat", prompt="a cat", image=PIXELS.copy()) for _ in range(2))
     assert one == other and hash(one) == hash(other)
@@ -119,7 +119,7 @@ def test_what_was_given_is_not_kept() -> None:
     array[:] = 0
     image.paste((0, 0, 0), (0, 0, 7, 5))
     for subject in subjects:
-        assert np.array_equal(np.asarray(open_picture(str(subject.image))), PIXELS)
+        assert np.array_equal(np.asarray(open_image(str(subject.image))), PIXELS)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -128,17 +128,17 @@ def test_what_was_given_is_not_kept() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("nowhere.png", "no picture 'nowhere.png'"),
-        ("", "no picture ''"),
-        ("data:image/jpeg;base64," + "A" * 5000, "no picture"),
-        (PIXELS[..., 0], r"\(5, 7\).* is no picture"),
-        (PIXELS[None], r"\(1, 5, 7, 3\).* is no picture"),
-        (np.zeros((5, 7, 4), np.uint8), r"\(5, 7, 4\).* is no picture"),
-        (PIXELS.transpose(2, 0, 1), r"\(3, 5, 7\).* is no picture"),
-        (np.zeros((0, 7, 3), np.uint8), r"\(0, 7, 3\).* is no picture"),
+        ("nowhere.png", "no image 'nowhere.png'"),
+        ("", "no image ''"),
+        ("data:image/jpeg;base64," + "A" * 5000, "no image"),
+        (PIXELS[..., 0], r"\(5, 7\).* is no image"),
+        (PIXELS[None], r"\(1, 5, 7, 3\).* is no image"),
+        (np.zeros((5, 7, 4), np.uint8), r"\(5, 7, 4\).* is no image"),
+        (PIXELS.transpose(2, 0, 1), r"\(3, 5, 7\).* is no image"),
+        (np.zeros((0, 7, 3), np.uint8), r"\(0, 7, 3\).* is no image"),
         (np.full((2, 2, 3), np.nan), "no number"),
-        (np.full((2, 2, 3), "x"), "is no picture"),
-        (17, r"\(\).* is no picture"),
+        (np.full((2, 2, 3), "x"), "is no image"),
+        (17, r"\(\).* is no image"),
         (IN_MEMORY + "AAAA", "cannot be read"),
         (IN_MEMORY + "%", "cannot be read"),
         (IN_MEMORY, "cannot be read"),
@@ -146,16 +146,16 @@ def test_what_was_given_is_not_kept() -> None:
     ],
     ids=lambda each: str(each)[:30],
 )
-def test_what_is_no_picture(value: Any, message: str) -> None:
+def test_what_is_no_image(value: Any, message: str) -> None:
     with pytest.raises(BadSetting, match=message) as raised:
         Subject(name="cat", prompt="a cat", image=value)
     assert len(str(raised.value)) < 300
 
 
 def test_directories_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="no picture"):
+    with pytest.raises(BadSetting, match="no image"):
         held(tmp_path)
-    (tmp_path / "text.png").write_text("no picture at all")
+    (tmp_path / "text.png").write_text("no image at all")
     (tmp_path / "empty.png").write_bytes(b"")
     for name in ("text.png", "empty.png"):
         with pytest.raises(BadSetting, match="cannot be read"):
@@ -194,10 +194,10 @@ def test_a_bomb_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_a_file_that_is_gone_by_the_time_it_is_read(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "cat.png")
-    picture = held(tmp_path / "cat.png")
+    image = held(tmp_path / "cat.png")
     (tmp_path / "cat.png").unlink()
     with pytest.raises(BadSetting, match="cannot be read"):
-        open_picture(picture)
+        open_image(image)
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def written(image: Any) -> tuple[IsolationReposition, dict[str, Any]]:
     return control, json.loads(json.dumps(control_to_dict(control)))
 
 
-def test_small_pictures_and_files_come_back(tmp_path: Path) -> None:
+def test_small_images_and_files_come_back(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "cat.png")
     for image in (PIXELS, Image.fromarray(PIXELS), tmp_path / "cat.png", None):
         control, data = written(image)
@@ -216,24 +216,24 @@ def test_small_pictures_and_files_come_back(tmp_path: Path) -> None:
         assert back == control and control_to_dict(back) == control_to_dict(control)
         if image is not None:
             assert isinstance(back, IsolationReposition)
-            assert np.array_equal(np.asarray(open_picture(str(back.subjects[0].image))), PIXELS)
+            assert np.array_equal(np.asarray(open_image(str(back.subjects[0].image))), PIXELS)
 
 
-def test_large_pictures_become_a_hash_and_are_refused_when_read_back() -> None:
+def test_large_images_become_a_hash_and_are_refused_when_read_back() -> None:
     dice = np.random.default_rng(2)
     image = dice.integers(0, 256, (256, 256, 3), dtype=np.uint8)
     control, data = written(image)
     text = data["subjects"][0]["image"]
     assert len(str(control.subjects[0].image)) > LARGEST and len(json.dumps(data)) < 4000
     assert text.startswith("sha256:") and len(text) == 7 + 64
-    assert np.array_equal(np.asarray(open_picture(str(control.subjects[0].image))), image)  # in memory it is all there
+    assert np.array_equal(np.asarray(open_image(str(control.subjects[0].image))), image)  # in memory it is all there
     assert written(image)[1] == data != written(255 - image)[1]
     with pytest.raises(BadSetting, match="too large for the settings"):
         control_from_dict(data)
 
 
 def test_the_largest_that_travels() -> None:
-    """Settings have a text chunk of 1 MiB: even eight subjects with such pictures fit."""
+    """Settings have a text chunk of 1 MiB: even eight subjects with such images fit."""
     dice = np.random.default_rng(3)
     side = 120
     while True:

@@ -1,4 +1,4 @@
-"""Given pictures that the tests of portraits and composites share."""
+"""Given images that the tests of portraits and composites share."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def photo(color: str, seed: int, size: tuple[int, int] = (64, 64)) -> Image.Imag
 
 
 PHOTOS = (photo("white", 1), photo("black", 2))
-PICTURED = CAST | {
+IMAGED = CAST | {
     "subjects": (
         Subject(name="cat", prompt=CAT, image=PHOTOS[0], box=MIDDLE),
         Subject(name="dog", prompt=DOG, image=PHOTOS[1], mask=CORNER),
     )
 }
-LATENT = PICTURED | {"reposition": "latent"}
+LATENT = IMAGED | {"reposition": "latent"}
 
 
 def reading(pipe: Any) -> set[str]:

@@ -1,4 +1,4 @@
-"""Pictures as the page shows them: small enough to be sent at every click. The file itself is for download."""
+"""Images as the page shows them: small enough to be sent at every click. The file itself is for download."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image
 
 from t2ictl.app.overlay import difference, uri
 
-__all__ = ["PIXELATED", "difference_uri", "picture_size", "picture_uri"]
+__all__ = ["PIXELATED", "difference_uri", "image_size", "image_uri"]
 
-#: Pictures up to this many pixels are shown pixel by pixel, and sent without loss.
+#: Images up to this many pixels are shown pixel by pixel, and sent without loss.
 PIXELATED = 128
 LARGEST = 1024
 _KEPT = 12
 
 
 @st.cache_data(max_entries=_KEPT, show_spinner=False)
-def picture_uri(path: Path) -> str:
-    """Give a picture for the page.
+def image_uri(path: Path) -> str:
+    """Give an image for the page.
 
     Args:
-        path: its PNG file; numbers are never used twice, so one path is one picture.
+        path: its PNG file; numbers are never used twice, so one path is one image.
 
     Returns:
         A data address.
@@ -41,7 +41,7 @@ def picture_uri(path: Path) -> str:
 
 @st.cache_data(max_entries=_KEPT, show_spinner=False)
 def difference_uri(path: Path, other: Path) -> str:
-    """Give the difference of two pictures for the page.
+    """Give the difference of two images for the page.
 
     Args:
         path: one PNG file.
@@ -57,8 +57,8 @@ def difference_uri(path: Path, other: Path) -> str:
 
 
 @st.cache_data(max_entries=100, show_spinner=False)
-def picture_size(path: Path) -> tuple[int, int]:
-    """Give width and height of a picture (pixels).
+def image_size(path: Path) -> tuple[int, int]:
+    """Give width and height of an image (pixels).
 
     Args:
         path: its file.
