@@ -159,6 +159,6 @@ def _below(shown: Shown) -> None:
         help="The file itself, with its settings inside", key="download-png",
     )  # fmt: skip
     as_json.download_button(
-        "Download settings", to_settings(from_settings(settings)), f"{name}.json", "application/json", on_click="ignore",
-        width="stretch", help="JSON; `t2ictl generate --from` reads it too", key="download-json",
+        "Download settings", to_settings(from_settings(settings)), f"{name}.json", "application/json",
+        on_click="ignore", width="stretch", help="JSON; `t2ictl generate --from` reads it too", key="download-json",
     )  # fmt: skip

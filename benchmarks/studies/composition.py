@@ -69,7 +69,7 @@ def _verdict(pipe: Any, one: type[Control], other: type[Control]) -> Verdict:
     else:
         return WORKS
     # Their published steps differ, and there is one latent: with one rule for both it must work.
-    rule: dict[str, Any] = {"step": {"mode": "normalized", "size": 0.05, "decay": 1.0}}
+    rule: dict[str, Any] = {"step": {"mode": "normalized", "scale": 0.05, "final_scale_sq": 1.0}}
     _run(pipe, [_made(one, **rule), _made(other, **rule)])
     return ONE_STEP
 

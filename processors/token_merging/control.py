@@ -328,7 +328,7 @@ class _Merging:
         rows_BK = row_mask([each.composites for each in self.images], self.images[0].rows.length)
         shared: dict[str, Any] = {
             "name": settings.name,
-            "rows": rows_BK.to(adapter.device),
+            "movable": rows_BK.to(adapter.device),
             "window": window,
             "strength": settings.strength,
         }

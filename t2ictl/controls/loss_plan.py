@@ -19,7 +19,7 @@ from t2ictl.settings.windows import Step
 __all__ = ["loss_plan"]
 
 #: The usual fields of a control, and what they are called in an objective. A control has those that it needs.
-_FIELDS = {"window": "window", "step": "rule", "refinement": "refinement", "search": "search"}
+_FIELDS = {"window": "window", "step": "step_size", "refinement": "refinement", "search": "search"}
 
 
 def loss_plan(

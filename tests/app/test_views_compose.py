@@ -66,11 +66,11 @@ def test_a_field_that_is_changed_arrives_and_a_bad_one_is_marked(driver: Driver)
     assert (control.strength, control.window.start, control.window.stop) == (2.5, 0.1, 0.4)
     assert control.layers == ("up.*", "mid") and control.refinement is None
     driver.set("toggle", "refinement", True)
-    driver.set("text_area", "refinement · targets", "[[0, 7]]")
-    assert driver.at.button(key="generate").disabled and "targets" in driver.texts()
-    driver.set("text_area", "refinement · targets", "[[0,")
+    driver.set("text_area", "refinement · thresholds", "[[0, 7]]")
+    assert driver.at.button(key="generate").disabled and "thresholds" in driver.texts()
+    driver.set("text_area", "refinement · thresholds", "[[0,")
     assert "no JSON" in driver.texts()
-    driver.set("text_area", "refinement · targets", "[[0.0, 0.1]]")
+    driver.set("text_area", "refinement · thresholds", "[[0.0, 0.1]]")
     assert not driver.at.button(key="generate").disabled
 
 

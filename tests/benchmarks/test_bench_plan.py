@@ -24,10 +24,10 @@ def test_arms_in_every_form_are_the_same() -> None:
 
 
 def test_settings_reach_the_control_and_are_told_in_full() -> None:
-    arms = {"gentle": {"control": "attend_and_excite", "settings": {"step": {"size": 5}, "refinement": None}}}
+    arms = {"gentle": {"control": "attend_and_excite", "settings": {"step": {"scale": 5}, "refinement": None}}}
     (arm,) = resolve_arms(make_plan({"arms": arms}).arms)
     written = arm.to_dict()["controls"][0]
-    assert written["step"] == {"size": 5.0, "decay": 0.5, "mode": "raw", "limit": None, "every": 1}
+    assert written["step"] == {"scale": 5.0, "final_scale_sq": 0.5, "mode": "raw", "max_norm": None, "every": 1}
     assert written["refinement"] is None and written["strength"] == 1.0
 
 

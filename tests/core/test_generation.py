@@ -76,10 +76,10 @@ def test_the_settings_name_everything_that_made_the_image(tmp_path: Path) -> Non
     }
     assert settings["controls"][0]["control"] == "attention_segregation"
     assert settings["controls"][0]["step"] == {
-        "size": 0.05,
-        "decay": 0.5,
+        "scale": 0.05,
+        "final_scale_sq": 0.5,
         "mode": "normalized",
-        "limit": None,
+        "max_norm": None,
         "every": 1,
     }
     assert settings["pipeline"]["scheduler"] == type(pipe.scheduler).__name__

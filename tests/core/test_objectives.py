@@ -97,16 +97,16 @@ def test_of_two_targets_on_one_step_the_higher_counts() -> None:
 @pytest.mark.parametrize(
     ("cls", "settings", "field"),
     [
-        (StepSize, {"size": -1.0}, "size"),
-        (StepSize, {"decay": 1.5}, "decay"),
+        (StepSize, {"scale": -1.0}, "scale"),
+        (StepSize, {"final_scale_sq": 1.5}, "final_scale_sq"),
         (StepSize, {"mode": "adam"}, "mode"),
-        (StepSize, {"limit": -0.5}, "limit"),
-        (StepSize, {"size": float("nan")}, "size"),
-        (Refinement, {"most": -1}, "most"),
-        (Refinement, {"most": 1.5}, "most"),
-        (Refinement, {"thresholds": ((0.0, 1.5),)}, "targets"),
-        (Refinement, {"thresholds": ((-0.1, 0.5),)}, "targets"),
-        (Refinement, {"thresholds": ((0.1,),)}, "targets"),
+        (StepSize, {"max_norm": -0.5}, "max_norm"),
+        (StepSize, {"scale": float("nan")}, "scale"),
+        (Refinement, {"max_iterations": -1}, "max_iterations"),
+        (Refinement, {"max_iterations": 1.5}, "max_iterations"),
+        (Refinement, {"thresholds": ((0.0, 1.5),)}, "thresholds"),
+        (Refinement, {"thresholds": ((-0.1, 0.5),)}, "thresholds"),
+        (Refinement, {"thresholds": ((0.1,),)}, "thresholds"),
     ],
 )
 def test_bad_values_name_field_and_value(cls: Any, settings: dict[str, Any], field: str) -> None:

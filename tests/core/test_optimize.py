@@ -91,7 +91,7 @@ def refinements(norm: float, presence: float, most: int, *, stale: bool) -> int:
 def test_each_row_refines_as_long_as_it_must(stale: bool, most: int) -> None:
     norms, presence = (0.3, 0.95, 0.62, 3.0), 0.5
     x_BCYX, passes = start(*norms), Passes()
-    move = optimize(x_BCYX, [objective(refinement=target(presence, most=most, stale=stale))], passes, STEP)
+    move = optimize(x_BCYX, [objective(refinement=target(presence, max_iterations=most, decide_before_update=stale))], passes, STEP)
     counts = [refinements(norm, presence, most, stale=stale) for norm in norms]
     assert len(set(counts)) > (1 if most else 0)
     assert torch.stack([entry.refined for entry in move.trace]).sum(0).tolist() == counts
@@ -122,8 +122,8 @@ def test_rows_that_are_good_enough_leave_the_batch() -> None:
 def test_looking_seldom_changes_no_image(look: int, most: int) -> None:
     norms = (0.3, 0.95, 0.62, 3.0)
     often, seldom = Passes(), Passes()
-    one = optimize(start(*norms), [objective(refinement=target(0.5, most=most))], often, STEP)
-    other = optimize(start(*norms), [objective(refinement=target(0.5, most=most, look=look))], seldom, STEP)
+    one = optimize(start(*norms), [objective(refinement=target(0.5, max_iterations=most))], often, STEP)
+    other = optimize(start(*norms), [objective(refinement=target(0.5, max_iterations=most, check_every=look))], seldom, STEP)
     assert torch.equal(one.latents, other.latents)
     needed = len(often.seen)
     assert len(seldom.seen) == min(-(-needed // look) * look, most + 1)
@@ -154,7 +154,7 @@ def test_a_row_that_is_done_stays_done_even_if_its_last_move_made_it_worse() -> 
         return Losses(terms=shrink(maps, step).terms, presence=maps.flatten(1).norm(dim=1))
 
     x_BCYX = start(0.9, 0.5)  # presence falls with every move: the first row is good enough only at the start
-    move = optimize(x_BCYX, [objective(evaluate=fading, refinement=target(0.85, most=3))], Passes(), STEP)
+    move = optimize(x_BCYX, [objective(evaluate=fading, refinement=target(0.85, max_iterations=3))], Passes(), STEP)
     assert [entry.refined.tolist() for entry in move.trace] == [[False, True]] * 3 + [[False, False]]
     torch.testing.assert_close(move.latents, x_BCYX * _tall([0.9, 0.9**4]))
 
@@ -213,7 +213,7 @@ def test_half_precision_moves_add_up_in_float32() -> None:
         return Losses(terms={"sum": maps.flatten(1).float().sum(1)}, presence=torch.zeros(len(maps)))
 
     refined = objective(
-        evaluate=evaluate, rule=StepSize(scale=1e-4, final_scale_sq=1.0), refinement=target(0.5, most=9)
+        evaluate=evaluate, rule=StepSize(scale=1e-4, final_scale_sq=1.0), refinement=target(0.5, max_iterations=9)
     )
     move = optimize(torch.ones(1, 4, 2, 2, dtype=torch.float16), [refined], Passes(), STEP)
     torch.testing.assert_close(move.delta, torch.full_like(move.delta, -1e-3), rtol=1e-3, atol=0)
@@ -235,7 +235,7 @@ def test_objectives_add_up_with_their_strengths() -> None:
 
 
 def test_only_the_refining_objective_decides_about_refining() -> None:
-    refining = objective(name="refining", refinement=target(0.5, most=3))
+    refining = objective(name="refining", refinement=target(0.5, max_iterations=3))
     move = optimize(start(3.0), [objective(), refining], Passes(2), STEP)
     assert len(move.trace) == 4
     silent = objective(evaluate=lambda maps, step: Losses(terms=shrink(maps, step).terms), refinement=target(0.5))
