@@ -57,11 +57,13 @@ def operations(name: str, layers: Any) -> float:
         attention.set_processor(ControlledAttention(layer, attention.processor, active_pass))
     counted = []
     for taps in ([], [MapTap(heard, slice(1, 2))]):
-        active_pass.current = DenoiserPass(
-            batch=BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=True),
-            latent_size=(sample.shape[-2], sample.shape[-1]),
-            step=Step(index=0, total=1, timestep=1.0),
-            taps=taps,
+        active_pass.begin(
+            DenoiserPass(
+                batch=BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=True),
+                latent_size=(sample.shape[-2], sample.shape[-1]),
+                step=Step(index=0, total=1, timestep=1.0),
+                taps=taps,
+            )
         )
         with torch.no_grad(), _flash_attention(), FlopCounterMode(display=False) as counter:
             unet(sample, torch.ones((), device="meta"), **keywords)

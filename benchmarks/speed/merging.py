@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.layers import select_layers
-from t2ictl.attention.passes import ActivePass, DenoiserPass, StopForward
+from t2ictl.attention.passes import ActivePass, DenoiserPass, PassKind, StopForward
 from t2ictl.attention.processor import ControlledAttention
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention, _inputs
 from t2ictl.families.unet import unet_layers
@@ -48,7 +48,7 @@ def _look(unet: UNet2DConditionModel, active_pass: ActivePass, tokens: int, now:
     """Operations of one pass with a text of some tokens, and of the way back to it."""
     sample, keywords = _inputs(unet)
     text = torch.zeros(1, tokens, unet.config.cross_attention_dim, device="meta", dtype=unet.dtype, requires_grad=True)
-    active_pass.current = now
+    active_pass.begin(now)
 
     def forward() -> Tensor:
         """Run to the last map, or to the noise where none is wanted."""
@@ -61,7 +61,7 @@ def _look(unet: UNet2DConditionModel, active_pass: ActivePass, tokens: int, now:
 
     loss, there = _flops(forward)
     _, back = _flops(lambda: torch.autograd.grad(loss, text))
-    active_pass.current = None
+    active_pass.end()
     return there, back
 
 
@@ -90,6 +90,8 @@ def measure(name: str, *, published: bool) -> dict[str, float]:
         read = select_layers(
             cross, published_layers("sdxl" if unet.config.addition_embed_type else "sd", cross, factor=4)
         )
+        maps_kind = PassKind.IMAGE if published else PassKind.MAPS
+        text_kind = PassKind.IMAGE if published else PassKind.OTHER_TEXT
         shared: dict[str, Any] = {
             "batch": BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=False),
             "latent_size": (sample.shape[-2], sample.shape[-1]),
@@ -100,9 +102,14 @@ def measure(name: str, *, published: bool) -> dict[str, float]:
             unet,
             active_pass,
             77,
-            DenoiserPass(taps=[MapTap(read, slice(None))], stop_after=stop, is_own=not published, **shared),
+            DenoiserPass(
+                taps=[MapTap(read, slice(None))],
+                stop_after=stop,
+                kind=PassKind.IMAGE if published else PassKind.MAPS,
+                **shared,
+            ),
         )
-        semantic = _look(unet, active_pass, 1, DenoiserPass(is_free=not published, **shared))
+        semantic = _look(unet, active_pass, 1, DenoiserPass(kind=text_kind, **shared))
     return {"target": 1.0, "semantic": sum(semantic) / plain, "entropy": sum(entropy) / plain}
 
 

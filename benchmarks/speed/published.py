@@ -99,7 +99,7 @@ def ours(pipe: Any, call: dict[str, Any], steps: int) -> Times:
     Returns:
         The times.
     """
-    import t2ictl.session.call as calls
+    import t2ictl.session.mover as calls
 
     times, update = Times(), calls.optimize
 

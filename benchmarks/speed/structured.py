@@ -109,7 +109,9 @@ def _evaluation(unet: UNet2DConditionModel, side: int, device: str) -> Callable[
 
     def run(edit: Edit | None) -> Any:
         unet.set_attn_processor(dict(plain if edit is None else ours))
-        active_pass.current = None if edit is None else DenoiserPass(edits={s.address: [edit] for s in layers}, **now)
+        active_pass.end()
+        if edit is not None:
+            active_pass.begin(DenoiserPass(edits={layer.address: [edit] for layer in layers}, **now))
         with torch.no_grad():
             return unet(sample, torch.ones((), device=device), **keywords)
 

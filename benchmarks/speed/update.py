@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2ictl.attention.batch import BatchLayout
-from t2ictl.attention.passes import ActivePass, DenoiserPass, StopForward
+from t2ictl.attention.passes import ActivePass, DenoiserPass, PassKind, StopForward
 from t2ictl.attention.processor import ControlledAttention
 from t2ictl.families.unet import unet_layers
 from t2ictl.maps.record import MapTap
@@ -94,13 +94,15 @@ def _update(unet: UNet2DConditionModel, factor: int, *, truncate: bool) -> Calla
 
     def run() -> Tensor:
         """Run to the last map, and give a loss of it."""
-        active_pass.current = DenoiserPass(
-            batch=BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=False),
-            latent_size=(sample.shape[-2], sample.shape[-1]),
-            step=Step(index=0, total=1, timestep=1.0),
-            taps=[tap],
-            stop_after=layers[-1].address if truncate else None,
-            is_own=truncate,
+        active_pass.begin(
+            DenoiserPass(
+                batch=BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=False),
+                latent_size=(sample.shape[-2], sample.shape[-1]),
+                step=Step(index=0, total=1, timestep=1.0),
+                taps=[tap],
+                stop_after=layers[-1].address if truncate else None,
+                kind=PassKind.MAPS if truncate else PassKind.IMAGE,
+            )
         )
         try:
             unet(sample, torch.ones((), device="meta"), **keywords)

@@ -313,7 +313,9 @@ class _Merging:
         """Encode texts, each once."""
         once = list(dict.fromkeys(texts))
         states, places = encode(once), [once.index(text) for text in texts]
-        return PromptEmbeds(embeds=states.embeds[places], pooled=None if states.pooled is None else states.pooled[places])
+        return PromptEmbeds(
+            embeds=states.embeds[places], pooled=None if states.pooled is None else states.pooled[places]
+        )
 
     # -- the losses -------------------------------------------------------------------------
 

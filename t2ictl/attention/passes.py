@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 from torch import Tensor
@@ -12,7 +14,7 @@ from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall, Edit
 from t2ictl.settings.windows import Step
 
-__all__ = ["DenoiserPass", "Rows", "StopForward", "ActivePass", "Tap"]
+__all__ = ["DenoiserPass", "PassKind", "Rows", "StopForward", "ActivePass", "Tap"]
 
 
 Rows = slice | list[int]
@@ -36,6 +38,19 @@ class StopForward(Exception):
     """Ends a extra forward pass after the last layer it was made for."""
 
 
+class PassKind(Enum):
+    """What a forward pass is for.
+
+    ``IMAGE``: it makes the image; taps compute beside the fused kernels. ``MAPS``: an extra pass for attention maps:
+    no image comes of it, so a layer's maps and its attention share queries and keys. ``OTHER_TEXT``: an extra pass
+    under another text, without edits and taps, and short for a text of one position.
+    """
+
+    IMAGE = "image"
+    MAPS = "maps"
+    OTHER_TEXT = "other text"
+
+
 @dataclass(kw_only=True)
 class DenoiserPass:
     """What is to happen during one forward pass of the denoiser.
@@ -47,9 +62,7 @@ class DenoiserPass:
         edits: edits by layer address, in order.
         taps: listeners to maps.
         stop_after: address of the layer after whose maps the pass may end, or None.
-        is_own: an extra pass for maps: no image comes of it, so a layer's maps and its attention may share
-            queries and keys.
-        is_free: an extra pass under another text: without edits and taps, and short for a text of one position.
+        kind: what the pass is for.
     """
 
     batch: BatchLayout
@@ -58,11 +71,33 @@ class DenoiserPass:
     edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
     taps: Sequence[Tap] = ()
     stop_after: str | None = None
-    is_own: bool = False
-    is_free: bool = False
+    kind: PassKind = PassKind.IMAGE
 
 
 class ActivePass:
-    """The pass in progress, shared by all processors of a session; None when none is."""
+    """The pass in progress, shared by all processors of a session."""
 
-    current: DenoiserPass | None = None
+    def __init__(self) -> None:
+        self._current: DenoiserPass | None = None
+
+    @property
+    def current(self) -> DenoiserPass | None:
+        """The pass in progress, or None."""
+        return self._current
+
+    def begin(self, now: DenoiserPass) -> None:
+        """Start a pass whose end somebody else will tell: a hook after the denoiser."""
+        self._current = now
+
+    def end(self) -> None:
+        """End the pass, if one is in progress."""
+        self._current = None
+
+    @contextmanager
+    def use(self, now: DenoiserPass) -> Iterator[None]:
+        """Hold a pass for the length of a ``with`` block."""
+        self.begin(now)
+        try:
+            yield
+        finally:
+            self.end()

@@ -28,7 +28,7 @@ from torch import Tensor
 from t2ictl.attention.cache import TensorCache
 from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, project_keys, split_heads
 from t2ictl.attention.layers import Layer
-from t2ictl.attention.passes import ActivePass, DenoiserPass, Rows, StopForward, Tap
+from t2ictl.attention.passes import ActivePass, DenoiserPass, PassKind, Rows, StopForward, Tap
 from t2ictl.attention.softmax import attention_and_map, scores, softmax, summed_attention
 from t2ictl.errors import ControlConflict, ShapeMismatch, UnsupportedPipeline
 from t2ictl.settings.windows import Step
@@ -78,14 +78,14 @@ class ControlledAttention:
         now = self.active_pass.current
         if now is None:
             return inputs.send(self.previous)
-        if now.is_free:
+        if now.kind is PassKind.OTHER_TEXT:
             return self._free(inputs)
         edits = [edit for edit in now.edits.get(self.layer.address, ()) if edit.acts(now.step)]
         taps = [tap for tap in now.taps if self.layer.address in tap.layers]
         if not edits and not taps:
             return inputs.send(self.previous)
         call = self._call(attn, hidden_states, now)
-        if now.is_own and not edits and isinstance(self.previous, STOCK_PROCESSORS):
+        if now.kind is PassKind.MAPS and not edits and isinstance(self.previous, STOCK_PROCESSORS):
             return self._shared(call, taps, inputs, ends=now.stop_after == self.layer.address)
         for tap in taps:
             tap.take(call, _attention_map(inputs, tap.rows))

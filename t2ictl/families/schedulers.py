@@ -13,12 +13,14 @@ import inspect
 import math
 import types
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from t2ictl.errors import UnsupportedPipeline
+from t2ictl.patching import instance_attribute
 
 __all__ = ["SchedulerPatch", "discards_sample", "input_scale", "noise_levels"]
 
@@ -135,8 +137,6 @@ class SchedulerPatch:
 
     def __init__(self, scheduler: Any, replace: Callable[[Tensor], Tensor]) -> None:
         self.scheduler = scheduler
-        self._step: Callable[..., Any]
-        self._had = scheduler.__dict__.get("step")
         original = scheduler.step
         signature, function = inspect.signature(original), getattr(original, "__func__", None)
 
@@ -148,16 +148,12 @@ class SchedulerPatch:
             return function(self, *bound.args, **bound.kwargs)
 
         if function is None:
-            self._step = functools.wraps(original)(functools.partial(step, scheduler))
+            made: Any = functools.wraps(original)(functools.partial(step, scheduler))
         else:  # a method, which a deep copy of the scheduler binds to the copy
-            self._step = types.MethodType(functools.wraps(function)(step), scheduler)
-        scheduler.step = self._step
+            made = types.MethodType(functools.wraps(function)(step), scheduler)
+        self._undo = ExitStack()
+        self._undo.enter_context(instance_attribute(scheduler, "step", made))
 
     def remove(self) -> None:
         """Put back what was there, unless someone else has replaced the wrap since."""
-        if self.scheduler.__dict__.get("step") is not self._step:
-            return
-        if self._had is None:
-            del self.scheduler.__dict__["step"]
-        else:
-            self.scheduler.step = self._had
+        self._undo.close()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
 from t2ictl.errors import BadSetting, UnsupportedPipeline
+from t2ictl.patching import instance_attribute
 
 __all__ = ["truncated_encoder"]
 
@@ -43,21 +44,13 @@ def truncated_encoder(encoders: Sequence[nn.Module], depth: float) -> Iterator[N
     """
     if not 0 <= depth <= 1:
         raise BadSetting(f"The depth {depth:g} is no share of the layers.", "Give a number from 0 to 1.")
-    changed: list[tuple[nn.Module, Any]] = []
-    try:
+    with ExitStack() as changed:
         for encoder in encoders:
             layers = _layers(encoder)
             for layer in layers[round(depth * len(layers)) :]:
                 # Not a hook: transformers takes the states of layers before any hook of theirs acts.
-                changed.append((layer, vars(layer).get("forward")))
-                vars(layer)["forward"] = functools.partial(_pass_on, layer.forward)
+                changed.enter_context(instance_attribute(layer, "forward", functools.partial(_pass_on, layer.forward)))
         yield
-    finally:
-        for layer, before in changed:
-            if before is None:
-                del vars(layer)["forward"]
-            else:
-                vars(layer)["forward"] = before
 
 
 def _layers(encoder: nn.Module) -> list[nn.Module]:

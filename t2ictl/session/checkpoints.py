@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from t2ictl.attention.processor import ControlledAttention
 from t2ictl.errors import BadSetting
+from t2ictl.patching import instance_attribute
 from t2ictl.session.hooks import Frozen
 
 __all__ = ["Checkpointing", "Recomputed", "check_checkpointing"]
@@ -81,17 +82,11 @@ class Recomputed:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Hold the modules' ``forward`` for the length of the block; leave their ``__dict__`` as it was found."""
-        found = [module.__dict__.get("forward") for module in self._modules]
-        try:
+        with ExitStack() as held:
             for module in self._modules:
-                module.__dict__["forward"] = functools.partial(_kept_short, module, module.forward)
+                short = functools.partial(_kept_short, module, module.forward)
+                held.enter_context(instance_attribute(module, "forward", short))
             yield
-        finally:
-            for module, before in zip(self._modules, found, strict=True):
-                if before is None:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.__dict__["forward"] = before
 
 
 def _is_alone(module: nn.Module) -> bool:

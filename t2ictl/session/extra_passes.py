@@ -10,6 +10,7 @@ Legend: ``B`` image, ``G`` row of a pass (any image, any text), ``C`` channels, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.cache import TensorCache
 from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import Layer
-from t2ictl.attention.passes import ActivePass, DenoiserPass, StopForward
+from t2ictl.attention.passes import ActivePass, DenoiserPass, PassKind, StopForward
 from t2ictl.families import Adapter
 from t2ictl.maps.record import MapTap
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
@@ -138,24 +139,20 @@ class ExtraPasses:
                 x_BCYX, own = x_BCYX[rows], [now.cond.start + row for row in rows]
             extra = now.inputs["sample"][own, self.adapter.latent_channels :]
             taps = {layers: MapTap(layers, slice(None)) for layers in groups}
-            self.active_pass.current = DenoiserPass(
+            this = DenoiserPass(
                 batch=_batch(now.batch, own),
                 latent_size=(x_BCYX.shape[-2], x_BCYX.shape[-1]),
                 step=now.step,
                 edits=self.edits,
                 taps=list(taps.values()),
                 stop_after=last.address if self.truncate else None,
-                is_own=True,
+                kind=PassKind.MAPS,
             )
             self.cost.extra_forwards += len(x_BCYX)
-            # Objectives on text rows count their gradients themselves: not every look takes one.
+            # Objectives on text embeddings count their gradients themselves: not every pass takes one.
             self.cost.backwards += len(x_BCYX) if embeds_BTC is None else 0
-            try:
+            with contextlib.suppress(StopForward), self.active_pass.use(this):
                 self._run(torch.cat([x_BCYX, extra], dim=1), embeds_BTC, own, now)
-            except StopForward:
-                pass
-            finally:
-                self.active_pass.current = None
             return [taps[layers].mean() for layers in groups]
 
         return maps
@@ -175,17 +172,15 @@ class ExtraPasses:
             ``noise_GCYX``, in the terms of the model (noise, or velocity).
         """
         rows_G = rows_G + now.cond.start
-        self.active_pass.current = DenoiserPass(
+        this = DenoiserPass(
             batch=_batch(now.batch, rows_G.tolist()),
             latent_size=(now.inputs["sample"].shape[-2], now.inputs["sample"].shape[-1]),
             step=now.step,
-            is_free=True,
+            kind=PassKind.OTHER_TEXT,
         )
         self.cost.extra_forwards += len(states_GKC)
-        try:
+        with self.active_pass.use(this):
             result = self._run(now.inputs["sample"][rows_G], states_GKC, rows_G, now, free=True)
-        finally:
-            self.active_pass.current = None
         noise_GCYX: Tensor = result[0]
         return noise_GCYX
 

@@ -25,7 +25,7 @@ class AttnProcessorPatch:
     """
 
     def __init__(self, denoiser: Any, active_pass: ActivePass) -> None:
-        self._denoiser, self._switch = denoiser, active_pass
+        self._denoiser, self._active_pass = denoiser, active_pass
         self._placed: list[tuple[Any, ControlledAttention]] = []
 
     def place(self, layers: Iterable[Layer]) -> None:
@@ -36,7 +36,7 @@ class AttnProcessorPatch:
         """
         for layer in layers:
             attention = self._denoiser.get_submodule(layer.module)
-            ours = ControlledAttention(layer, attention.processor, self._switch)
+            ours = ControlledAttention(layer, attention.processor, self._active_pass)
             attention.set_processor(ours)
             if isinstance(ours.previous, nn.Module):  # keep its weights where offloading finds them
                 attention.add_module(_PREVIOUS, ours.previous)

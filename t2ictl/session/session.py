@@ -8,16 +8,12 @@ layers that are needed.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal
-
-import torch
 
 from t2ictl.attention.layers import Layer, select_layers
 from t2ictl.attention.passes import ActivePass
@@ -35,17 +31,23 @@ from t2ictl.families import find_adapter
 from t2ictl.families.base import Encoded
 from t2ictl.families.schedulers import SchedulerPatch
 from t2ictl.families.text_states import Encode
-from t2ictl.guidance.objectives import check_one_step_size
 from t2ictl.guidance.optimize import MoveTrace
 from t2ictl.maps.record import AttentionRecord, Recording
+from t2ictl.patching import instance_attribute
 from t2ictl.prompts.prompt import Prompt
-from t2ictl.session.call import PipelineCall
+from t2ictl.session.call import MoveLog, PipelineCall
 from t2ictl.session.checkpoints import Checkpointing, check_checkpointing
 from t2ictl.session.cost import Cost, peak_bytes, start_peak
+from t2ictl.session.encoding import EncodePromptWrapper
+from t2ictl.session.extra_passes import ExtraPasses
+from t2ictl.session.guard import EvaluationGuard
 from t2ictl.session.hooks import DenoiserHook
 from t2ictl.session.installation import AttnProcessorPatch
 from t2ictl.session.known_prompts import PromptCache
+from t2ictl.session.listeners import MapListeners
+from t2ictl.session.mover import LatentMover
 from t2ictl.session.observers import LossEntry, LossMonitor
+from t2ictl.session.planning import acting_layers, edits_by_layer, make_plans
 from t2ictl.session.text_embeds import EmbedsState
 
 __all__ = ["Session", "controlled"]
@@ -61,6 +63,7 @@ def controlled(
     on_nonfinite: Literal["skip", "raise"] = "skip",
     measure: Sequence[Control] = (),
     checkpointing: Checkpointing = "off",
+    on_move: Callable[[MoveTrace], None] | None = None,
 ) -> Session:
     """Put controls on a pipeline for the length of a ``with`` block.
 
@@ -75,6 +78,8 @@ def controlled(
             in ``session.measured``, at no further pass; they move and edit nothing.
         checkpointing: compute ``"feed_forward"`` layers, or ``"all"`` in which nobody listens, a second time in place
             of keeping them for the backward pass: the same images, less memory, more work (docs/speed.md).
+        on_move: called with the trace of each move of latents or text embeddings, its step included, before the
+            denoiser runs on what was moved. What it raises ends the call.
 
     Returns:
         The session, to be used in a ``with`` statement.
@@ -107,6 +112,7 @@ def controlled(
         raise_nonfinite=on_nonfinite == "raise",
         measure=tuple(measure),
         checkpointing=checkpointing,
+        on_move=on_move,
     )
 
 
@@ -125,17 +131,18 @@ class Session:
         truncate: bool = True,
         measure: tuple[Control, ...] = (),
         checkpointing: Checkpointing = "off",
+        on_move: Callable[[MoveTrace], None] | None = None,
     ) -> None:
         self.adapter = find_adapter(pipe)
         self.controls, self._measure = controls, measure
         self.cost, self._checkpointing = Cost(), check_checkpointing(checkpointing)
         self._pipe, self._recording = pipe, recording
-        self._raise_nonfinite, self._truncate = raise_nonfinite, truncate
-        self._switch = ActivePass()
+        self._raise_nonfinite, self._truncate, self._on_move = raise_nonfinite, truncate, on_move
+        self._active_pass = ActivePass()
         self._hook = DenoiserHook(self._before, self._after)
         self._call: PipelineCall | None = None
-        self._wrap: SchedulerPatch | None = None
-        self._processors = AttnProcessorPatch(self.adapter.denoiser, self._switch)
+        self._scheduler_patch: SchedulerPatch | None = None
+        self._processors = AttnProcessorPatch(self.adapter.denoiser, self._active_pass)
         self._words = PromptCache(self.adapter, (words,) if isinstance(words, str) else words, parser)
         self._prompts: tuple[Prompt, ...] | None = None
         self._check()
@@ -165,19 +172,21 @@ class Session:
         Raises:
             NotRecorded: if the session was opened without ``record=`` or made no call yet.
         """
-        if self._call is None or self._call.recorder is None:
+        if self._call is None or self._call.listeners.recorder is None:
             raise NotRecorded("This session recorded no maps.", "Open it with record=True and call the pipeline.")
-        return self._call.recorder.record
+        return self._call.listeners.recorder.record
 
     @property
     def trace(self) -> tuple[MoveTrace, ...]:
         """Losses and moves of the last pipeline call, one entry a pass."""
-        return () if self._call is None else tuple(self._call.trace)
+        return () if self._call is None else tuple(self._call.log.entries)
 
     @property
     def measured(self) -> tuple[LossEntry, ...]:
         """What the controls of ``measure=`` found in the last pipeline call, one entry a control and evaluation."""
-        return () if self._call is None else tuple(entry for each in self._call.loss_monitors for entry in each.found)
+        return (
+            () if self._call is None else tuple(entry for each in self._call.listeners.monitors for entry in each.found)
+        )
 
     # -- entry and exit ---------------------------------------------------------------------
 
@@ -192,37 +201,27 @@ class Session:
             )
         start_peak(self.adapter.device)
         self._started = time.perf_counter()
-        try:
-            self._had_encoder = pipe.__dict__.get("encode_prompt")
-            pipe.encode_prompt = EncodePromptWrapper(pipe.encode_prompt, self)
-            self.adapter.denoiser.__dict__["_t2ictl"] = True
+        # Undone in reverse order and to the end, whatever is raised on the way; each part undoes itself only.
+        with ExitStack() as undo:
+            wrapper = EncodePromptWrapper(pipe.encode_prompt, self)
+            undo.enter_context(instance_attribute(pipe, "encode_prompt", wrapper))
+            undo.enter_context(instance_attribute(self.adapter.denoiser, "_t2ictl", True))
+            undo.callback(self._hook.remove)
+            undo.callback(self._unpatch_scheduler)
+            undo.callback(self._processors.remove)
+            undo.callback(self._active_pass.end)
             self._hook.install(self.adapter.denoiser)
-        except BaseException:
-            self._restore()
-            raise
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        self._undo.close()
         self.cost.seconds += time.perf_counter() - self._started
         self.cost.peak_bytes = max(self.cost.peak_bytes, peak_bytes(self.adapter.device))
         if kind is None and self._call is not None:
             self._close_call(self._call)
-
-    def _restore(self) -> None:
-        """Put everything back. Runs to its end on every exit; each part undoes itself only."""
-        self._switch.current = None
-        self._processors.remove()
-        self._unwrap_scheduler()
-        self._hook.remove()
-        self.adapter.denoiser.__dict__.pop("_t2ictl", None)
-        if isinstance(self._pipe.__dict__.get("encode_prompt"), EncodePromptWrapper):
-            if self._had_encoder is None:
-                del self._pipe.__dict__["encode_prompt"]
-            else:
-                self._pipe.encode_prompt = self._had_encoder
 
     def _close_call(self, call: PipelineCall) -> None:
         if call.is_lost:
@@ -230,7 +229,7 @@ class Session:
                 "The latents moved at the last evaluation were not taken up by a scheduler step.",
                 "The scheduler was replaced in the middle of the call.",
             )
-        skipped = sum(int(entry.skipped.sum()) for entry in call.trace)
+        skipped = sum(int(entry.skipped.sum()) for entry in call.log.entries)
         if skipped:
             warnings.warn(
                 f"{skipped} updates were skipped because the loss or its gradient was not finite. "
@@ -261,29 +260,61 @@ class Session:
             encode=encode,
             negative_prompts=tuple(self.adapter.parse(each, self._words.parser) for each in encoded.negatives),
         )
-        plans, context = self._plans(prompts, context)
-        loss_monitors = tuple(LossMonitor(control, control.plan(context)) for control in self._measure)
+        self._check_words(prompts)
+        plans, context = make_plans(self.controls, context)
+        monitors = tuple(LossMonitor(control, control.plan(context)) for control in self._measure)
+        self._call = call = self._new_call(encoded, prompts, plans, monitors)
+        self._hook.install(self.adapter.denoiser)
+        self._processors.place(acting_layers(plans) | call.listeners.layers)
+        self._unpatch_scheduler()
+        self._scheduler_patch = SchedulerPatch(self._pipe.scheduler, call.replace)
+
+    def _check_words(self, prompts: tuple[Prompt, ...] | None) -> None:
+        wanting = [type(control).__name__ for control in (*self.controls, *self._measure) if control.needs_words]
+        if self._recording is not None:
+            wanting.append("record=")
+        if prompts is None and wanting:
+            raise PromptUnknown(
+                f"The pipeline was called with prompt_embeds only, and {', '.join(wanting)} needs the words.",
+                "Name them: controlled(..., prompt='...'), or encode them inside the session with pipe.encode_prompt.",
+            )
+
+    def _new_call(
+        self,
+        encoded: Encoded,
+        prompts: tuple[Prompt, ...] | None,
+        plans: Sequence[Plan],
+        monitors: Sequence[LossMonitor],
+    ) -> PipelineCall:
         text = next((plan.text for plan in plans if plan.text is not None), None)
-        self._call = PipelineCall(
+        edits = edits_by_layer(plans)
+        passes = ExtraPasses(
             adapter=self.adapter,
-            batch=encoded.batch,
-            prompts=_by_image(prompts if text is None else text.prompts, encoded),
-            plans=plans,
-            text=None if text is None else EmbedsState(text),
-            loss_monitors=loss_monitors,
-            active_pass=self._switch,
+            active_pass=self._active_pass,
             hook=self._hook,
             cost=self.cost,
-            recording=self._recording,
-            record_layers=self._record_layers,
+            edits=edits,
             truncate=self._truncate,
             checkpointing=self._checkpointing,
-            raise_nonfinite=self._raise_nonfinite,
         )
-        self._hook.install(self.adapter.denoiser)
-        self._processors.place(self._needed_layers(plans).union(*(each.layers for each in loss_monitors)))
-        self._unwrap_scheduler()
-        self._wrap = SchedulerPatch(self._pipe.scheduler, self._call.replace)
+        log = MoveLog(raise_nonfinite=self._raise_nonfinite, on_move=self._on_move)
+        return PipelineCall(
+            guard=EvaluationGuard(adapter=self.adapter, batch=encoded.batch),
+            mover=LatentMover(adapter=self.adapter, plans=plans, passes=passes, report=log.add),
+            listeners=MapListeners(
+                plans=plans,
+                monitors=monitors,
+                prompts=_by_image(prompts if text is None else text.prompts, encoded),
+                recording=self._recording,
+                record_layers=self._record_layers,
+            ),
+            log=log,
+            edits=edits,
+            active_pass=self._active_pass,
+            passes=passes,
+            cost=self.cost,
+            text=None if text is None else EmbedsState(text),
+        )
 
     def end_encoding(self, encoded: Encoded, result: Any, encode: Encode) -> Any:
         """Edit what ``encode_prompt`` returned, and remember it: the denoiser must be called with it.
@@ -306,62 +337,14 @@ class Session:
             words = _by_image(self._prompts, encoded)
             assert words is not None
             text.edit.rewrite(encode([each.text for each in words]), encode)
-        self._call.embeddings = result[0]
+        self._call.guard.embeds = result[0]
         self._words.remember(result[0], _by_image(self._prompts, encoded), is_edited=text is not None)
         return result
 
-    def _plans(self, prompts: tuple[Prompt, ...] | None, context: PlanContext) -> tuple[tuple[Plan, ...], PlanContext]:
-        """The plans of all controls, and the context with the words where the plans have put them."""
-        controls = (*self.controls, *self._measure)
-        wanting = [type(control).__name__ for control in controls if control.needs_words]
-        if self._recording is not None:
-            wanting.append("record=")
-        if prompts is None and wanting:
-            raise PromptUnknown(
-                f"The pipeline was called with prompt_embeds only, and {', '.join(wanting)} needs the words.",
-                "Name them: controlled(..., prompt='...'), or encode them inside the session with pipe.encode_prompt.",
-            )
-        made: dict[int, Plan] = {}
-        unmoved = context  # what all that move words see, so that two of them are refused as owners of one thing
-        for place, control in sorted(enumerate(self.controls), key=lambda pair: not pair[1].moves_words):
-            made[place] = control.plan(unmoved if control.moves_words else context)
-            if (text := made[place].text) is not None:
-                context = replace(context, prompts=text.prompts)
-        plans = tuple(made[place] for place in range(len(self.controls)))
-        self._check_owners(plans)
-        objectives = [objective for plan in plans for objective in plan.objectives]
-        check_one_step_size(objectives)
-        if objectives or any(plan.text is not None and plan.text.objectives for plan in plans):
-            self.adapter.check_gradients()
-            if torch.is_inference_mode_enabled():
-                raise UnsupportedPipeline(
-                    "The pipeline is called under torch.inference_mode(), where no gradient can be taken.",
-                    "Call it under torch.no_grad(), or as it is: pipelines active_pass gradients off themselves.",
-                )
-        return plans, context
-
-    def _check_owners(self, plans: Sequence[Plan]) -> None:
-        owners: dict[str, str] = {}
-        for control, plan in zip(self.controls, plans, strict=True):
-            for thing in (*plan.owns, *(("the text states",) if plan.text is not None else ())):
-                if thing in owners:
-                    raise ControlConflict(
-                        f"{owners[thing]} and {control.name} both set {thing}.", "Use one of them in a session."
-                    )
-                owners[thing] = control.name
-
-    def _needed_layers(self, plans: Sequence[Plan]) -> set[Layer]:
-        edited = {layer for plan in plans for layers, _ in plan.edits for layer in layers}
-        probed = {layer for plan in plans for objective in plan.objectives for layer in objective.all_layers}
-        watched = {layer for plan in plans for watch in plan.map_hooks for layer in watch.layers}
-        texts = [plan.text for plan in plans if plan.text is not None]
-        passed = {layer for text in texts for objective in text.objectives for layer in objective.layers}
-        return edited | probed | watched | passed | set(self._record_layers)
-
-    def _unwrap_scheduler(self) -> None:
-        if self._wrap is not None:
-            self._wrap.remove()
-            self._wrap = None
+    def _unpatch_scheduler(self) -> None:
+        if self._scheduler_patch is not None:
+            self._scheduler_patch.remove()
+            self._scheduler_patch = None
 
     # -- the denoiser's hook ----------------------------------------------------------------
 
@@ -376,25 +359,6 @@ class Session:
     def _after(self) -> None:
         if self._call is not None:
             self._call.after()
-
-
-class EncodePromptWrapper:
-    """Stands at ``pipe.encode_prompt`` for the length of a session and tells it what is encoded."""
-
-    def __init__(self, original: Any, session: Session) -> None:
-        self._original, self._session = original, session
-        self._signature = inspect.signature(original)
-        functools.update_wrapper(self, original)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        adapter = self._session.adapter
-        encoded = adapter.encoded(bound.arguments)
-        encode: Encode = functools.partial(adapter.encode, self._original, bound.arguments)
-        self._session.begin_call(encoded, encode)
-        result = self._original(*args, **kwargs)
-        return self._session.end_encoding(encoded, result, encode)
 
 
 def _by_image(prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> tuple[Prompt, ...] | None:

@@ -167,7 +167,7 @@ class _Editor(WithoutSession):
 
     def __init__(self, layer: Layer, previous: Any, edits: Sequence[Edit], batch: MatchedLayout) -> None:
         super().__init__(layer, previous, ActivePass())
-        self._edits, self._lanes = edits, batch
+        self._edits, self._batch = edits, batch
 
     def __call__(
         self,
@@ -179,7 +179,7 @@ class _Editor(WithoutSession):
     ) -> Tensor:
         inputs = Inputs(attn, hidden_states, encoder_hidden_states, attention_mask, kwargs)
         context = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
-        batch = self._lanes(context)
+        batch = self._batch(context)
         if not batch.indices("cond"):
             return inputs.send(self.previous)
         call = AttentionCall(
@@ -243,7 +243,7 @@ class MapRecorder:
         self._layers = select_layers(cross, tuple(layers) or f"cross@{self._adapter.semantic_stride}")
         self._match = RowMatcher(encode(self._adapter, prompts))
         self._latent_size = self._adapter.cells(size)
-        self._switch = ActivePass()
+        self._active_pass = ActivePass()
         self._recorder: Recorder | None = None
         self._numbers: tuple[int, ...] = ()
 
@@ -270,7 +270,7 @@ class MapRecorder:
         current: dict[str, Any] = dict(self._adapter.denoiser.attn_processors)
         for layer in self._layers:
             name = f"{layer.module}.processor"
-            current[name] = _Listener(layer, current[name], self._switch, self)
+            current[name] = _Listener(layer, current[name], self._active_pass, self)
         return current
 
     def begin(self, context_BKC: Tensor) -> None:
@@ -282,7 +282,7 @@ class MapRecorder:
         Raises:
             ShapeMismatch: if the images of this batch are not those of the one before.
         """
-        self._switch.current = None  # an evaluation that an error broke off never came to its end
+        self._active_pass.end()  # an evaluation that an error broke off never came to its end
         numbers = self._match(context_BKC)
         rows = [row for row, number in enumerate(numbers) if number is not None]
         if not rows:
@@ -304,18 +304,20 @@ class MapRecorder:
             BatchRow(image=place, prompt=number or 0, role="uncond" if number is None else "cond")
             for place, number in enumerate(numbers)
         ]
-        self._switch.current = DenoiserPass(
-            batch=BatchLayout(rows=tuple(batch)),
-            latent_size=self._latent_size,
-            step=Step(index=self._recorder.record.steps, total=1, timestep=0.0),
-            taps=[self._recorder],
+        self._active_pass.begin(
+            DenoiserPass(
+                batch=BatchLayout(rows=tuple(batch)),
+                latent_size=self._latent_size,
+                step=Step(index=self._recorder.record.steps, total=1, timestep=0.0),
+                taps=[self._recorder],
+            )
         )
 
     def end(self) -> None:
         """End an evaluation: file its maps."""
-        if self._switch.current is not None and self._recorder is not None:
+        if self._active_pass.current is not None and self._recorder is not None:
             self._recorder.end_step()
-        self._switch.current = None
+        self._active_pass.end()
 
     def is_first(self, layer: Layer) -> bool:
         """Tell whether the denoiser comes to this layer first."""

@@ -24,7 +24,7 @@ from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from t2ictl.processors.structured_guidance.control import StructuredGuidance
 from t2ictl.processors.token_merging.control import TokenMerging
-from t2ictl.session import call as calls
+from t2ictl.session import mover as calls
 from t2ictl.settings.windows import Window
 
 PROMPTS = ["a red circle and a blue square", "a green star and a yellow ring", "a blue heart and a red cross"]

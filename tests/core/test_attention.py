@@ -91,8 +91,15 @@ def address_of(kind: Any = "cross", heads: int = 2, factor: int = 1) -> Layer:
 def installed(attn: Attention, previous: Any, *, taps: Any = (), edits: Any = (), **now: Any) -> ControlledAttention:
     """Our processor at a layer, with a pass in progress."""
     active_pass, here = ActivePass(), address_of("cross" if attn.is_cross_attention else "self", attn.heads)
-    active_pass.current = DenoiserPass(
-        batch=LANES, latent_size=SIZE, step=STEP, taps=taps, edits={here.address: list(edits)} if edits else {}, **now
+    active_pass.begin(
+        DenoiserPass(
+            batch=LANES,
+            latent_size=SIZE,
+            step=STEP,
+            taps=taps,
+            edits={here.address: list(edits)} if edits else {},
+            **now,
+        )
     )
     return ControlledAttention(here, previous, active_pass)
 
@@ -187,7 +194,7 @@ def test_without_edit_the_previous_processor_gets_the_very_same_arguments(state:
     spy, tap = Spy(), Listener()
     ours = installed(attn, spy, taps=[tap] if state == "a tap here" else [])
     if state == "no pass":
-        ours.active_pass.current = None
+        ours.active_pass.end()
     result = ours(attn, hidden, encoder_hidden_states=context, attention_mask=mask, temb=hidden, extra="kept")
     ((args, kwargs),) = spy.got
     assert args[0] is attn and args[1] is hidden

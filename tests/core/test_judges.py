@@ -15,7 +15,7 @@ from PIL import Image
 from t2ictl.errors import BadSetting
 from t2ictl.evaluation.judges import Judge, open_judge
 from t2ictl.evaluation.judges.shapes import ShapesJudge
-from t2ictl.shapes import Placed, Look, Scene, render
+from t2ictl.shapes import Look, Placed, Scene, render
 from tests.tiny import tokenizer
 
 THINGS = ["red circle", "blue square", "cat"]

@@ -91,7 +91,9 @@ def refinements(norm: float, presence: float, most: int, *, stale: bool) -> int:
 def test_each_row_refines_as_long_as_it_must(stale: bool, most: int) -> None:
     norms, presence = (0.3, 0.95, 0.62, 3.0), 0.5
     x_BCYX, passes = start(*norms), Passes()
-    move = optimize(x_BCYX, [objective(refinement=target(presence, max_iterations=most, decide_before_update=stale))], passes, STEP)
+    move = optimize(
+        x_BCYX, [objective(refinement=target(presence, max_iterations=most, decide_before_update=stale))], passes, STEP
+    )
     counts = [refinements(norm, presence, most, stale=stale) for norm in norms]
     assert len(set(counts)) > (1 if most else 0)
     assert torch.stack([entry.refined for entry in move.trace]).sum(0).tolist() == counts
@@ -123,7 +125,9 @@ def test_looking_seldom_changes_no_image(look: int, most: int) -> None:
     norms = (0.3, 0.95, 0.62, 3.0)
     often, seldom = Passes(), Passes()
     one = optimize(start(*norms), [objective(refinement=target(0.5, max_iterations=most))], often, STEP)
-    other = optimize(start(*norms), [objective(refinement=target(0.5, max_iterations=most, check_every=look))], seldom, STEP)
+    other = optimize(
+        start(*norms), [objective(refinement=target(0.5, max_iterations=most, check_every=look))], seldom, STEP
+    )
     assert torch.equal(one.latents, other.latents)
     needed = len(often.seen)
     assert len(seldom.seen) == min(-(-needed // look) * look, most + 1)

@@ -41,7 +41,9 @@ def test_rows_are_those_of_the_encoders_own_argument(build: Any, first: tuple[in
     plain = adapter.encode(pipe.encode_prompt, {"device": "cpu"}, TEXTS)
     found = adapter.encode(pipe.encode_prompt, {"device": "cpu"}, TEXTS, first)
     torch.testing.assert_close(found.embeds, by_position_ids(pipe, first), rtol=0, atol=1e-6)
-    assert [torch.equal(*pair) for pair in zip(found.embeds, plain.embeds, strict=True)] == [place == 1 for place in first]
+    assert [torch.equal(*pair) for pair in zip(found.embeds, plain.embeds, strict=True)] == [
+        place == 1 for place in first
+    ]
     assert torch.equal(adapter.encode(pipe.encode_prompt, {"device": "cpu"}, TEXTS).embeds, plain.embeds)
 
 

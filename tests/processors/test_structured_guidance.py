@@ -177,8 +177,13 @@ def test_a_mask_of_the_layer_counts_in_every_map(settings: dict[str, Any], shape
     mask = 3 * torch.randn(shape, generator=source)
     hidden = torch.randn(4, 15, attn.to_q.in_features, generator=source)
     active_pass = ActivePass()
-    active_pass.current = DenoiserPass(
-        batch=batch, latent_size=(3, 5), step=Step(index=0, total=1, timestep=1.0), edits={layers[0].address: [edit]}
+    active_pass.begin(
+        DenoiserPass(
+            batch=batch,
+            latent_size=(3, 5),
+            step=Step(index=0, total=1, timestep=1.0),
+            edits={layers[0].address: [edit]},
+        )
     )
     given: dict[str, Any] = {"encoder_hidden_states": torch.stack(states), "attention_mask": mask}
     with torch.no_grad():

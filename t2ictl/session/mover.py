@@ -1,0 +1,157 @@
+"""What moves the latents of one pipeline call, and how the scheduler gets them.
+
+Before an evaluation the latents that the denoiser will see are moved; at the scheduler step that follows, the same move
+replaces the latents that the pipeline holds.
+
+Legend: ``B`` batch row, ``C`` channels, ``Y`` ``X`` rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from t2ictl.controls.base import Plan
+from t2ictl.families import Adapter
+from t2ictl.families.schedulers import discards_sample, input_scale
+from t2ictl.guidance.noise_search import optimize_noise
+from t2ictl.guidance.objectives import Objective
+from t2ictl.guidance.optimize import Move, MoveTrace, optimize, push
+from t2ictl.session.extra_passes import Evaluation, ExtraPasses
+from t2ictl.settings.windows import Step
+
+__all__ = ["LatentMover"]
+
+
+@dataclass(kw_only=True)
+class LatentMover:
+    """Moves the latents of one pipeline call by the plans of its controls.
+
+    Args:
+        adapter: the pipeline's family.
+        plans: what the controls do.
+        passes: extra passes through the denoiser.
+        report: gets the trace of each move, before anything else happens.
+    """
+
+    adapter: Adapter
+    plans: Sequence[Plan]
+    passes: ExtraPasses
+    report: Callable[[Sequence[MoveTrace], Step], None]
+    _owed: dict[int, float] = field(default_factory=dict)
+    _pending: Tensor | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a move waits for the scheduler step that takes it up."""
+        return self._pending is not None
+
+    def forget(self) -> None:
+        """Drop a move that no scheduler step took up."""
+        self._pending = None
+
+    def take_up(self, sample: Tensor) -> Tensor:
+        """Move the latents that the scheduler is about to step from.
+
+        Args:
+            sample: the latents that the pipeline holds, unscaled.
+
+        Returns:
+            The same, moved if a move is waiting.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return sample
+        return (sample.to(pending.dtype) + pending.to(sample.device)).to(sample.dtype)
+
+    def acting(self, step: Step) -> list[Objective]:
+        """List the objectives that move latents now.
+
+        A refinement that falls on an evaluation whose sample the scheduler discards is made at
+        the next one: most two-stage schedulers would otherwise never refine.
+        """
+        objectives = [objective for plan in self.plans for objective in plan.objectives]
+        acting = [(place, each) for place, each in enumerate(objectives) if each.acts(step)]
+        if discards_sample(self.adapter.pipe.scheduler):
+            late = {place: each.target(step) for place, each in acting if not each.keep_discarded}
+            self._owed |= {place: target for place, target in late.items() if target is not None}
+            return [each for _, each in acting if each.keep_discarded]
+        owed, self._owed = self._owed, {}
+        return [
+            _refined_to(each, owed[place], step) if place in owed and each.target(step) is None else each
+            for place, each in acting
+        ]
+
+    def move(self, acting: Sequence[Objective], now: Evaluation) -> Tensor:
+        """Move the latents of all images and keep the move for the scheduler step.
+
+        Args:
+            acting: the objectives that move latents now.
+            now: the evaluation.
+
+        Returns:
+            The denoiser's sample, all rows and channels.
+        """
+        sample, channels, step = now.inputs["sample"], self.adapter.latent_channels, now.step
+        if not acting and all(plan.perturb is None and plan.fixed_latents is None for plan in self.plans):
+            return sample
+        x_BCYX = sample[now.cond, :channels]
+        moves = self._optimized(acting, x_BCYX, now)
+        perturbed = self._perturbed(moves[-1] if moves else None, x_BCYX, step)
+        self.report([entry for move in perturbed for entry in move.trace], step)
+        moves += perturbed
+        moves += self._fixed(moves[-1].latents if moves else x_BCYX, step)
+        if not moves:
+            return sample
+        # The scheduler steps from its own, unscaled sample: dz = dx / c.
+        delta_BCYX = reduce(torch.add, [move.delta for move in moves])
+        self._pending = delta_BCYX / input_scale(self.adapter.pipe.scheduler, now.inputs["timestep"])
+        copies = len(sample) // now.batch.images
+        return torch.cat([moves[-1].latents.repeat(copies, 1, 1, 1), sample[:, channels:]], dim=1)
+
+    def _optimized(self, acting: Sequence[Objective], x_BCYX: Tensor, now: Evaluation) -> list[Move]:
+        """The moves down the gradients: first a search for noise, then the update of this step."""
+        moves: list[Move] = []
+        searching = [each for each in acting if each.search is not None]
+        moving = [each for each in acting if each.search is None]
+        for objectives, find in ((searching, optimize_noise), (moving, optimize)):
+            if objectives:
+                maps = self.passes.maps([layers for each in objectives for layers in each.groups], now)
+                found = find(moves[-1].latents if moves else x_BCYX, objectives, maps, now.step)
+                self.report(found.trace, now.step)
+                moves.append(found)
+        return moves
+
+    def _perturbed(self, before: Move | None, x_BCYX: Tensor, step: Step) -> list[Move]:
+        """The moves that read no maps, after what the objectives made of the latents."""
+        done = len(before.trace) if before else 0
+        made: list[Move] = []
+        for plan in self.plans:
+            now_BCYX = made[-1].latents if made else before.latents if before else x_BCYX
+            vectors = plan.perturb(now_BCYX, step) if plan.perturb is not None else ()
+            if vectors:
+                made.append(push(now_BCYX, vectors, step, first=done))
+                done += len(vectors)
+        return made
+
+    def _fixed(self, x_BCYX: Tensor, step: Step) -> list[Move]:
+        """Images that are held somewhere, whatever the others do; no move that anybody would count."""
+        made: list[Move] = []
+        for plan in self.plans:
+            if plan.fixed_latents is not None:
+                before_BCYX = made[-1].latents if made else x_BCYX
+                held_BCYX = plan.fixed_latents(before_BCYX, step)
+                exact = torch.promote_types(x_BCYX.dtype, torch.float32)
+                made.append(Move(latents=held_BCYX, delta=held_BCYX.to(exact) - before_BCYX.to(exact), trace=()))
+        return made
+
+
+def _refined_to(objective: Objective, presence: float, step: Step) -> Objective:
+    """The same objective, with a refinement at this step."""
+    assert objective.refinement is not None
+    now = replace(objective.refinement, thresholds=((step.index / step.total, presence),))
+    return replace(objective, refinement=now)
