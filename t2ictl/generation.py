@@ -23,6 +23,7 @@ from t2ictl.session.cost import Cost
 from t2ictl.session.session import controlled
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.files import SCHEMA_VERSION, read_settings, versions, write_png
+from t2ictl.settings.legacy import upgraded
 
 __all__ = ["Generation", "Progress", "Request", "generate", "provenance", "replay"]
 
@@ -249,7 +250,7 @@ def replay(pipe: Any, settings: str | Path | Mapping[str, Any], *, record: bool 
     Raises:
         BadSetting: if there are no settings, or one of them is unknown or out of range.
     """
-    data = read_settings(settings) if isinstance(settings, (str, Path)) else settings
+    data = read_settings(settings) if isinstance(settings, (str, Path)) else upgraded(settings)
     try:
         request, listed = dict(data["request"]), data["controls"]
         prompt = request.pop("prompt")

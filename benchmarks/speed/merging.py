@@ -105,7 +105,7 @@ def measure(name: str, *, published: bool) -> dict[str, float]:
             DenoiserPass(
                 taps=[MapTap(read, slice(None))],
                 stop_after=stop,
-                kind=PassKind.IMAGE if published else PassKind.MAPS,
+                kind=maps_kind,
                 **shared,
             ),
         )

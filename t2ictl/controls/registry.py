@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from t2ictl.errors import BadSetting, ControlConflict
+from t2ictl.settings.legacy import upgraded_control
 from t2ictl.settings.trust import forbid_paths
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def control_from_dict(data: Mapping[str, Any], *, files: bool = True) -> Control
         BadSetting: if the control or one of its fields is unknown, a value is out of range, or a file is named that
             may not be.
     """
-    values = dict(data)
+    values = upgraded_control(data)
     cls = get_control(str(values.pop("control", "")))
     unknown = sorted(set(values) - {each.name for each in fields(cls)})  # type: ignore[arg-type]
     if unknown:

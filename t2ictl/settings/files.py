@@ -23,8 +23,9 @@ from typing import Any, BinaryIO
 from PIL import Image, PngImagePlugin
 
 from t2ictl.errors import BadSetting
+from t2ictl.settings.legacy import upgraded
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the layout of settings; raised when a reader of the old layout would misunderstand the new one."""
 KEYWORD = "t2ictl"
 """Keyword of the PNG text chunk."""
@@ -68,7 +69,7 @@ def stamped(settings: dict[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> stamped({"request": {"prompt": "a cat"}})["schema"]
-        1
+        2
     """
     return {"schema": SCHEMA_VERSION, "versions": versions(), **settings}
 
@@ -161,7 +162,7 @@ def read_settings(path: str | Path | BinaryIO) -> dict[str, Any]:
             Or such a file, open for reading bytes; messages call it by its ``name``.
 
     Returns:
-        The settings, with every key that was written.
+        The settings, with every key that was written; those of an older schema under the names of today.
 
     Raises:
         BadSetting: there is no such file, it is neither PNG nor JSON or damaged, or it holds no settings.
@@ -188,7 +189,7 @@ def _settings_in(handle: BinaryIO, name: str) -> dict[str, Any]:
     if not is_png and not settings.keys() & KNOWN_KEYS:  # in a PNG, the keyword says that the object is ours
         raise BadSetting(f"The file {name!r} holds no t2ictl settings.", "Its JSON is that of another program.")
     _check_schema(settings, name)
-    return settings
+    return upgraded(settings)
 
 
 def _png_text(handle: BinaryIO, name: str) -> str:
