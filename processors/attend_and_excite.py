@@ -17,15 +17,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
+from t2ictl.controls.base import Plan, PlanContext
+from t2ictl.controls.concepts import Concepts, Smoothing, chosen_concepts
+from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.losses.presence import presence_loss
 from t2ictl.settings.fields import setting, settings_class
-from t2ictl.settings.windows import Window
 
 __all__ = ["AttendAndExcite"]
 
@@ -36,7 +36,7 @@ __all__ = ["AttendAndExcite"]
     "Text-to-Image Diffusion Models, SIGGRAPH 2023, arXiv 2301.13826",
 )
 @settings_class
-class AttendAndExcite(Control):
+class AttendAndExcite(LossControl):
     """Pull up the most neglected concept (Attend-and-Excite).
 
     ``L = max_s (1 - max_ij A_s)``; ``x <- x - a_i dL/dx`` before each denoising step of the first half.
@@ -44,18 +44,13 @@ class AttendAndExcite(Control):
     Args:
         concepts: words or phrases that must appear; empty for all objects of each prompt; or
             one list for each prompt of a batch.
-        strength: weight of the loss; 0 is the untouched model.
         smoothing: kernel on the maps.
-        normalize_over: tokens that compete with a concept for each place: ``"all_tokens"``, all but the start token
-            and the last position; ``"prompt_words"``, those before the end token; ``"auto"``, as published
-            for the model; ``"none"``, the attention probabilities themselves. Where a model parks its
-            attention on one token, competition with that token leaves every other almost none.
-        layers: layer filter; empty for cross-attention at the model's semantic size.
-        window: the part of the schedule in which latents move.
         step: how far they move.
         refinement: extra updates until every concept is present, or None.
         parity: decide as the published code does: one refinement more than needed, and a move
             also where PNDM throws it away.
+
+    The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
     Example:
         >>> AttendAndExcite(concepts=("cat", "frog")).window.stop
@@ -66,11 +61,7 @@ class AttendAndExcite(Control):
     """
 
     concepts: Concepts = setting(default=(), help="words that must appear; empty: all objects")
-    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a concept for each place")
-    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
-    window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(), help="how far latents move")
     refinement: Refinement | None = setting(default=Refinement(), help="extra updates until every concept is present")
     parity: bool = setting(default=False, help="decide exactly as the published code does")

@@ -21,9 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import ConceptMaps, Concepts, NormalizeOver, Smoothing, chosen_concepts
+from t2ictl.controls.base import Plan, PlanContext
+from t2ictl.controls.concepts import ConceptMaps, Concepts, Smoothing, chosen_concepts
 from t2ictl.controls.layouts import Layout, Region
+from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.registry import register_control
 from t2ictl.errors import BadSetting
 from t2ictl.guidance.objectives import Losses, Objective
@@ -44,7 +45,7 @@ __all__ = ["AttentionSegregation"]
     "Retention for Text-to-image Synthesis, ICCV 2023, arXiv 2306.14544",
 )
 @settings_class
-class AttentionSegregation(Control):
+class AttentionSegregation(LossControl):
     """Segregate the attention of concepts and retain it over the steps (A-STAR).
 
     ``L = segregation sum_{m<n} O(A_m, A_n) + retention sum_m (1 - O(A_m, B_m))`` with
@@ -63,17 +64,14 @@ class AttentionSegregation(Control):
         regions_from: ``"guided"``: maps of the pass that makes the image, after the move, at no
             cost; ``"update"``: maps of the update's own pass, before the move.
         smoothing: kernel on the maps.
-        normalize_over: tokens that compete with a concept for each place: ``"all_tokens"``, all but the start token
-            and the last position; ``"prompt_words"``, those before the end token; ``"auto"``, as published
-            for the model; ``"none"``, the attention probabilities themselves. Where a model parks its
-            attention on one token, competition with that token leaves every other almost none.
-        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
         refinement: extra updates until every concept is present, or None as in the paper.
 
     Raises:
         BadSetting: if there is a layout and no retention, through which it acts.
+
+    The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
     Example:
         >>> AttentionSegregation(concepts=("cat", "dog"), strength=0.5).window.stop
@@ -93,8 +91,6 @@ class AttentionSegregation(Control):
     region: Literal["otsu", "half_max", "top20"] = setting(default="otsu", help="how a region is cut out of a map")
     regions_from: Literal["guided", "update"] = setting(default="guided", help="which maps give the regions")
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a concept for each place")
-    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(), help="how far latents move")
     refinement: Refinement | None = setting(default=None, help="extra updates until every concept is present")

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
+from t2ictl.controls.base import Plan, PlanContext
+from t2ictl.controls.concepts import Concepts, Smoothing, chosen_concepts
 from t2ictl.controls.layouts import Layout, Region, strips
+from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.boxes import box_losses
 from t2ictl.settings.fields import setting, settings_class
-from t2ictl.settings.windows import Window
 
 __all__ = ["BoxDiff"]
 
@@ -33,7 +33,7 @@ __all__ = ["BoxDiff"]
     "Box-Constrained Diffusion, ICCV 2023, arXiv 2307.10816",
 )
 @settings_class
-class BoxDiff(Control):
+class BoxDiff(LossControl):
     """Make words strong inside of their boxes, weak outside, and as large as the boxes (BoxDiff).
 
     ``L = inner (1 - top inside) + outer (top outside) + corner |outline of map - outline of box|``.
@@ -42,16 +42,14 @@ class BoxDiff(Control):
         concepts: words that have a place; empty for all objects of each prompt; or one list for each prompt of a batch.
         layout: the region of each word. Empty: equal strips from left to right, in the order of the concepts. Where
             some words have a region, those without are left alone.
-        strength: weight of the whole loss; 0 is the untouched model.
         inner: weight of being strong inside.
         outer: weight of being weak outside.
         corner: weight of having the outline of the box.
         topk_ratio: of the cells of a region, the strongest that count.
         smoothing: kernel on the maps.
-        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        layers: layer filter; empty for cross-attention at the model's semantic size.
-        window: the part of the schedule in which latents move.
         step: how far they move.
+
+    The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
     Example:
         >>> BoxDiff(layout=(Region(word="cat", box=(0, 0, 0.5, 1)),)).topk_ratio
@@ -63,7 +61,6 @@ class BoxDiff(Control):
 
     concepts: Concepts = setting(default=(), help="words that have a place; empty: all objects")
     layout: tuple[Region, ...] = setting(default=(), help="regions of words; empty: strips from left to right")
-    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     inner: float = setting(default=1.0, help="weight of being strong inside", low=0.0)
     outer: float = setting(default=1.0, help="weight of being weak outside", low=0.0)
     corner: float = setting(default=1.0, help="weight of having the outline of the box", low=0.0)
@@ -71,9 +68,6 @@ class BoxDiff(Control):
         default=0.2, help="of the cells of a region, the strongest that count", low=0.01, high=1.0
     )
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
-    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
-    window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:

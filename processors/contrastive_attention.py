@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from t2ictl.controls.attributes import resolve_concepts
-from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing
+from t2ictl.controls.base import Plan, PlanContext
+from t2ictl.controls.concepts import Concepts, Smoothing
+from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
@@ -35,7 +36,7 @@ __all__ = ["ContrastiveAttention"]
     "Diffusion Models, CVPR 2024, arXiv 2312.06059",
 )
 @settings_class
-class ContrastiveAttention(Control):
+class ContrastiveAttention(LossControl):
     """Pull maps of one object together and push those of different objects apart (CONFORM).
 
     ``L = mean over (i, j) of one object of -log(e^(c_ij/t) / (e^(c_ij/t) + sum_k e^(c_ik/t)))``, ``c`` the cosine of
@@ -44,15 +45,14 @@ class ContrastiveAttention(Control):
     Args:
         concepts: nouns; empty for all objects of each prompt; or one list for each prompt of a batch. What describes
             them is found in the prompt.
-        strength: weight of the whole loss; 0 is the untouched model.
         temperature: of the contrast.
         previous_maps: whether maps of the step before count too. A prompt of one word to an object has positives
             through it alone.
         smoothing: kernel on the maps.
-        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
+
+    The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
     Example:
         >>> ContrastiveAttention().temperature
@@ -63,12 +63,9 @@ class ContrastiveAttention(Control):
     """
 
     concepts: Concepts = setting(default=(), help="nouns; empty: all objects, with what describes them")
-    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     temperature: float = setting(default=0.5, help="of the contrast", low=0.01, high=10.0)
     previous_maps: bool = setting(default=True, help="whether maps of the step before count too")
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
-    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.6), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(), help="how far latents move")
 

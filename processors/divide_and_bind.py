@@ -15,15 +15,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ictl.controls.attributes import resolve_concepts
-from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing
+from t2ictl.controls.base import Plan, PlanContext
+from t2ictl.controls.concepts import Concepts, Smoothing
+from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.losses.variation import attendance_loss, binding_loss
 from t2ictl.settings.fields import setting, settings_class
-from t2ictl.settings.windows import Window
 
 __all__ = ["DivideAndBind"]
 
@@ -37,7 +37,7 @@ PUBLISHED = Refinement(thresholds=((0.0, 0.05), (0.2, 0.2), (0.4, 0.3)), max_ite
     "BMVC 2023, arXiv 2307.10864",
 )
 @settings_class
-class DivideAndBind(Control):
+class DivideAndBind(LossControl):
     """Give every object a map with edges, and its attributes the same map (Divide & Bind).
 
     ``L = -attendance min_n TV(A_n) + binding sum JSD(noun, modifier)``.
@@ -45,15 +45,13 @@ class DivideAndBind(Control):
     Args:
         concepts: nouns; empty for all objects of each prompt; or one list for each prompt of a batch. What describes
             them is found in the prompt.
-        strength: weight of the whole loss; 0 is the untouched model.
         attendance: weight of the total variation of the flattest noun.
         binding: weight of the divergence of modifiers from their nouns.
         smoothing: kernel on the maps.
-        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        layers: layer filter; empty for cross-attention at the model's semantic size.
-        window: the part of the schedule in which latents move.
         step: how far they move.
         refinement: extra updates until the flattest noun has that total variation, or None.
+
+    The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
     Example:
         >>> DivideAndBind(binding=5.0).attendance
@@ -64,13 +62,9 @@ class DivideAndBind(Control):
     """
 
     concepts: Concepts = setting(default=(), help="nouns; empty: all objects, with what describes them")
-    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     attendance: float = setting(default=1.0, help="weight of the variation of the flattest noun", low=0.0)
     binding: float = setting(default=1.0, help="weight of modifiers being far from their nouns", low=0.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
-    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
-    window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(), help="how far latents move")
     refinement: Refinement | None = setting(default=PUBLISHED, help="extra updates until every map has edges")
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.base import Plan, PlanContext
 from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
 from t2ictl.controls.layouts import Layout, Region, strips
+from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
@@ -33,7 +34,7 @@ __all__ = ["LayoutGuidance"]
     "arXiv 2304.03373",
 )
 @settings_class
-class LayoutGuidance(Control):
+class LayoutGuidance(LossControl):
     """Bring the attention of words into their regions (layout guidance).
 
     ``L = sum_n (1 - sum_region A_n / sum A_n)^2``.
@@ -42,12 +43,12 @@ class LayoutGuidance(Control):
         concepts: words that have a place; empty for all objects of each prompt; or one list for each prompt of a batch.
         layout: the region of each word. Empty: equal strips from left to right, in the order of the concepts. Where
             some words have a region, those without are left alone.
-        strength: weight of the whole loss; 0 is the untouched model.
         smoothing: kernel on the maps.
         normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        layers: layer filter; empty for cross-attention at the model's semantic size.
         window: the part of the schedule in which latents move.
         step: how far they move.
+
+    The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
     Example:
         >>> LayoutGuidance(layout=(Region(word="cat", box=(0, 0, 0.5, 1)),)).window.stop
@@ -60,10 +61,8 @@ class LayoutGuidance(Control):
 
     concepts: Concepts = setting(default=(), help="words that have a place; empty: all objects")
     layout: tuple[Region, ...] = setting(default=(), help="regions of words; empty: strips from left to right")
-    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     smoothing: Smoothing = setting(default="none", help="kernel on maps")
     normalize_over: NormalizeOver = setting(default="none", help="tokens that compete with a word for each place")
-    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     window: Window = setting(default=Window(stop=0.2), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(scale=30.0), help="how far latents move")
 

@@ -15,15 +15,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ictl.controls.attributes import resolve_concepts
-from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing
+from t2ictl.controls.base import Plan, PlanContext
+from t2ictl.controls.concepts import Concepts, Smoothing
+from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.linguistic_binding import linguistic_binding_loss
 from t2ictl.settings.fields import setting, settings_class
-from t2ictl.settings.windows import Window
 
 __all__ = ["LinguisticBinding"]
 
@@ -34,7 +34,7 @@ __all__ = ["LinguisticBinding"]
     "Attribute Correspondence through Attention Map Alignment, NeurIPS 2023, arXiv 2306.08877",
 )
 @settings_class
-class LinguisticBinding(Control):
+class LinguisticBinding(LossControl):
     """Bind modifiers to their nouns, and keep both from other words (SynGen).
 
     ``L = positive sum d(noun, modifier) - negative sum mean_u (d(noun, u) + d(modifier, u)) / 2`` with ``d`` the
@@ -43,14 +43,12 @@ class LinguisticBinding(Control):
     Args:
         concepts: nouns; empty for all objects of each prompt; or one list for each prompt of a batch. What describes
             them is found in the prompt.
-        strength: weight of the whole loss; 0 is the untouched model.
         positive: weight of the distance of modifiers from their nouns.
         negative: weight of the distance of both from other words.
         smoothing: kernel on the maps.
-        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        layers: layer filter; empty for cross-attention at the model's semantic size.
-        window: the part of the schedule in which latents move.
         step: how far they move.
+
+    The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
     Example:
         >>> LinguisticBinding(negative=0.5).window.stop
@@ -62,13 +60,9 @@ class LinguisticBinding(Control):
     """
 
     concepts: Concepts = setting(default=(), help="nouns; empty: all objects, with what describes them")
-    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     positive: float = setting(default=1.0, help="weight of modifiers being far from their nouns", low=0.0)
     negative: float = setting(default=1.0, help="weight of both being near other words", low=0.0)
     smoothing: Smoothing = setting(default="none", help="kernel on maps")
-    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
-    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
-    window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(final_scale_sq=1.0), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:

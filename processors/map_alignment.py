@@ -14,15 +14,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ictl.controls.attributes import resolve_concepts
-from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing
+from t2ictl.controls.base import Plan, PlanContext
+from t2ictl.controls.concepts import Concepts, Smoothing
+from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.alignment import alignment_loss
 from t2ictl.settings.fields import setting, settings_class
-from t2ictl.settings.windows import Window
 
 __all__ = ["MapAlignment"]
 
@@ -33,7 +33,7 @@ __all__ = ["MapAlignment"]
     "Models, ECCV 2024, arXiv 2404.07389",
 )
 @settings_class
-class MapAlignment(Control):
+class MapAlignment(LossControl):
     """Align modifiers with their nouns, keep nouns from other words, and strengthen nouns (EBAMA).
 
     ``L = binding [sum (1 - cos(noun, modifier)) - sum mean_u (1 - cos(noun, u))] - intensity sum max A_noun``.
@@ -41,14 +41,12 @@ class MapAlignment(Control):
     Args:
         concepts: nouns; empty for all objects of each prompt; or one list for each prompt of a batch. What describes
             them is found in the prompt.
-        strength: weight of the whole loss; 0 is the untouched model.
         binding: weight of the cosines.
         intensity: weight of the strongest cells of nouns.
         smoothing: kernel on the maps.
-        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        layers: layer filter; empty for cross-attention at the model's semantic size.
-        window: the part of the schedule in which latents move.
         step: how far they move.
+
+    The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
     Example:
         >>> MapAlignment().intensity
@@ -60,13 +58,9 @@ class MapAlignment(Control):
     """
 
     concepts: Concepts = setting(default=(), help="nouns; empty: all objects, with what describes them")
-    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     binding: float = setting(default=1.0, help="weight of the cosines", low=0.0)
     intensity: float = setting(default=0.5, help="weight of the strongest cells of nouns", low=0.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
-    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
-    window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(final_scale_sq=1.0), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:

@@ -14,15 +14,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ictl.controls.attributes import resolve_concepts
-from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing
+from t2ictl.controls.base import Plan, PlanContext
+from t2ictl.controls.concepts import Concepts, Smoothing
+from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.predicates import correspondence_loss, existence_loss, stretched
 from t2ictl.settings.fields import setting, settings_class
-from t2ictl.settings.windows import Window
 
 __all__ = ["PredicatedDiffusion"]
 
@@ -33,7 +33,7 @@ __all__ = ["PredicatedDiffusion"]
     "Diffusion Models, CVPR 2024, arXiv 2311.16117",
 )
 @settings_class
-class PredicatedDiffusion(Control):
+class PredicatedDiffusion(LossControl):
     """Make statements about the image hold: objects are there, and have their own attributes (Predicated Diffusion).
 
     ``L = existence E + correspondence C + leak K``: there is each noun; modifier and noun hold at the same places; a
@@ -42,15 +42,13 @@ class PredicatedDiffusion(Control):
     Args:
         concepts: nouns; empty for all objects of each prompt; or one list for each prompt of a batch. What describes
             them is found in the prompt.
-        strength: weight of the whole loss; 0 is the untouched model.
         existence: weight of nouns being there.
         correspondence: weight of modifiers holding where their nouns do.
         leak: weight of modifiers holding where other nouns do.
         smoothing: kernel on the maps.
-        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        layers: layer filter; empty for cross-attention at the model's semantic size.
-        window: the part of the schedule in which latents move.
         step: how far they move.
+
+    The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
     Example:
         >>> PredicatedDiffusion(leak=0.0).existence
@@ -61,14 +59,10 @@ class PredicatedDiffusion(Control):
     """
 
     concepts: Concepts = setting(default=(), help="nouns; empty: all objects, with what describes them")
-    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     existence: float = setting(default=0.1, help="weight of nouns being there", low=0.0)
     correspondence: float = setting(default=1.0, help="weight of modifiers holding where their nouns do", low=0.0)
     leak: float = setting(default=0.3, help="weight of modifiers holding where other nouns do", low=0.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
-    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
-    window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
+from t2ictl.controls.base import Plan, PlanContext
+from t2ictl.controls.concepts import Concepts, Smoothing, chosen_concepts
+from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.loss_plan import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
@@ -24,7 +25,6 @@ from t2ictl.losses.presence import presence_loss
 from t2ictl.losses.self_attention import gathered, self_cross_loss
 from t2ictl.maps.ops import binarize
 from t2ictl.settings.fields import setting, settings_class
-from t2ictl.settings.windows import Window
 
 __all__ = ["SelfCrossGuidance"]
 
@@ -35,7 +35,7 @@ __all__ = ["SelfCrossGuidance"]
     "arXiv 2411.18936",
 )
 @settings_class
-class SelfCrossGuidance(Control):
+class SelfCrossGuidance(LossControl):
     """Keep the places of objects from looking at each other (Self-Cross).
 
     ``L = presence max_n (1 - max A_n) + conflict mean_{i != j} sum min(S_i, C_j)``, ``S_i`` the self-attention of the
@@ -43,16 +43,14 @@ class SelfCrossGuidance(Control):
 
     Args:
         concepts: words that must not mix; empty for all objects of each prompt; or one list for each prompt of a batch.
-        strength: weight of the whole loss; 0 is the untouched model.
         conflict: weight of looking at each other's places.
         presence: weight of Attend-and-Excite's loss, on which the published method stands.
         presence_threshold: the conflict counts only in images whose weakest object is at least this present, as a share
             of the strongest cell; places of an object that is nowhere mean nothing.
         smoothing: kernel on the maps.
-        normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
-        layers: layer filter of cross-attention; empty for the model's semantic size.
-        window: the part of the schedule in which latents move.
         step: how far they move.
+
+    The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
     Example:
         >>> SelfCrossGuidance(concepts=("cat", "tiger")).presence_threshold
@@ -64,16 +62,12 @@ class SelfCrossGuidance(Control):
     """
 
     concepts: Concepts = setting(default=(), help="words that must not mix; empty: all objects")
-    strength: float = setting(default=1.0, help="weight of the loss; 0 is the untouched model", low=0.0, high=5.0)
     conflict: float = setting(default=1.0, help="weight of looking at each other's places", low=0.0)
     presence: float = setting(default=1.0, help="weight of pulling up the weakest object", low=0.0)
     presence_threshold: float = setting(
         default=0.5, help="how present all objects are before the conflict counts", low=0.0, high=1.0
     )
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
-    normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
-    layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
-    window: Window = setting(default=Window(stop=0.5), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(), help="how far latents move")
 
     def plan(self, context: PlanContext) -> Plan:

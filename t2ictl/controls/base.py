@@ -112,8 +112,8 @@ class Control:
     """
 
     name: ClassVar[str]
-    paper: ClassVar[str]
-    families: ClassVar[tuple[str, ...]]
+    paper: ClassVar[str] = ""
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     needs_words: ClassVar[bool] = True
     moves_words: ClassVar[bool] = False
     """Whether its plan gives words other places in the text rows; such a control plans before the others."""
