@@ -64,10 +64,10 @@ def description(subject: Subject, context: PlanContext) -> str:
     """The words by which a portrait's prompt calls its subject: the object with all that belongs to it."""
     prompt = context.adapter.parse((subject.prompt,), context.row_prompts[0].parser)
     named = prompt.find(subject.name)
-    for binding in prompt.bindings():
-        is_its_own = binding.noun[0] < named.end and named.start < binding.noun[1]
-        if is_its_own and binding.start <= named.start and named.end <= binding.end:
-            return binding.text
+    for group in prompt.object_groups():
+        is_its_own = group.noun[0] < named.end and named.start < group.noun[1]
+        if is_its_own and group.start <= named.start and named.end <= group.end:
+            return group.text
     return subject.name
 
 

@@ -11,9 +11,9 @@ from pydantic import BeforeValidator
 
 from t2ictl.errors import AmbiguousWord, SpanNotFound
 from t2ictl.families import Adapter
-from t2ictl.prompts.grammar import Range
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Prompt
+from t2ictl.prompts.tagging import Range
 
 __all__ = ["ResolvedPhrase", "Levels", "PhraseNames", "resolve_phrases"]
 

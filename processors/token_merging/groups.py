@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from t2ictl.controls.base import PlanContext
 from t2ictl.errors import BadSetting, SpanNotFound
 from t2ictl.processors.token_merging.rows import TokenGroup
-from t2ictl.prompts.accessories import Binding
-from t2ictl.prompts.grammar import pieces
+from t2ictl.prompts.grammar import ObjectGroup
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Merge, Prompt
+from t2ictl.prompts.tagging import split_words
 from t2ictl.settings.fields import setting, settings_class
 
 __all__ = ["ResolvedGroup", "WordGroup", "WordGroups", "resolve_groups"]
@@ -62,7 +62,7 @@ class ResolvedGroup:
         accessories: whether things belong to it, and not attributes only.
     """
 
-    words: Binding
+    words: ObjectGroup
     positions: TokenGroup
     merge: Merge
     anchor: str
@@ -101,7 +101,7 @@ def _of_prompt(
         _check_apart(prompt, found)
         bound = [_bound(prompt, each, each.pieces) for each in found]
     else:
-        bound = [_bound(prompt, each, ((each.start, each.end),)) for each in prompt.bindings()]
+        bound = [_bound(prompt, each, ((each.start, each.end),)) for each in prompt.object_groups()]
     kept = tuple(each for each in bound if each is not None)
     if len(kept) < len(bound):
         _warn(f"{control} leaves out a group of {prompt.text!r} that the token limit cut off.")
@@ -115,7 +115,7 @@ def _warn(message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Named(Binding):
+class _Named(ObjectGroup):
     """A group of the user's: only the words that were named belong to it."""
 
     pieces: tuple[tuple[int, int], ...] = ()
@@ -135,7 +135,9 @@ def _named(prompt: Prompt, group: WordGroup) -> _Named:
         end=end,
         noun=places[0],
         members=tuple(sorted(places[1:])),
-        accessories=any(piece.key in _ARTICLES for place in places[1:] for piece in pieces(prompt.text[slice(*place)])),
+        accessories=any(
+            word.key in _ARTICLES for place in places[1:] for word in split_words(prompt.text[slice(*place)])
+        ),
         pieces=tuple(sorted(places)),
     )
 
@@ -150,7 +152,7 @@ def _check_apart(prompt: Prompt, found: Sequence[_Named]) -> None:
             )
 
 
-def _bound(prompt: Prompt, words: Binding, parts: Sequence[tuple[int, int]]) -> ResolvedGroup | None:
+def _bound(prompt: Prompt, words: ObjectGroup, parts: Sequence[tuple[int, int]]) -> ResolvedGroup | None:
     """The group with its tokens, or None where the token limit cut its noun or all of its members."""
     by_range = {place: prompt.whole_tokens(*place) for place in (words.noun, *words.members, *parts)}
     noun = by_range[words.noun]
@@ -167,8 +169,8 @@ def _bound(prompt: Prompt, words: Binding, parts: Sequence[tuple[int, int]]) -> 
     )
 
 
-def _anchor(text: str, words: Binding) -> str:
+def _anchor(text: str, words: ObjectGroup) -> str:
     """The phrase with the article before it, if there is one."""
-    before = [piece for piece in pieces(text) if piece.end <= words.start]
+    before = [word for word in split_words(text) if word.end <= words.start]
     has_article = before and before[-1].key in _ARTICLES
     return text[before[-1].start if has_article else words.start : words.end]

@@ -1,7 +1,7 @@
 """Which words of a prompt belong to which object, for the merging of tokens: attributes and accessories.
 
 :func:`t2ictl.prompts.grammar.group` finds the objects and what describes them; here the words between two objects say
-whether the second belongs to the first ("a cat wearing sunglasses"). A wrong binding costs more than a missed one,
+whether the second belongs to the first ("a cat wearing sunglasses"). A wrong group costs more than a missed one,
 so what may be read in two ways stays apart. Grammar only: tokens and models are unknown here.
 """
 
@@ -12,51 +12,15 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from t2ictl.prompts.grammar import COLORS, DYED, LIST, Piece, Range, group, pieces, word_classes
-
-# Short word lists of ours, for image prompts; a plural counts as its singular. A creature is never an accessory.
-CREATURES = frozenset(
-    """cat kitten dog puppy bear panda rabbit bunny goat lion tiger fox horse pony penguin cow calf bull sheep lamb pig
-    elephant giraffe zebra monkey gorilla mouse rat frog toad turtle tortoise bird chicken hen rooster duck goose swan
-    owl parrot eagle fish shark whale dolphin wolf deer squirrel hamster hedgehog raccoon koala kangaroo camel llama
-    alpaca donkey snake lizard crocodile dinosaur dragon unicorn otter beaver crab octopus bee butterfly animal creature
-    man men woman women boy girl person people child children kid baby toddler guy lady gentleman male female adult
-    player surfer skier skater snowboarder rider driver chef doctor nurse teacher student soldier officer policeman
-    king queen prince princess knight pirate wizard witch clown dancer astronaut robot alien snowman mermaid""".split()
-)
-# What is worn, and what a creature has of itself: the only accessories that "in" and lists after a creature may add.
-WORN = frozenset(
-    """hat cap helmet crown tiara beanie beret headband headphones hood mask goggles glasses sunglasses eyeglasses scarf
-    tie bow bowtie necktie collar necklace bracelet ring earring pendant medal ribbon belt watch badge cape cloak coat
-    jacket vest sweater hoodie shirt t-shirt tshirt top blouse dress skirt gown robe kimono suit tuxedo uniform costume
-    outfit pants jeans shorts trousers capris leggings apron armor shoe boot sandal slipper sock glove mitten backpack
-    bag purse bandana bandanna pajamas wetsuit swimsuit bikini overalls umbrella hair beard moustache mustache eye
-    ear nose paw tail mane horn tusk wing beak leg stripe spot""".split()
-)
-# Too large to be on a creature or part of a thing; a new object of the image in a list.
-LARGE = frozenset(
-    """car truck bus train van boat ship airplane plane bicycle bike motorcycle scooter bench chair sofa couch table
-    desk bed house building tower barn tree suitcase refrigerator oven television""".split()
-)
-# Where an image plays: no accessory, and what is "with" it are neighbors.
-SCENERY = frozenset(
-    """background backdrop foreground scene sky cloud sun moon star sunset sunrise field grass meadow forest wood
-    mountain hill desert beach sea ocean lake river water snow street road park lot city garden yard landscape
-    view""".split()
-)
-ROOMS = frozenset("room bathroom bedroom kitchen office hallway studio house home building apartment".split())
-NAMED = frozenset({"rubber band", "rubber bands"})  # one thing each; merging band without rubber shows another thing
-HUES = frozenset("orange gold silver bronze copper rose lime peach cream violet lavender".split())
-STANDING = "sitting standing lying laying walking running smiling posing"
-PREDICATE_VERBS = DYED | frozenset(
-    f"""{STANDING} sit sits stand stands lie lies stay stays remain remains seem seems looked appeared seemed""".split()
-)
-INTENSIFIERS = frozenset("very rather quite really extremely slightly so too all".split())
+from t2ictl.prompts import word_lists as lists
+from t2ictl.prompts.grammar import LIST, ObjectGroup, group, object_tags
+from t2ictl.prompts.tagging import Range, Word, tagged_words
+from t2ictl.prompts.word_lists import COLORS, CREATURES, LARGE, SCENERY, WORN
 
 # The words between two objects, as _between writes them, when the second may belong to the first.
 _LINK = re.compile(
     rf"""(?P<comma>,\ )?(?:and\ )?(?P<relative>(?:that|which|who)\ )?(?:(?:is|are|was|were)\ )?
-    (?:(?:{"|".join(STANDING.split())})(?:\ down|\ up)?\ (?:and\ )?)?
+    (?:(?:{"|".join(lists.STANDING.split())})(?:\ down|\ up)?\ (?:and\ )?)?
     (?:(?P<has>has|have|had|having|with)|(?P<wears>wears?|wearing|sporting)|(?P<holds>carry|carries|carrying|holds?|holding)
     |(?P<inside>(?:(?:dressed|clad|clothed)\ )?in))
     (?P<close>(?:\ (?:a|the|its))*(?:\ (?:pair|set|bunch)\ of)?(?:\ (?:a|the|its))*)""",
@@ -73,34 +37,17 @@ _BESIDE = re.compile(
 _OPENS = re.compile(
     r"(?:.*(?:[,.;:!?]|\b(?:and|or|while|but|(?:left|right|front|top|side|bunch\w*) of)))?(?: ?\b(?:a|the|its))*"
 )
-_LATE = re.compile(rf"(?:,WB|W?B?S|S?L)(?P<list>{LIST})(?![AN])")
+# An attribute after a verb (V) of position or "in" (L): "the tub sits empty", "a man in red".
+_LATE = re.compile(rf"(?:,WB|W?B?V|V?L)(?P<list>{LIST})(?![AN])")
+_ADVERBS = re.compile(
+    rf"(?:(?<![\w-])(?:{'|'.join(sorted(lists.INTENSIFIERS))}|(?!only\s)[\w-]+ly)\s+)+\Z", re.IGNORECASE
+)
 _PAIRS = {")": "(", "]": "[", "}": "{", "\u201d": "\u201c", "\u2019": "\u2018", "\u00bb": "\u00ab", '"': '"', "'": "'"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Binding:
-    """An object with all that belongs to it; every range is half open and counts characters of the prompt.
-
-    Args:
-        text: from the first to the last word that belongs to it, without the determiner.
-        start: first character.
-        end: one past the last.
-        noun: the head noun with its compound parts.
-        members: words that describe it, and its accessories with the words that describe those, in text order.
-        accessories: whether a member is something that it wears, carries, holds, has or is "with".
-    """
-
-    text: str
-    start: int
-    end: int
-    noun: Range
-    members: tuple[Range, ...]
-    accessories: bool
 
 
 @dataclass(kw_only=True)
 class _Thing:
-    """An object on its way to a binding: head word, attributes, words between it and the next, and its owner."""
+    """An object on its way to a group: head word, attributes, words between it and the next, and its owner."""
 
     noun: Range
     head: str
@@ -109,11 +56,12 @@ class _Thing:
     owner: int = 0
     link: str = ""
 
-    def is_in(self, words: frozenset[str]) -> bool:
-        return self.head in words or re.sub("e?s$", "", self.head) in words or re.sub("s$", "", self.head) in words
+    def end_before(self, place: int) -> int:
+        """End of its last word before a place."""
+        return max([self.noun[1], *[end for _, end in self.attributes if end <= place]])
 
 
-def bindings(text: str, parser: str = "grammar", names: Sequence[str] = ()) -> tuple[Binding, ...]:
+def object_groups(text: str, parser: str = "grammar", names: Sequence[str] = ()) -> tuple[ObjectGroup, ...]:
     """Find the objects of a prompt to which other words belong.
 
     Args:
@@ -123,19 +71,19 @@ def bindings(text: str, parser: str = "grammar", names: Sequence[str] = ()) -> t
         names: placeholder tokens of textual inversion; each is read as a noun.
 
     Returns:
-        Bindings in text order; they do not overlap. An object to which nothing belongs is left out.
+        Groups in text order; they do not overlap. An object to which nothing belongs is left out.
 
     Raises:
         BadSetting: there is no such parser.
         MissingExtra: spaCy or its model is not installed.
 
     Example:
-        >>> [(one.text, len(one.members)) for one in bindings("a red cat wearing a small hat and a dog with a tie")]
+        >>> found = object_groups("a red cat wearing a small hat and a dog with a tie")
+        >>> [(one.text, len(one.members)) for one in found]
         [('red cat wearing a small hat', 3), ('dog with a tie', 1)]
     """
-    words = pieces(text, names)
-    letters = word_classes(words)
-    things = _things(text, parser, names, words, letters)
+    words = tagged_words(text, tuple(names))
+    things = _things(text, parser, names, words, object_tags(words))
     for index in range(1, len(things)):
         things[index].owner = index
         if _belongs(things, index):
@@ -143,71 +91,71 @@ def bindings(text: str, parser: str = "grammar", names: Sequence[str] = ()) -> t
     return _assemble(text, things)
 
 
-def kept_ranges(text: str, bindings: Sequence[Binding]) -> tuple[Range, ...]:
-    """Character ranges of a prompt that stay when every bound object is reduced to its noun.
+def kept_ranges(text: str, groups: Sequence[ObjectGroup]) -> tuple[Range, ...]:
+    """Character ranges of a prompt that stay when every object is reduced to its noun.
 
     Args:
         text: the prompt.
-        bindings: its bindings, in text order.
+        groups: its objects with what belongs to them, in text order.
 
     Returns:
         Half-open ranges in text order; no quotation mark or bracket loses its partner.
 
     Example:
         >>> text = "a red cat with a hat"
-        >>> [text[slice(*kept)] for kept in kept_ranges(text, bindings(text))]
+        >>> [text[slice(*kept)] for kept in kept_ranges(text, object_groups(text))]
         ['a ', 'cat']
     """
-    gone: set[int] = set()
-    for one in bindings:
-        start, end = one.start, one.end
-        while start < one.noun[0] and (adverb := re.search(r"([\w-]+)\s+$", text[:start])):
-            if adverb[1].lower() not in INTENSIFIERS and not re.fullmatch("(?!only$).+ly", adverb[1].lower()):
-                break
-            start = adverb.start()
-        if end > one.noun[1]:
-            if particle := re.match(r"\s+on(?=\s*(?:$|[,.]|and\b))", text[end:]):  # "with a red tie on"
-                end += particle.end()
-            if re.match(r"\s*,", text[one.noun[1] : end]) and (comma := re.match(r"\s*,", text[end:])):
-                end += comma.end()
-        for first, last in ((start, one.noun[0]), (one.noun[1], end)):
-            gone |= set(range(first, last)) - _unpaired(text, first, last)
+    gone = {place for one in groups for place in _without_members(text, one)}
     for place in [place for place in range(1, len(text)) if text[place] in _PAIRS and place - 1 in gone]:
         opening = max(set(range(place)) - gone, default=place)
         if place not in gone and text[opening] == _PAIRS[text[place]]:  # nothing is left between the two marks
             gone |= {opening, place}
-    ranges: list[Range] = []
-    for place in sorted(set(range(len(text))) - gone):
-        joined = ranges and ranges[-1][1] == place
-        ranges[-1:] = [(ranges[-1][0], place + 1)] if joined else [*ranges[-1:], (place, place + 1)]
-    return tuple(ranges)
+    kept = "".join(" " if place in gone else "x" for place in range(len(text)))
+    return tuple(match.span() for match in re.finditer("x+", kept))
 
 
-def merged_text(text: str, bindings: Sequence[Binding]) -> str:
-    """Write a prompt with every bound object reduced to its noun.
+def _without_members(text: str, one: ObjectGroup) -> set[int]:
+    """SubjectRegions that go when an object is reduced to its noun: its members with the words and commas that link them."""
+    start, end = one.start, one.end
+    if start < one.noun[0] and (adverbs := _ADVERBS.search(text[:start])):
+        start = adverbs.start()
+    if end > one.noun[1]:
+        if particle := re.match(r"\s+on(?=\s*(?:$|[,.]|and\b))", text[end:]):  # "with a red tie on"
+            end += particle.end()
+        if re.match(r"\s*,", text[one.noun[1] : end]) and (comma := re.match(r"\s*,", text[end:])):
+            end += comma.end()
+    parts = ((start, one.noun[0]), (one.noun[1], end))
+    return {place for part in parts for place in set(range(*part)) - _unpaired(text, *part)}
+
+
+def merged_text(text: str, groups: Sequence[ObjectGroup]) -> str:
+    """Write a prompt with every object reduced to its noun.
 
     Args:
         text: the prompt.
-        bindings: its bindings, in text order.
+        groups: its objects with what belongs to them, in text order.
 
     Returns:
         The prompt without members and the words that link them; "a" and "an" follow the sound of the noun.
 
     Example:
         >>> text = "an orange cat wearing sunglasses and a dog with a red hat"
-        >>> merged_text(text, bindings(text))
+        >>> merged_text(text, object_groups(text))
         'a cat and a dog'
     """
-    places = [place for start, end in kept_ranges(text, bindings) for place in range(start, end)]
-    shown = {place: text[place] for place in places}
-    for one in bindings:
-        before = [place for place in places if place < one.noun[0]]
-        article = re.search(r"(?<!\w)(an?)[^\w.,;:!?]*$", "".join(text[place] for place in before), re.IGNORECASE)
-        if article and one.start < one.noun[0]:
-            for place in before[article.start(1) : article.end(1)]:
-                shown[place] = ""
-            shown[before[article.start(1)]] = _article(article[1], text[slice(*one.noun)])
-    return "".join(shown.values())
+    kept, merged, done = kept_ranges(text, groups), "", 0
+    for one in groups:
+        merged += _within(text, kept, done, one.noun[0])
+        done = one.noun[0]
+        if one.start < done and (article := re.search(r"(?<!\w)(an?)[^\w.,;:!?]*\Z", merged, re.IGNORECASE)):
+            first, last = article.span(1)
+            merged = merged[:first] + _article(article[1], text[slice(*one.noun)]) + merged[last:]
+    return merged + _within(text, kept, done, len(text))
+
+
+def _within(text: str, ranges: Sequence[Range], first: int, last: int) -> str:
+    return "".join(text[max(first, start) : min(last, end)] for start, end in ranges)
 
 
 def _article(old: str, noun: str) -> str:
@@ -231,15 +179,13 @@ def _unpaired(text: str, first: int, last: int) -> set[int]:
     return set(opened)
 
 
-def _things(
-    text: str, parser: str, names: Sequence[str], words: Sequence[Piece], letters: Sequence[str]
-) -> list[_Thing]:
+def _things(text: str, parser: str, names: Sequence[str], words: Sequence[Word], tags: str) -> list[_Thing]:
     """Objects with their attributes, those after a verb of position too, and the words between the objects."""
     things: list[_Thing] = []
     for one in sorted(group(text, parser, names), key=lambda one: one.noun):
         if not things or one.noun[0] >= things[-1].noun[1]:
             head = [word.key for word in words if one.noun[0] <= word.start < one.noun[1]][-1:]
-            kept = [place for place in one.attributes if place[1] <= one.noun[0] or place[0] >= one.noun[1]]
+            kept = [place for place in one.members if place[1] <= one.noun[0] or place[0] >= one.noun[1]]
             kept = [place for place in kept if not re.search(r"\b(?:not|never)\s+$", text[: place[0]], re.IGNORECASE)]
             if things and kept and _is_hue(text, things[-1], one.noun, min(kept)):
                 kept.insert(0, things.pop().noun)
@@ -247,12 +193,12 @@ def _things(
     for thing, following in zip(things, [*things[1:], None], strict=False):
         last = following.noun[0] if following else len(text)
         _name_whole(text, thing)
-        thing.attributes += _late(words, letters, (_end_before(thing, last), last), thing.is_in(CREATURES))
+        thing.attributes += _late(words, tags, (thing.end_before(last), last), thing.head in CREATURES)
     for thing, following in zip(things, [*things[1:], None], strict=False):
         last = len(text)
         if following:
             last = min([following.noun, *[one for one in following.attributes if one[0] >= thing.noun[1]]])[0]
-        thing.after = _between(words, letters, _end_before(thing, last), last)
+        thing.after = _between(words, tags, thing.end_before(last), last)
     for index in range(1, len(things)):
         _raise_predicate(text, things, index)
     return things
@@ -263,40 +209,37 @@ def _is_hue(text: str, hue: _Thing, noun: Range, color: Range) -> bool:
     between, is_one = text[hue.noun[1] : color[0]], re.search(r"\ban?\s+$", text[: hue.noun[0]], re.IGNORECASE)
     is_listed = re.fullmatch(r"\s+and\s+|\s*,\s*", between) and text[slice(*color)].casefold() in COLORS
     is_plural = bool(re.search(r"[^s]s$", text[slice(*noun)]))
-    return bool(is_listed) and hue.head in HUES and not hue.attributes and not (is_one and is_plural)
-
-
-def _end_before(thing: _Thing, last: int) -> int:
-    return max(place[1] for place in [thing.noun, *thing.attributes] if place[1] <= last or place == thing.noun)
+    return bool(is_listed) and hue.head in lists.HUES and not hue.attributes and not (is_one and is_plural)
 
 
 def _name_whole(text: str, thing: _Thing) -> None:
     """Join a noun with the word before it where both are one name."""
     before = [place for place in thing.attributes if place[1] <= thing.noun[0]][-1:]
-    if before and " ".join(text[before[0][0] : thing.noun[1]].casefold().split()) in NAMED:
+    if before and " ".join(text[before[0][0] : thing.noun[1]].casefold().split()) in lists.NAMED:
         thing.attributes.remove(before[0])
         thing.noun = (before[0][0], thing.noun[1])
 
 
-def _late(words: Sequence[Piece], letters: Sequence[str], between: Range, is_creature: bool) -> list[Range]:
-    """Attributes after a verb of position, "in" or a comma: "the tub sits empty", "a man in red"."""
+def _late(words: Sequence[Word], tags: str, between: Range, is_creature: bool) -> list[Range]:
+    """Attributes after a verb of position, "in" or a comma."""
     here = [index for index, word in enumerate(words) if between[0] <= word.start and word.end <= between[1]]
-    shown = ["S" if words[index].key in PREDICATE_VERBS and letters[index] != "A" else letters[index] for index in here]
-    for place, (index, following) in enumerate(zip(here, here[1:], strict=False)):
-        if is_creature and words[index].key == "in" and words[following].key in COLORS:
-            shown[place] = "L"
-    found = _LATE.match("".join(shown) + "".join(letters[here[-1] + 1 :])[:1] if here else "")
-    places = range(*found.span("list")) if found else range(0)
-    return [(words[here[i]].start, words[here[i]].end) for i in places if i < len(here) and shown[i] == "A"]
+    shown = ""
+    for index in here:
+        is_color = is_creature and index < here[-1] and words[index + 1].key in COLORS
+        is_verb = words[index].key in lists.PREDICATE_VERBS and tags[index] != "A"
+        shown += "L" if is_color and words[index].key == "in" else "V" if is_verb else tags[index]
+    found = _LATE.match(shown + tags[here[-1] + 1 :][:1]) if here else None
+    listed = here[slice(*found.span("list"))] if found else []
+    return [(words[index].start, words[index].end) for index in listed if shown[index - here[0]] == "A"]
 
 
-def _between(words: Sequence[Piece], letters: Sequence[str], start: int, end: int) -> str:
+def _between(words: Sequence[Word], tags: str, start: int, end: int) -> str:
     """Words from one object to the next: determiners and numbers as "a", without adverbs and quotation marks."""
     shown = ""
-    for word, letter in zip(words, letters, strict=True):
-        if start <= word.start and word.end <= end and (letter not in "RQ" or word.key in ("not", "never")):
+    for word, tag in zip(words, tags, strict=True):
+        if start <= word.start and word.end <= end and (tag not in "RQ" or word.key in ("not", "never")):
             key = "its" if word.key in ("his", "her", "their") else word.key
-            key = "a" if letter == "D" and key not in ("no", "neither", "the", "its") else key
+            key = "a" if tag in "dD" and key not in ("no", "neither", "the", "its") else key
             shown += key if key in ",.;:!?" else f" {key}"
     return shown.strip()
 
@@ -304,9 +247,7 @@ def _between(words: Sequence[Piece], letters: Sequence[str], start: int, end: in
 def _raise_predicate(text: str, things: list[_Thing], index: int) -> None:
     """ "The cup on the table is red": the predicate goes to the subject, or to nothing where words lie between."""
     subject, thing = index, things[index]
-    while (
-        subject and not _OPENS.fullmatch(things[subject - 1].after) and not _LINK.fullmatch(things[subject - 1].after)
-    ):
+    while subject and not any(pattern.fullmatch(things[subject - 1].after) for pattern in (_OPENS, _LINK)):
         subject -= 1
     late = [place for place in thing.attributes if place[0] >= thing.noun[1]]
     verb = text[thing.noun[1] : min(late)[0]] if late else ""
@@ -321,7 +262,7 @@ def _belongs(things: Sequence[_Thing], index: int) -> bool:
     """Whether an object is an accessory of the owner of the one before it; a creature never is."""
     before, thing = things[index - 1], things[index]
     owner = things[before.owner]
-    if thing.is_in(CREATURES | SCENERY) or _BESIDE.match(thing.after):
+    if thing.head in CREATURES or thing.head in SCENERY or _BESIDE.match(thing.after):
         return False
     if link := _LINK.fullmatch(before.after):
         fits = _link_fits(things, index, link)
@@ -336,9 +277,9 @@ def _link_fits(things: Sequence[_Thing], index: int, link: re.Match[str]) -> boo
     before, thing = things[index - 1], things[index]
     owner = things[before.owner]
     earlier = things[before.owner - 1].after if before.owner else ""
-    is_creature = owner.is_in(CREATURES)
+    is_creature = owner.head in CREATURES
     if link["inside"]:
-        return is_creature and thing.is_in(WORN)
+        return is_creature and thing.head in WORN
     in_list = bool(before.owner and _LISTED.fullmatch(earlier))
     if in_list and (link["comma"] or re.search(r"\b(?:have|hold|wear|carry)\b", link[0])):
         return False  # of both, or of neither
@@ -347,18 +288,16 @@ def _link_fits(things: Sequence[_Thing], index: int, link: re.Match[str]) -> boo
             return False  # "a cup on a table with a lid"
     if link["holds"]:
         return is_creature or owner.head == "hand"
-    return bool(link["wears"]) or not owner.is_in(SCENERY) and not (is_creature and thing.is_in(LARGE))
+    return bool(link["wears"]) or owner.head not in SCENERY and not (is_creature and thing.head in LARGE)
 
 
 def _list_fits(things: Sequence[_Thing], index: int, close: str) -> bool:
     """Whether an object in a list after an accessory is one more, not the next object of the image."""
     thing, owner = things[index], things[things[index - 1].owner]
-    is_worn, is_creature = thing.is_in(WORN), owner.is_in(CREATURES)
+    is_worn, is_creature = thing.head in WORN, owner.head in CREATURES
     if things[index - 1].after.startswith(",") and "and" not in things[index - 1].after:
-        closing = next(
-            (one.after for one in things[index:] if not re.fullmatch(r",(?: (?:a|the|its))*", one.after)), ""
-        )
-        if not (_LISTED.fullmatch(closing) and (is_worn or not is_creature)):
+        closing = [one.after for one in things[index:] if not re.fullmatch(r",(?: (?:a|the|its))*", one.after)][:1]
+        if not (_LISTED.fullmatch("".join(closing)) and (is_worn or not is_creature)):
             return False
     has_verb = re.match(r"(?:is|are|was|were)\b", thing.after) or any(one > thing.noun for one in thing.attributes)
     if has_verb and _FINITE.search(owner.link):
@@ -370,13 +309,13 @@ def _list_fits(things: Sequence[_Thing], index: int, close: str) -> bool:
     if re.match(r"\w+ing\b", thing.after) and close and not is_worn:
         return False
     if is_creature:
-        return is_worn or (not thing.is_in(LARGE) and (not close or bool(re.search("hold|carr", owner.link))))
-    return not (thing.is_in(LARGE) and close and not owner.is_in(ROOMS))
+        return is_worn or (thing.head not in LARGE and (not close or bool(re.search("hold|carr", owner.link))))
+    return not (thing.head in LARGE and close and owner.head not in lists.ROOMS)
 
 
-def _assemble(text: str, things: Sequence[_Thing]) -> tuple[Binding, ...]:
-    """Bindings of the objects that own something, cut where another's words begin."""
-    found: list[Binding] = []
+def _assemble(text: str, things: Sequence[_Thing]) -> tuple[ObjectGroup, ...]:
+    """Groups of the objects that own something, cut where another's words begin."""
+    found: list[ObjectGroup] = []
     for index, thing in enumerate(things):
         owned = [one for one in things if one.owner == index and one is not thing]
         foreign = [one.noun for one in things if one.owner != index and one.attributes]
@@ -385,15 +324,6 @@ def _assemble(text: str, things: Sequence[_Thing]) -> tuple[Binding, ...]:
         members = {one.noun for one in owned} | {place for one in (thing, *owned) for place in one.attributes}
         kept = sorted(place for place in members if first <= place[0] and place[1] <= last)
         if kept and thing.owner == index:
-            start, end = min(kept[0][0], thing.noun[0]), max(kept[-1][1], thing.noun[1])
-            found.append(
-                Binding(
-                    text=text[start:end],
-                    start=start,
-                    end=end,
-                    noun=thing.noun,
-                    members=tuple(kept),
-                    accessories=any(one.noun in kept for one in owned),
-                )
-            )
+            has_accessories = any(one.noun in kept for one in owned)
+            found.append(ObjectGroup.spanning(text, thing.noun, kept, accessories=has_accessories))
     return tuple(found)

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
-from t2ictl.prompts.accessories import Binding, bindings
-from t2ictl.prompts.grammar import group, known_parser, pieces
+from t2ictl.prompts.accessories import object_groups
+from t2ictl.prompts.grammar import ObjectGroup, group, known_parser
 from t2ictl.prompts.noun_phrases import NounPhrase, noun_phrases
+from t2ictl.prompts.queries import cut_off, matches, not_found, nth, read_query
+from t2ictl.prompts.tagging import split_words
 from t2ictl.prompts.tokens import Encoding, encode
 
 __all__ = ["Merge", "Phrase", "Prompt", "Span"]
@@ -152,8 +154,9 @@ class Prompt:
     def find(self, query: str, occurrence: int = 1) -> Span:
         """Find a word or phrase: whole words, in any case, with any white space between them.
 
-        Every encoder is searched in its own prompt. ``"cat#2"`` is the second cat, unless
-        the prompt itself says "cat#2". A placeholder of textual inversion answers to its name with all its vectors.
+        Every encoder is searched in its own prompt. ``"cat#2"`` and ``"second cat"`` (up to "tenth") are the second
+        cat, unless the prompt itself has these words. A placeholder of textual inversion answers to its name with all
+        its vectors.
 
         Args:
             query: the word or phrase.
@@ -166,15 +169,15 @@ class Prompt:
             SpanNotFound: not in the prompt, not that often, or cut off by the token limit.
             BadSetting: ``occurrence`` below 1, or given twice with different values.
         """
-        words, occurrence = self._read_query(query, occurrence)
-        ranges = [_nth(_matches(one.text, one.added, words), occurrence) for one in self.encodings]
+        words, occurrence = read_query(query, occurrence, self.encodings)
+        ranges = [nth(matches(one.text, one.added, words), occurrence) for one in self.encodings]
         if not any(ranges):
-            raise self._not_there(words, occurrence)
+            raise not_found(words, occurrence, self.encodings)
         found = list(zip(self.encodings, ranges, strict=True))
         by_encoder = tuple(_kept(one, place) if place else () for one, place in found)
         if not any(by_encoder):
-            raise self._cut_off(words)
-        if here := _nth(_matches(self.text, self._names(), words), occurrence):
+            raise cut_off(words, self.encodings)
+        if here := nth(matches(self.text, self._names(), words), occurrence):
             text, merged = self.text[slice(*here)], self._merged(*here)
             return Span(text=text, start=here[0], end=here[1], by_encoder=by_encoder, merged=merged)
         text = next(one.text[slice(*place)] for one, place in found if place)
@@ -204,7 +207,7 @@ class Prompt:
         span = self._span(start, end, role)
         if any(span.by_encoder):
             return span
-        raise self._cut_off(span.text)
+        raise cut_off(span.text, self.encodings)
 
     def whole_tokens(self, start: int, end: int) -> tuple[int, ...]:
         """The tokens of a character range, if the token limit left all of it: half a phrase is not the phrase.
@@ -248,8 +251,8 @@ class Prompt:
         Returns:
             Spans in text order.
         """
-        kept = (piece for piece in pieces(self.text, names=self._names()) if marks or piece.kind == "word")
-        return tuple(self._span(piece.start, piece.end, piece.kind) for piece in kept)
+        kept = (word for word in split_words(self.text, self._names()) if marks or word.kind == "word")
+        return tuple(self._span(word.start, word.end, word.kind) for word in kept)
 
     def objects(self) -> tuple[Phrase, ...]:
         """Objects of ``text`` with their attributes, as the parser groups them.
@@ -268,22 +271,22 @@ class Prompt:
                 continue  # an accessory: its map is that of the object that has it
             noun = self._span(*one.noun, "object")
             if any(noun.by_encoder):
-                apart = one.attributes if merge is None else ()  # what was merged has no map of its own
+                apart = one.members if merge is None else ()  # what was merged has no map of its own
                 attributes = (self._span(*place, "attribute") for place in apart)
                 kept = tuple(span for span in attributes if any(span.by_encoder))
                 phrases.append(Phrase(span=self._span(one.start, one.end, "phrase"), noun=noun, attributes=kept))
         return tuple(phrases)
 
-    def bindings(self) -> tuple[Binding, ...]:
+    def object_groups(self) -> tuple[ObjectGroup, ...]:
         """Objects of ``text`` with all that belongs to them, accessories too, by character.
 
         Returns:
-            Bindings in text order; an object to which nothing belongs is left out.
+            Groups in text order; an object to which nothing belongs is left out.
 
         Raises:
             MissingExtra: the parser is not installed.
         """
-        return bindings(self.text, self.parser, self._names())
+        return object_groups(self.text, self.parser, self._names())
 
     def as_written(self, text: str) -> str:
         """A piece of ``text`` as the user writes it: placeholders of several vectors by their name alone.
@@ -335,62 +338,12 @@ class Prompt:
     def _elsewhere(self, encoding: Encoding, start: int, end: int) -> tuple[int, ...]:
         """Tokens of the same words, at the same occurrence, in an encoder's own prompt."""
         words = self.text[start:end]
-        earlier = sum(place[1] <= start for place in _matches(self.text, self._names(), words))
-        place = _nth(_matches(encoding.text, encoding.added, words), earlier + 1)
+        earlier = sum(place[1] <= start for place in matches(self.text, self._names(), words))
+        place = nth(matches(encoding.text, encoding.added, words), earlier + 1)
         return encoding.tokens_at(*place) if place else ()
-
-    def _read_query(self, query: str, occurrence: int) -> tuple[str, int]:
-        """Take ``#2`` off a query, unless the prompt has it literally."""
-        numbered = re.fullmatch(r"(.*\S)\s*#(\d+)\s*", query, re.DOTALL)
-        literal = any(_matches(one.text, one.added, query) for one in self.encodings)
-        if numbered and not literal:
-            number = int(numbered[2])
-            if occurrence not in (1, number):
-                raise BadSetting(f"'{query}' with occurrence {occurrence} names two.", "Give one of them.")
-            query, occurrence = numbered[1], number
-        if occurrence < 1:
-            raise BadSetting(f"Occurrence {occurrence} of '{query}'.", "Count from 1.")
-        return query.strip(), occurrence
-
-    def _not_there(self, words: str, occurrence: int) -> SpanNotFound:
-        count = max(len(_matches(one.text, one.added, words)) for one in self.encodings)
-        if count:
-            times = "once" if count == 1 else f"{count} times"
-            return SpanNotFound(
-                f"'{words}' stands only {times} in the prompt, and number {occurrence} was asked for.",
-                f"Ask for a number from 1 to {count}." if count > 1 else "Ask for it without a number.",
-            )
-        there = dict.fromkeys(piece.text for one in self.encodings for piece in one.pieces() if piece.kind == "word")
-        remedy = f"Use one of: {', '.join(there)}." if there else "The prompt has no words."
-        return SpanNotFound(f"No '{words}' in the prompt.", remedy)
-
-    def _cut_off(self, words: str) -> SpanNotFound:
-        limit = next((one for one in self.encodings if one.truncated_at is not None), None)
-        if limit is None:
-            return SpanNotFound(f"The tokenizer made no token of '{words}'.", "Use a word with letters.")
-        last = limit.text[: limit.truncated_at].split()[-1:]
-        return SpanNotFound(
-            f"'{words}' was cut off by the limit of {len(limit.ids)} tokens; the text ends after '{''.join(last)}'.",
-            "Shorten the prompt, or move the word to the front.",
-        )
-
-
-def _matches(text: str, names: Sequence[str], query: str) -> list[tuple[int, int]]:
-    """Character ranges of the text where the query's words stand, one after the other."""
-    here, wanted = pieces(text, names=names), [piece.key for piece in pieces(query, names=names)]
-    found: list[tuple[int, int]] = []
-    for first in range(len(here) - len(wanted) + 1 if wanted else 0):
-        run = here[first : first + len(wanted)]
-        if [piece.key for piece in run] == wanted and (not found or found[-1][1] <= run[0].start):
-            found.append((run[0].start, run[-1].end))
-    return found
-
-
-def _nth(places: list[tuple[int, int]], occurrence: int) -> tuple[int, int] | None:
-    return places[occurrence - 1] if occurrence <= len(places) else None
 
 
 def _kept(encoding: Encoding, place: tuple[int, int]) -> tuple[int, ...]:
     """Tokens of a found range; none where its last word was cut off: half a phrase is not the phrase."""
-    last = next(piece for piece in encoding.pieces() if piece.end == place[1])
+    last = next(word for word in encoding.words() if word.end == place[1])
     return encoding.tokens_at(*place) if encoding.tokens_at(last.start, last.end) else ()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from t2ictl.errors import UnsupportedPipeline
-from t2ictl.prompts.grammar import Piece, pieces
+from t2ictl.prompts.tagging import Word, split_words
 
 __all__ = ["Encoding", "encode"]
 
@@ -59,9 +59,9 @@ class Encoding:
     def _now(self, position: int) -> int:
         return position if self.moved is None else self.moved[position]
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def words(self) -> list[Word]:
         """Words and marks of ``text``; a placeholder with all its vectors is one word."""
-        return pieces(self.text, names=self.added)
+        return split_words(self.text, self.added)
 
 
 def encode(text: str, tokenizer: Any, pad_to: int | None = None) -> Encoding:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from t2ictl.prompts.accessories import Binding, bindings, kept_ranges, merged_text
-from t2ictl.prompts.grammar import Group
+from t2ictl.prompts.accessories import kept_ranges, merged_text, object_groups
+from t2ictl.prompts.grammar import ObjectGroup
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = Path(__file__).parent / "data"
@@ -20,7 +20,7 @@ PROMPTS = Path(os.environ.get("T2ICTL_PROMPTS", ROOT / "../shared/data/prompts")
 needs_prompts = pytest.mark.skipif(not (PROMPTS / "t2i_compbench").is_dir(), reason="prompt files not available")
 
 
-def read(text: str, found: tuple[Binding, ...]) -> list[tuple[str, str, bool]]:
+def read(text: str, found: tuple[ObjectGroup, ...]) -> list[tuple[str, str, bool]]:
     return [
         (text[slice(*one.noun)], " ".join(text[slice(*place)] for place in one.members), one.accessories)
         for one in found
@@ -101,14 +101,14 @@ blue -> => blue
 def test_members_and_merged_prompt(case: str) -> None:
     text, _, rest = case.partition("->")
     expected, _, merged = rest.partition("=>")
-    found = bindings(text.strip())
+    found = object_groups(text.strip())
     assert read(text.strip(), found) == said(expected.strip())
     assert merged_text(text.strip(), found) == merged.strip()
 
 
 def test_ranges_count_characters_of_the_text() -> None:
     text = "An orange  cat wearing\na bow tie, alone"
-    (one,) = bindings(text)
+    (one,) = object_groups(text)
     assert (one.text, one.start, one.end) == ("orange  cat wearing\na bow tie", 3, 32)
     assert [text[slice(*place)] for place in one.members] == ["orange", "bow tie"]
     assert kept_ranges(text, (one,)) == ((0, 3), (11, 14), (32, 39))
@@ -117,7 +117,7 @@ def test_ranges_count_characters_of_the_text() -> None:
 
 def test_placeholder_is_an_object() -> None:
     text = "an ugly <toy> <toy>_1 with a hat and a dog"
-    found = bindings(text, names=("<toy>", "<toy>_1"))
+    found = object_groups(text, names=("<toy>", "<toy>_1"))
     assert read(text, found) == [("<toy> <toy>_1", "ugly hat", True)]
     assert merged_text(text, found) == "a <toy> <toy>_1 and a dog"
 
@@ -129,13 +129,13 @@ def test_accessories_are_found_after_any_parser(monkeypatch: pytest.MonkeyPatch)
     def place(word: str) -> tuple[int, int]:
         return text.index(word), text.index(word) + len(word)
 
-    def made(noun: str, *attributes: str) -> Group:
+    def made(noun: str, *attributes: str) -> ObjectGroup:
         places = tuple(place(one) for one in attributes)
-        return Group(text=noun, start=0, end=1, noun=place(noun), attributes=places)
+        return ObjectGroup(text=noun, start=0, end=1, noun=place(noun), members=places)
 
     groups = (made("dog", "wet"), made("cat", "red", "wet"), made("hat"), made("hat"))
     monkeypatch.setattr("t2ictl.prompts.accessories.group", lambda *rest: groups)
-    assert read(text, bindings(text, "spacy")) == [("cat", "red hat wet", True)]
+    assert read(text, object_groups(text, "spacy")) == [("cat", "red hat wet", True)]
 
 
 # --- any text -----------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_any_text_gives_disjoint_ranges_inside_it() -> None:
     for _ in range(2000):
         bits = [dice.choice(BITS) if dice.random() < 0.95 else chr(dice.randrange(1, 0xD800)) for _ in range(12)]
         text = dice.choice([" ", " ", ""]).join(bits[: dice.randrange(13)])
-        found, last = bindings(text, names=("<toy>",)), 0
+        found, last = object_groups(text, names=("<toy>",)), 0
         for one in found:
             places = sorted([one.noun, *one.members])
             assert last <= one.start == places[0][0] and one.end == max(end for _, end in places) <= len(text), text
@@ -162,7 +162,7 @@ def test_any_text_gives_disjoint_ranges_inside_it() -> None:
         kept = kept_ranges(text, found)
         assert all(0 <= start < end <= len(text) for start, end in kept), text
         assert all(end < start for (_, end), (start, _) in zip(kept, kept[1:], strict=False)), text
-        bindings(merged_text(text, found), names=("<toy>",))
+        object_groups(merged_text(text, found), names=("<toy>",))
         if not found:
             assert merged_text(text, found) == text
 
@@ -184,7 +184,7 @@ def score(name: str) -> tuple[float, list[str]]:
     for row in rows:
         found = [
             (list(one.noun), [list(m) for m in one.members], [one.start, one.end])
-            for one in bindings(reference_prompt(row))
+            for one in object_groups(reference_prompt(row))
         ]
         if found != [(one["noun"], one["members"], one["phrase"]) for one in row["groups"]]:
             wrong.append(f"{row['file']}:{row['line']}")

@@ -14,9 +14,9 @@ from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound, T2ictlError
 from t2ictl.families import Adapter, find_adapter
 from t2ictl.processors.structured_guidance.control import StructuredGuidance
 from t2ictl.processors.structured_guidance.phrases import ResolvedPhrase, resolve_phrases
-from t2ictl.prompts.grammar import pieces
 from t2ictl.prompts.noun_phrases import NounPhrase
 from t2ictl.prompts.prompt import Merge, Prompt
+from t2ictl.prompts.tagging import split_words
 from tests.core.test_spans import clip
 from tests.tiny import TEXT_WIDTH, generator, sd, sdxl
 
@@ -269,7 +269,7 @@ def check(prompt: Prompt, each: ResolvedPhrase, adapter: Adapter) -> None:
 
 def slices(chance: random.Random, text: str) -> list[str]:
     """Some runs of words and marks of a text."""
-    here, made = pieces(text), []
+    here, made = split_words(text), []
     for _ in range(min(3, len(here))):
         first = chance.randrange(len(here))
         last = min(len(here) - 1, first + chance.randint(0, 4))

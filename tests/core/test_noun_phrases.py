@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from t2ictl.errors import BadSetting, MissingExtra
-from t2ictl.prompts.grammar import pieces
 from t2ictl.prompts.noun_phrases import NounPhrase, noun_phrases
+from t2ictl.prompts.tagging import split_words
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = Path(__file__).parent / "data"
@@ -215,7 +215,7 @@ def any_prompts() -> list[str]:
 def test_any_text_gives_nested_or_disjoint_ranges_inside_it() -> None:
     for text in any_prompts():
         found = noun_phrases(text, names=("<toy>",))
-        words = [piece for piece in pieces(text, ("<toy>",)) if piece.kind == "word"]
+        words = [word for word in split_words(text, ("<toy>",)) if word.kind == "word"]
         places = [(one.start, one.end) for one in found]
         assert places == sorted(set(places), key=lambda place: (place[0], -place[1])), text
         assert found == noun_phrases(text, names=("<toy>",)), text

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2ictl.errors import BadSetting, MissingExtra
-from t2ictl.prompts.grammar import group, parser_version, pieces
+from t2ictl.prompts.grammar import group, parser_version
+from t2ictl.prompts.tagging import split_words
 
 Named = list[tuple[str, list[str]]]
 ROOT = Path(__file__).parents[2]
@@ -28,8 +29,7 @@ needs_prompts = pytest.mark.skipif(not (PROMPTS / "attend_and_excite").is_dir(),
 def read(text: str, parser: str = "grammar", names: tuple[str, ...] = ()) -> Named:
     """Nouns with their attributes, as the characters of the text."""
     return [
-        (text[slice(*one.noun)], [text[slice(*place)] for place in one.attributes])
-        for one in group(text, parser, names)
+        (text[slice(*one.noun)], [text[slice(*place)] for place in one.members]) for one in group(text, parser, names)
     ]
 
 
@@ -110,7 +110,7 @@ def test_ranges_count_characters_of_the_text() -> None:
     (one,) = group(text)
     assert one.text == text[one.start : one.end] == "small, red cafe\u0301 is wet"
     assert text[slice(*one.noun)] == "cafe\u0301"
-    assert [text[slice(*place)] for place in one.attributes] == ["small", "red", "wet"]
+    assert [text[slice(*place)] for place in one.members] == ["small", "red", "wet"]
 
 
 def test_placeholder_is_an_object() -> None:
@@ -123,7 +123,7 @@ def test_placeholder_is_an_object() -> None:
 def test_any_text_gives_ordered_ranges_inside_it(text: str) -> None:
     last = 0
     for one in group(text):
-        places = [one.noun, *one.attributes]
+        places = [one.noun, *one.members]
         assert last <= one.start == min(places)[0] and one.end == max(end for _, end in places) <= len(text)
         assert one.text == text[one.start : one.end]
         assert all(start < end for start, end in places)
@@ -139,8 +139,8 @@ def test_any_text_gives_ordered_ranges_inside_it(text: str) -> None:
         ("e\u0301te\u0301 \U0001f468\u200d\U0001f680!", ["e\u0301te\u0301", "\U0001f468\u200d\U0001f680", "!"]),
     ],
 )
-def test_pieces(text: str, expected: list[str]) -> None:
-    assert [piece.text for piece in pieces(text)] == expected
+def test_words_and_marks(text: str, expected: list[str]) -> None:
+    assert [word.text for word in split_words(text)] == expected
 
 
 # --- parsers ------------------------------------------------------------------------------------------------------
