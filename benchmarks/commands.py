@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from t2ictl.benchmarks import study
 from t2ictl.benchmarks.results.compare import compare_command, power_command
+from t2ictl.benchmarks.speed import command as speed
 
 __all__ = ["app"]
 
@@ -104,8 +106,9 @@ def run(
     if dry_run:
         print(work.foretell(plan))
         return
-    place = work.Place(device=device, dtype=dtype, threads=threads)
-    outcome = work.run(plan, out, shard=share, retry_failed=retry_failed, place=place, engine=engine, workers=workers)
+    runtime = work.Runtime(device=device, dtype=dtype, threads=threads)
+    how = {"shard": share, "retry_failed": retry_failed, "engine": engine, "workers": workers}
+    outcome = work.run(plan, out, runtime=runtime, **how)
     is_whole = not (outcome.missing or outcome.failed)
     base = next(iter(plan.arms))
     scored = [_score(out, text, base, device or _best_device(), plan.data) for text in score_with if is_whole]
@@ -198,14 +201,14 @@ def export(
     data: Data = None,
 ) -> None:
     """Copy the images of an arm into the folders that an official evaluator reads."""
-    count = importlib.import_module("t2ictl.benchmarks.suites.published.exporters").export_run(
-        folder, arm, layout, out, data
-    )
+    count = importlib.import_module("t2ictl.benchmarks.results.export").export_run(folder, arm, layout, out, data)
     print(f"{count} images in {out}")
 
 
 app.command("compare")(compare_command)
 app.command("power")(power_command)
+app.command("speed", help=speed.HELP)(speed.speed_command)
+app.add_typer(study.app)
 
 
 def _plan(path: Path | None, options: dict[str, Any], labels: str | None) -> Any:

@@ -1,6 +1,6 @@
 """Memory: what there is, and about how much an image will take, said before it is made.
 
-The figures a latent cell are counted on the real layer shapes (``python -m t2ictl.benchmarks.speed.memory`` and
+The figures a latent cell are counted on the real layer shapes (``t2ictl bench speed memory`` and
 ``... .update``); other widths are scaled. Allocators and kernels take some more: an estimate, not a promise.
 """
 

@@ -120,7 +120,7 @@ def power_command(
     comparisons: Annotated[int, typer.Option(help="Tests to correct for.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Say before a run how wide its intervals will be, and which difference it can find."""
+    """Predict how wide the intervals of a run will be, and which difference it can find."""
     _need_statistics()
     import pandas as pd
 

@@ -14,6 +14,7 @@ import pandas as pd
 import tabulate
 
 from t2ictl.benchmarks.results.statistics.comparison import Comparison
+from t2ictl.benchmarks.runs.summary import is_oracle
 from t2ictl.evaluation.statistics.intervals import ALL_ALIKE, COMBINED, FEW_CHANGED, STUDENT
 
 LIMITED = "LIMITED RUN: not a result"
@@ -31,7 +32,6 @@ DIFFERENCE_NOTES = (
     "'m': intervals of the categories combined (MOVER), one of them being 't' or '='.",
     "fixed, broke: images of the same prompt and seed that became right, and that became wrong.",
 )
-ORACLE = re.compile(r"best-of-\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,11 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def to_text(self) -> str:
-        """Give plain text."""
+        """Return plain text."""
         return "\n".join([self.title, self.header, self._cells("simple"), *self.notes])
 
     def to_markdown(self) -> str:
-        """Give Markdown."""
+        """Return Markdown."""
         notes = "\n\n".join(self.notes)
         return f"### {self.title}\n\n`{self.header}`\n\n{self._cells('github')}\n" + (f"\n{notes}\n" if notes else "")
 
@@ -102,7 +102,7 @@ def tables_of(comparison: Comparison) -> list[Table]:
         Shares with costs, one table of differences for each arm or kind of arm that is compared with, failure kinds.
     """
     header = comparison.header
-    oracle = [arm for arm in comparison.failures["arm"] if ORACLE.fullmatch(arm)]
+    oracle = [arm for arm in comparison.failures["arm"] if is_oracle(arm)]
     notes = [f"Oracle, chosen by the judge that reports: {', '.join(oracle)}."] if oracle else []
     tables = [
         Table(

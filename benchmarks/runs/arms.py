@@ -55,7 +55,7 @@ class Arm:
     candidates: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the arm with all settings as plain JSON data.
+        """Return the arm with all settings as plain JSON data.
 
         Returns:
             What a plan file holds of it.

@@ -25,7 +25,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Where images are made; rounding may depend on it.
+    """What images are computed with; rounding may depend on it.
 
     Args:
         device: of torch; None for CUDA where there is one.
@@ -61,7 +61,7 @@ class UnitMaker:
         return find_suite(self.plan.suite, self.plan.data)
 
     def manifest(self) -> dict[str, Any]:
-        """Write down everything that decides the rows."""
+        """Collect everything that decides the rows."""
         return make_manifest(self.plan, self.arms, plan_items(self.plan), self.pipe)
 
     def make(
@@ -103,29 +103,29 @@ def _not_judged(image: Any, prompt: str) -> Judgement:
     return Judgement(outcomes={})
 
 
-def _check(place: Runtime) -> None:
+def _check(runtime: Runtime) -> None:
     """Name a precision or device that is not there."""
     import torch
 
-    if place.dtype not in DTYPES:
-        raise BadSetting(f"There is no precision {place.dtype!r}.", f"Use one of {', '.join(DTYPES)}.")
-    if place.device is None:
+    if runtime.dtype not in DTYPES:
+        raise BadSetting(f"There is no precision {runtime.dtype!r}.", f"Use one of {', '.join(DTYPES)}.")
+    if runtime.device is None:
         return
     try:
-        device = torch.device(place.device)
+        device = torch.device(runtime.device)
     except RuntimeError:
-        raise BadSetting(f"There is no device {place.device!r}.", "Use cpu, cuda, cuda:1, ...") from None
+        raise BadSetting(f"There is no device {runtime.device!r}.", "Use cpu, cuda, cuda:1, ...") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadSetting(f"The device {place.device!r} is not there.", "`t2ictl doctor` lists the devices; use cpu.")
+        raise BadSetting(f"The device {runtime.device!r} is not there.", "`t2ictl doctor` lists the devices; use cpu.")
 
 
 @contextmanager
-def opened(plan: RunPlan, place: Runtime) -> Iterator[UnitMaker]:
+def opened(plan: RunPlan, runtime: Runtime) -> Iterator[UnitMaker]:
     """Load the model of a plan, without progress bars of its own, on a fixed number of threads.
 
     Args:
         plan: what is run.
-        place: where.
+        runtime: device, precision and threads.
 
     Yields:
         What makes its units.
@@ -139,13 +139,13 @@ def opened(plan: RunPlan, place: Runtime) -> Iterator[UnitMaker]:
 
     import t2ictl
 
-    _check(place)
+    _check(runtime)
     before = torch.get_num_threads()
-    torch.set_num_threads(place.threads)
+    torch.set_num_threads(runtime.threads)
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
     try:
-        pipe = t2ictl.load(plan.model, dtype=getattr(torch, place.dtype), device=place.device)
+        pipe = t2ictl.load(plan.model, dtype=getattr(torch, runtime.dtype), device=runtime.device)
         pipe.set_progress_bar_config(disable=True)
         yield UnitMaker(plan, pipe)
     finally:

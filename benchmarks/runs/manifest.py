@@ -7,10 +7,8 @@ Legend of its keys: the fields of the plan under their own names; ``arms`` with 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +19,9 @@ from t2ictl.benchmarks.runs.arms import Arm
 from t2ictl.benchmarks.runs.plan import RunPlan
 from t2ictl.benchmarks.suites.base import Item, find_suite
 from t2ictl.errors import BadSetting
+from t2ictl.settings.files import versions
 
-__all__ = ["SCHEMA", "check_same", "limited_note", "make_manifest", "read_manifest", "source_files"]
+__all__ = ["SCHEMA", "check_same", "limited_note", "make_manifest", "read_manifest", "source_files", "source_hash"]
 
 SCHEMA = 1
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "scipy", "textblob", "pyarrow")
@@ -34,7 +33,7 @@ _NAMED = 3  # differing keys named in a refusal
 
 
 def make_manifest(plan: RunPlan, arms: Sequence[Arm], items: Sequence[Item], pipe: Any) -> dict[str, Any]:
-    """Write down everything that decides the rows.
+    """Collect everything that decides the rows.
 
     Args:
         plan: what was asked for.
@@ -57,8 +56,8 @@ def make_manifest(plan: RunPlan, arms: Sequence[Arm], items: Sequence[Item], pip
         "pipeline": type(pipe).__name__,
         "device": pipe.device.type,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
-        "versions": _versions(),
-        "source": _source_hash(),
+        "versions": versions(_PACKAGES),
+        "source": source_hash(Path(t2ictl.__file__).parent),
         "instrument": find_suite(plan.suite, plan.data).instrument(),
         "commit": _commit(),
     }
@@ -69,16 +68,6 @@ def make_manifest(plan: RunPlan, arms: Sequence[Arm], items: Sequence[Item], pip
 def _hash(manifest: Mapping[str, Any]) -> str:
     compared = {key: value for key, value in manifest.items() if key not in _NOT_COMPARED}
     return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _versions() -> dict[str, str]:
-    found = {"t2ictl": t2ictl.__version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def source_files(home: Path) -> list[Path]:
@@ -98,8 +87,16 @@ def source_files(home: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(home).as_posix())
 
 
-def _source_hash() -> str:
-    home, digest = Path(t2ictl.__file__).parent, hashlib.sha256()
+def source_hash(home: Path) -> str:
+    """Hash the code that decides what a row holds, with the names of its files.
+
+    Args:
+        home: the folder of the package.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
     for path in source_files(home):
         digest.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -193,7 +190,7 @@ def _short(value: Any) -> str:
 
 
 def limited_note(manifest: Mapping[str, Any]) -> str | None:
-    """Say that a run was cut short on purpose.
+    """Return the note on a run that was cut short on purpose.
 
     Args:
         manifest: data of plan.json.

@@ -45,7 +45,7 @@ class ArmSpec(BaseModel):
         return self
 
     def listed(self) -> tuple[ControlSpec, ...]:
-        """Give the controls in either form.
+        """Return the controls in either form.
 
         Returns:
             One entry a control, in order.
@@ -220,7 +220,7 @@ def read_plan_file(path: Path) -> dict[str, Any]:
 
 
 def plan_items(plan: RunPlan) -> tuple[Item, ...]:
-    """Give the prompts of a plan.
+    """Return the prompts of a plan.
 
     Args:
         plan: the plan.

@@ -50,16 +50,16 @@ class Made:
 class _Worker:
     """What runs in a worker's process."""
 
-    def __init__(self, plan: RunPlan, place: Runtime) -> None:
-        self._context = opened(plan, place)
+    def __init__(self, plan: RunPlan, runtime: Runtime) -> None:
+        self._context = opened(plan, runtime)
         self._maker = self._context.__enter__()  # for as long as the process lives
 
     def manifest(self) -> dict[str, Any]:
-        """Write down everything that decides the rows."""
+        """Collect everything that decides the rows."""
         return self._maker.manifest()
 
     def pid(self) -> int:
-        """Give this process."""
+        """Return the id of this process."""
         return os.getpid()
 
     def make(self, unit: Unit) -> Made:
@@ -93,7 +93,7 @@ class RayWorkers:
     manifest: dict[str, Any]
 
     def pids(self) -> list[int]:
-        """Give the processes of the workers."""
+        """Return the ids of the processes of the workers."""
         found: list[int] = need("ray").get([actor.pid.remote() for actor in self.actors])
         return found
 
@@ -131,12 +131,12 @@ class RayWorkers:
 
 
 @contextmanager
-def started(plan: RunPlan, place: Runtime, workers: int) -> Iterator[RayWorkers]:
+def started(plan: RunPlan, runtime: Runtime, workers: int) -> Iterator[RayWorkers]:
     """Start workers, in the cluster that ray's own settings name (RAY_ADDRESS), or else on this machine.
 
     Args:
         plan: what is run.
-        place: where each worker makes its images; with CUDA, or with None where the cluster has GPUs, each takes one.
+        runtime: what each worker computes with; with CUDA, or with None where the cluster has GPUs, each takes one.
         workers: how many.
 
     Yields:
@@ -156,9 +156,9 @@ def started(plan: RunPlan, place: Runtime, workers: int) -> Iterator[RayWorkers]
             reason = str(error).strip().splitlines()[0]
             raise BadSetting(f"Ray did not start: {reason}", "Look at RAY_ADDRESS, or unset it.") from None
     try:
-        resources = _resources(ray, place, workers)
+        resources = _resources(ray, runtime, workers)
         actor = ray.remote(max_restarts=-1, max_task_retries=TRIES - 1, **resources)(_Worker)
-        actors = [actor.remote(plan, place) for _ in range(workers)]
+        actors = [actor.remote(plan, runtime) for _ in range(workers)]
         try:
             manifests = ray.get([each.manifest.remote() for each in actors])
         except ray.exceptions.RayError as error:
@@ -176,16 +176,17 @@ def started(plan: RunPlan, place: Runtime, workers: int) -> Iterator[RayWorkers]
             ray.shutdown()
 
 
-def _resources(ray: Any, place: Runtime, workers: int) -> dict[str, float]:
+def _resources(ray: Any, runtime: Runtime, workers: int) -> dict[str, float]:
     """What each worker takes; refused at once if the cluster can never give it."""
-    if place.device is not None and ":" in place.device:
+    if runtime.device is not None and ":" in runtime.device:
         raise BadSetting(
-            f"On ray there is no device {place.device!r}.", "Use --device cuda: ray gives each worker a GPU of its own."
+            f"On ray there is no device {runtime.device!r}.",
+            "Use --device cuda: ray gives each worker a GPU of its own.",
         )
     there = ray.cluster_resources()
     gpus = there.get("GPU", 0)
-    wants_gpu = place.device.startswith("cuda") if place.device else gpus > 0
-    wanted = {"CPU": float(place.threads), **({"GPU": 1.0} if wants_gpu else {})}
+    wants_gpu = runtime.device.startswith("cuda") if runtime.device else gpus > 0
+    wanted = {"CPU": float(runtime.threads), **({"GPU": 1.0} if wants_gpu else {})}
     for kind, each in wanted.items():
         if workers * each > there.get(kind, 0):
             raise BadSetting(

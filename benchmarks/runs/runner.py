@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from t2ictl.benchmarks.extras import need
 from t2ictl.benchmarks.runs.arms import Arm, resolve_arms
-from t2ictl.benchmarks.runs.files import write_whole
 from t2ictl.benchmarks.runs.making import Runtime, UnitMaker, opened
 from t2ictl.benchmarks.runs.manifest import check_same, read_manifest
 from t2ictl.benchmarks.runs.plan import RunPlan, plan_items
@@ -28,6 +27,7 @@ from t2ictl.benchmarks.runs.table import write_results
 from t2ictl.benchmarks.runs.units import Shard, Unit, units_of
 from t2ictl.benchmarks.suites.base import Item, Suite, find_suite
 from t2ictl.errors import BadSetting, Cancelled
+from t2ictl.settings.files import write_text
 
 if TYPE_CHECKING:
     from t2ictl.benchmarks.runs.ray_engine import Made, RayWorkers
@@ -63,7 +63,7 @@ def run(
     *,
     shard: Shard | None = None,
     retry_failed: bool = False,
-    place: Runtime | None = None,
+    runtime: Runtime | None = None,
     engine: str = "local",
     workers: int = 1,
 ) -> Outcome:
@@ -74,7 +74,7 @@ def run(
         out: the folder.
         shard: the share of the work to do; None for all of it.
         retry_failed: make units with failed rows again.
-        place: device, precision and threads.
+        runtime: device, precision and threads.
         engine: ``"local"``, in this process, or ``"ray"``, in workers; images and rows are the same.
         workers: of ray.
 
@@ -89,7 +89,7 @@ def run(
     Example:
         >>> from t2ictl.benchmarks.runs.plan import make_plan
         >>> plan = make_plan({"arms": "plain,best-of-2", "limit": 1, "seeds": 1, "steps": 2})
-        >>> outcome = run(plan, Path("smoke"), place=Runtime(device="cpu"))
+        >>> outcome = run(plan, Path("smoke"), runtime=Runtime(device="cpu"))
         >>> len(outcome.rows), outcome.failed, merge(Path("smoke")).missing
         (2, 0, 0)
     """
@@ -101,7 +101,7 @@ def run(
         raise BadSetting(f"{workers} workers make no sense here.", "Workers are of ray: --engine ray --workers 2.")
     shard = shard or Shard()
     arms, _ = _checked(plan)
-    with _engine(plan, place or Runtime(), engine, workers, shard) as worker:
+    with _engine(plan, runtime or Runtime(), engine, workers, shard) as worker:
         manifest = worker.manifest
         folder = Folder(out)
         folder.prepare()
@@ -195,7 +195,8 @@ def _settle(folder: Folder, manifest: dict[str, Any]) -> None:
         if folder.plan.exists():
             check_same(read_manifest(folder.plan), manifest, folder.root)
         else:
-            write_whole(folder.plan, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+            # Not strict: settings of some schedulers are infinite.
+            write_text(folder.plan, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def _units(manifest: Mapping[str, Any]) -> tuple[Unit, ...]:
@@ -272,9 +273,7 @@ class _OnRay:
                     for line in content.splitlines():
                         folder.add_timing(self.name, json.loads(line))
                 else:
-                    path = folder.root / inside
-                    path.parent.mkdir(exist_ok=True)
-                    write_whole(path, content)
+                    folder.store.write_file(inside, content)
             folder.append(self.name, made.unit, made.rows)
             bar.update(len(made.rows))
 
@@ -282,14 +281,14 @@ class _OnRay:
 
 
 @contextmanager
-def _engine(plan: RunPlan, place: Runtime, engine: str, workers: int, shard: Shard) -> Iterator[_Local | _OnRay]:
+def _engine(plan: RunPlan, runtime: Runtime, engine: str, workers: int, shard: Shard) -> Iterator[_Local | _OnRay]:
     if engine == "ray":
         from t2ictl.benchmarks.runs import ray_engine
 
-        with ray_engine.started(plan, place, workers) as found:
+        with ray_engine.started(plan, runtime, workers) as found:
             yield _OnRay(found, f"{ray_engine.NAME}-{shard.name}")
     else:
-        with opened(plan, place) as maker:
+        with opened(plan, runtime) as maker:
             yield _Local(maker, shard.name)
 
 

@@ -87,7 +87,7 @@ class Sample:
         return found
 
     def loss(self, controls: Sequence[Control], row: int) -> float | None:
-        """Give the loss that some controls, which were measured, find in one image.
+        """Return the loss that some controls, which were measured, find in one image.
 
         Args:
             controls: the controls of an arm.

@@ -1,4 +1,4 @@
-"""The folder of a run: rows that survive a kill, images that are whole or absent, and locks.
+"""The folder of a run: rows that survive a kill, images that are complete or absent, and locks.
 
 Rows are appended, a whole unit in one write, and each worker has a file of its own. What a killed
 write left behind is an incomplete block at the end of one file; it is not read, and its worker cuts it off.
@@ -7,8 +7,6 @@ write left behind is an incomplete block at the end of one file; it is not read,
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from PIL import Image
 from t2ictl import Generation
 from t2ictl.benchmarks.extras import need
 from t2ictl.errors import BadSetting
+from t2ictl.settings.store import Line, Store
 
 __all__ = ["Block", "Folder", "Key", "pixel_hash"]
 
@@ -75,6 +74,11 @@ class Folder:
     root: Path
 
     @property
+    def store(self) -> Store:
+        """Its rows, times and images."""
+        return Store(self.root)
+
+    @property
     def plan(self) -> Path:
         """The file that says what the run is."""
         return self.root / "plan.json"
@@ -92,8 +96,9 @@ class Folder:
         """
         try:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            # Another shard may be making the very same folder: empty parts of a run are no other thing's.
-            made = {path for path in self.root.iterdir() if path.name != "locks"}
+            # Another shard may be making the very same folder: empty parts of a run are no other thing's, nor is a plan
+            # that a killed process did not write to its end.
+            made = {path for path in self.root.iterdir() if path.name != "locks" and path.suffix != ".part"}
             others = {path for path in made if path.name not in PARTS or any(path.iterdir())}
             if others and not self.plan.exists():
                 raise BadSetting(f"The folder {str(self.root)!r} holds something else.", "Use a new or empty --out.")
@@ -138,11 +143,7 @@ class Folder:
             unit: number of the unit.
             rows: all its rows.
         """
-        text = "".join(json.dumps({"unit": unit, **row}, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with self._rows_file(worker).open("ab") as handle:
-            handle.write(text.encode())
-            handle.flush()
-            os.fsync(handle.fileno())
+        self.store.append(f"rows/{worker}", [{"unit": unit, **row} for row in rows])
 
     def cut(self, worker: str, expected: Mapping[int, frozenset[Key]]) -> None:
         """Cut off what a killed process left at the end of its file.
@@ -151,15 +152,9 @@ class Folder:
             worker: name of the worker's file.
             expected: keys of the rows of each unit.
         """
-        path = self._rows_file(worker)
-        if not path.exists():
-            return
-        blocks = _blocks(path.read_bytes(), expected)
-        end = blocks[-1].end if blocks else 0
-        if end < path.stat().st_size:
-            with path.open("r+b") as handle:
-                handle.truncate(end)
-                os.fsync(handle.fileno())
+        name = f"rows/{worker}"
+        blocks = _blocks(self.store.lines(name), expected)
+        self.store.cut(name, end=blocks[-1].end if blocks else 0)
 
     def blocks(self, expected: Mapping[int, frozenset[Key]]) -> dict[int, Block]:
         """Read the rows of all workers.
@@ -172,14 +167,11 @@ class Folder:
         """
         found: dict[int, Block] = {}
         for path in sorted((self.root / "rows").glob("*.jsonl")):
-            last = {block.unit: block for block in _blocks(path.read_bytes(), expected)}
+            last = {block.unit: block for block in _blocks(self.store.lines(f"rows/{path.stem}"), expected)}
             for unit, block in last.items():
                 if unit not in found or found[unit].has_failed:
                     found[unit] = block
         return found
-
-    def _rows_file(self, worker: str) -> Path:
-        return self.root / "rows" / f"{worker}.jsonl"
 
     def add_timing(self, worker: str, record: Mapping[str, Any]) -> None:
         """Append one record of time and memory, which must not be in rows: it differs from run to run.
@@ -188,13 +180,12 @@ class Folder:
             worker: name of the worker's file.
             record: JSON data.
         """
-        with (self.root / "timings" / f"{worker}.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(record) + "\n")
+        self.store.append(f"timings/{worker}", [record], sync=False)
 
-    # -- images ---------------------------------------------------------------------------
+    # -- images -----------------------------------------------------------------------------
 
     def save_image(self, made: Generation, row: Row) -> dict[str, str]:
-        """Write an image with its settings inside; the file is whole or absent.
+        """Write an image with its settings inside; the file is complete or absent.
 
         Args:
             made: the image; its settings hold no time, host or batch.
@@ -203,14 +194,14 @@ class Folder:
         Returns:
             The fields ``image``, ``sha256`` (of the pixels) and ``file_sha256`` of the row.
         """
-        inside = f"images/{row['arm'].replace(':', '@')}/{row['prompt_id']}-{row['seed']}.png"
-        path = self.root / inside
+        path = self.store.image_path(f"images/{row['arm'].replace(':', '@')}/{row['prompt_id']}-{row['seed']}")
         path.parent.mkdir(exist_ok=True)
         made.save(path)
+        inside = path.relative_to(self.root).as_posix()
         return {"image": inside, "sha256": pixel_hash(made.image), "file_sha256": _file_hash(path)}
 
     def has_images(self, block: Block) -> bool:
-        """Say whether every image of a unit is there as it was written.
+        """Return whether every image of a unit is there as it was written.
 
         Args:
             block: rows of the unit.
@@ -226,31 +217,21 @@ def _file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _blocks(content: bytes, expected: Mapping[int, frozenset[Key]]) -> list[Block]:
+def _blocks(lines: Iterable[Line], expected: Mapping[int, frozenset[Key]]) -> list[Block]:
     """Find the complete blocks: lines of one unit, one after the other, one for each of its keys."""
     found: list[Block] = []
     rows: list[Row] = []
-    unit, end = -1, 0
-    for line in content.splitlines(keepends=True):
-        end += len(line)
-        row = _row(line)
+    unit = -1
+    for line in lines:
+        row = line.row or {}
         number = row.pop("unit", -1)
         if number != unit:
             unit, rows = number, []
         rows.append(row)
         if len(rows) == len(expected.get(unit, ())) and _keys(rows) == expected[unit]:
-            found.append(Block(unit=unit, rows=tuple(rows), end=end))
+            found.append(Block(unit=unit, rows=tuple(rows), end=line.end))
             unit, rows = -1, []
     return found
-
-
-def _row(line: bytes) -> Row:
-    """The row in a line; an empty one if the line is torn or damaged."""
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else {}
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
 
 
 def _keys(rows: Iterable[Row]) -> frozenset[Key]:

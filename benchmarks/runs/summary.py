@@ -9,13 +9,29 @@ from typing import Any
 
 from t2ictl.benchmarks.runs.table import flat_rows
 
-__all__ = ["shown_name", "summarize", "summary_text"]
+__all__ = ["is_oracle", "shown_name", "summarize", "summary_text"]
 
 _ORACLE = re.compile(r"best-of-\d+")
 
 
+def is_oracle(label: str) -> bool:
+    """Return whether the judge that reports also chooses the images of an arm.
+
+    Args:
+        label: label of the arm.
+
+    Returns:
+        True for best-of-N, False for a selection by a loss.
+
+    Example:
+        >>> is_oracle("best-of-4"), is_oracle("best-of-4:gentle")
+        (True, False)
+    """
+    return _ORACLE.fullmatch(label) is not None
+
+
 def shown_name(label: str) -> str:
-    """Give the name of an arm in tables: an oracle is called one.
+    """Return the name of an arm in tables: an oracle is called one.
 
     Args:
         label: label of the arm.
@@ -27,7 +43,7 @@ def shown_name(label: str) -> str:
         >>> shown_name("best-of-4"), shown_name("best-of-4:gentle")
         ('best-of-4 (oracle)', 'best-of-4:gentle')
     """
-    return f"{label} (oracle)" if _ORACLE.fullmatch(label) else label
+    return f"{label} (oracle)" if is_oracle(label) else label
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], arms: Sequence[str] = ()) -> list[dict[str, Any]]:

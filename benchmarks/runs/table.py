@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from t2ictl.benchmarks.extras import need
-from t2ictl.benchmarks.runs.files import write_whole
+from t2ictl.errors import BadSetting
+from t2ictl.settings.files import write_bytes
 
-__all__ = ["flat_rows", "write_results"]
+__all__ = ["flat_rows", "read_results", "write_results"]
 
 #: Fields before and after the outcomes, which are the judge's; with the type each has in the table.
 _BEFORE = {
@@ -87,4 +88,34 @@ def write_results(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
     schema = schema.with_metadata({"t2ictl": json.dumps(facts, sort_keys=True)})
     sink = arrow.BufferOutputStream()
     parquet.write_table(arrow.Table.from_pylist(flat, schema=schema), sink, compression="zstd")
-    write_whole(path, sink.getvalue().to_pybytes())
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def read_results(run: Path, arm: str | None = None) -> Any:
+    """Read the table of a run that is done, all images of which were made.
+
+    Args:
+        run: the folder of the run.
+        arm: read the rows of this arm alone; None for all arms.
+
+    Returns:
+        A data frame with the rows in the order of the table.
+
+    Raises:
+        BadSetting: if the run is not done or has no such arm, or if images failed.
+        MissingExtra: if pandas is not installed.
+    """
+    path = run / "results.parquet"
+    if not path.is_file():
+        raise BadSetting(f"{str(run)!r} has no results.parquet.", "Finish the run: t2ictl bench run, or bench merge.")
+    rows = need("pandas").read_parquet(path)
+    if arm is not None:
+        arms = list(rows["arm"].unique())
+        if arm not in arms:
+            raise BadSetting(f"The run has no arm {arm!r}.", f"Arms: {', '.join(arms)}.")
+        rows = rows[rows["arm"] == arm]
+    failed = int((rows["status"] != "ok").sum())
+    if failed:
+        whose = "the run" if arm is None else repr(arm)
+        raise BadSetting(f"{failed} images of {whose} failed.", "Make them again: --retry-failed.")
+    return rows

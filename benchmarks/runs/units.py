@@ -80,7 +80,7 @@ class Shard:
         return f"{self.index}of{self.count}"
 
     def takes(self, unit: Unit) -> bool:
-        """Say whether a unit is in this share."""
+        """Return whether a unit is in this share."""
         return unit.number % self.count == self.index - 1
 
 
@@ -113,7 +113,7 @@ def _hashed(*parts: object) -> int:
 
 
 def noise_seed(pair: Pair, candidate: int = 0) -> int:
-    """Give the seed of the generator from which an image starts.
+    """Return the seed of the generator from which an image starts.
 
     It depends on the prompt too: noises that all prompts shared would count as one draw where prompts are
     taken for independent. All arms have the same one; ``t2ictl generate --seed`` takes it as it is.
@@ -134,7 +134,7 @@ def noise_seed(pair: Pair, candidate: int = 0) -> int:
 
 
 def direction_seed(pair: Pair, arm: str) -> int:
-    """Give the seed of the generator that draws the directions of a random arm.
+    """Return the seed of the generator that draws the directions of a random arm.
 
     Args:
         pair: prompt and seed.

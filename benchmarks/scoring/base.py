@@ -34,7 +34,7 @@ class Metric(Protocol):
 
 
 def short(model: str) -> str:
-    """Give the last part of a folder or hub id.
+    """Return the last part of a folder or hub id.
 
     Args:
         model: folder or hub id.

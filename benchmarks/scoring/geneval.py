@@ -52,7 +52,7 @@ ColorOf = Callable[[Detected, str], str]
 
 
 def relations(a: Box, b: Box) -> set[str]:
-    """Say where one object lies as seen from another.
+    """Return where one object lies as seen from another.
 
     With centers ``c`` and sizes ``s`` the offset ``o = c_a - c_b`` is shortened to
     ``r = sign(o) max(|o| - 0.1 (s_a + s_b), 0)``; a relation holds if ``r / |o|`` is more than one half along its axis.

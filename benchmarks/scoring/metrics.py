@@ -79,7 +79,7 @@ class BlipVqa:
         self._yes, self._no = (tokens(word, add_special_tokens=False).input_ids[0] for word in ("yes", "no"))
 
     def chunks(self, prompt: str) -> list[str]:
-        """Give the chunks that are asked for, in the order of the prompt."""
+        """Return the chunks that are asked for, in the order of the prompt."""
         found = _spacy_chunks(prompt) if self._chunks == "spacy" else _grammar_chunks(prompt)
         return [chunk for chunk in found if chunk.lower() not in NO_OBJECTS][:CHUNKS]
 

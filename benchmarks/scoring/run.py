@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from t2ictl.benchmarks.extras import need
-from t2ictl.benchmarks.runs.files import write_whole
+from t2ictl.benchmarks.markdown import markdown_table
+from t2ictl.benchmarks.runs.table import read_results
 from t2ictl.benchmarks.scoring.base import Metric, Score
 from t2ictl.errors import BadSetting
 from t2ictl.evaluation.statistics.intervals import difference_bounds, share_bounds
 from t2ictl.evaluation.statistics.resampling import seed_of
+from t2ictl.settings.store import Store
 
 __all__ = ["score_run", "score_table"]
 
@@ -47,13 +47,7 @@ def score_run(run: Path, metric: Metric, *, on_image: Callable[[int, int], Any] 
     Raises:
         BadSetting: if the run is not done, or images of it failed or are not there.
     """
-    table = run / "results.parquet"
-    if not table.is_file():
-        raise BadSetting(f"{str(run)!r} has no results.parquet.", "Finish the run: t2ictl bench run, or bench merge.")
-    rows = need("pandas").read_parquet(table)
-    failed = int((rows["status"] != "ok").sum())
-    if failed:
-        raise BadSetting(f"{failed} images of the run failed.", "Make them again: --retry-failed.")
+    rows = read_results(run)
     cache = _Cache(run, metric)
     found = []
     for number, row in enumerate(rows.to_dict("records"), start=1):
@@ -68,42 +62,34 @@ def score_run(run: Path, metric: Metric, *, on_image: Callable[[int, int], Any] 
         if on_image is not None:
             on_image(number, len(rows))
     scores = rows[["arm", "category", "prompt_id", "seed", "sha256"]].assign(score=found)
-    write_whole(cache.table, scores.to_csv(index=False, lineterminator="\n").encode())
+    cache.write_table(scores)
     return scores
 
 
 class _Cache:
-    """Scores of one metric in the folder of a run; a line without an end, from a kill, is cut off."""
+    """Scores of one metric in the folder of a run."""
 
     def __init__(self, run: Path, metric: Metric) -> None:
         identity = json.dumps({"name": metric.name, **metric.facts}, sort_keys=True, default=str)
-        self._identity = hashlib.sha256(identity.encode()).hexdigest()[:12]
-        folder = run / "scores"
-        folder.mkdir(exist_ok=True)
-        self._path = folder / f"{self._identity}.jsonl"
-        self.table = folder / f"{self._identity}.csv"
-        (folder / f"{self._identity}.json").write_text(identity + "\n", encoding="utf-8")
-        data = self._path.read_bytes() if self._path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with self._path.open("r+b") as handle:
-                handle.truncate(len(whole))
-        lines = [json.loads(line) for line in whole.decode().splitlines()]
-        self.scores = {line["key"]: float(line["value"]) for line in lines}
+        self._name = hashlib.sha256(identity.encode()).hexdigest()[:12]
+        self._store = Store(run / "scores")
+        self._store.write_file(f"{self._name}.json", (identity + "\n").encode())
+        self.scores = {row["key"]: float(row["value"]) for row in self._store.rows(self._name)}
 
     def key(self, sha256: str, prompt: str) -> str:
-        return hashlib.sha256(f"{self._identity} {sha256} {prompt}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{self._name} {sha256} {prompt}".encode()).hexdigest()[:32]
 
     def add(self, key: str, score: Score) -> None:
         """Keep a score, on disk before it counts."""
         if not np.isfinite(score.value):
             raise BadSetting(f"The metric gave {score.value}.", "Its model may be damaged, or its precision too low.")
-        line = json.dumps({"key": key, **asdict(score)}) + "\n"
-        with self._path.open("ab") as handle:
-            handle.write(line.encode())
-            handle.flush()
-            os.fsync(handle.fileno())
+        self._store.append(self._name, [{"key": key, **asdict(score)}])
         self.scores[key] = score.value
+
+    def write_table(self, scores: Any) -> None:
+        """Write the scores of all images of the run, by which a report finds them."""
+        text = scores.to_csv(index=False, lineterminator="\n")
+        self._store.write_file(f"{self._name}.csv", text.encode())
 
 
 def score_table(scores: Any, against: str) -> list[dict[str, Any]]:
@@ -190,16 +176,14 @@ def table_text(table: Sequence[Mapping[str, Any]], name: str) -> str:
     Returns:
         Markdown.
     """
-    lines = [f"{name}, 95 % intervals over prompts", "", "| category | arm | prompts | images | mean | difference |"]
-    lines.append("| --- " * 6 + "|")
-    for entry in table:
-        low, high = entry["interval"]
-        change = ""
-        if "difference" in entry:
-            below, above = entry["between"]
-            change = f"{entry['difference']:+.4f} [{below:+.4f}, {above:+.4f}]"
-        mean = f"{entry['mean']:.4f} [{low:.4f}, {high:.4f}]"
-        lines.append(
-            f"| {entry['category']} | {entry['arm']} | {entry['prompts']} | {entry['images']} | {mean} | {change} |"
-        )
-    return "\n".join(lines)
+    head = ("category", "arm", "prompts", "pictures", "mean", "difference")
+    return "\n".join([f"{name}, 95 % intervals over prompts", "", *markdown_table(head, map(_cells, table))])
+
+
+def _cells(entry: Mapping[str, Any]) -> tuple[object, ...]:
+    low, high = entry["interval"]
+    mean, change = f"{entry['mean']:.4f} [{low:.4f}, {high:.4f}]", ""
+    if "difference" in entry:
+        below, above = entry["between"]
+        change = f"{entry['difference']:+.4f} [{below:+.4f}, {above:+.4f}]"
+    return entry["category"], entry["arm"], entry["prompts"], entry["pictures"], mean, change

@@ -3,15 +3,14 @@
 The repeated blocks of a denoiser are compiled as diffusers does it, with the refusal taken out, and the same call is
 made in three sessions, one after the other. Graphs are counted before any backend sees them, so no compiler is needed::
 
-    python -m t2ictl.benchmarks.speed.compiled
+    t2ictl bench speed compiled
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -20,9 +19,11 @@ import torch._dynamo as dynamo
 from torch._dynamo.utils import counters
 
 import t2ictl
+from t2ictl.benchmarks.markdown import print_table
+from t2ictl.benchmarks.speed.models import embedded_model
 from t2ictl.processors import AttentionSegregation, StructuredGuidance
 
-__all__ = ["counts", "main"]
+__all__ = ["counts", "run"]
 
 CASES: dict[str, Callable[[], list[Any]] | None] = {
     "plain, no session": None,
@@ -54,8 +55,7 @@ def counts(case: str, sessions: int = 3, steps: int = 3) -> list[tuple[int, int]
     Returns:
         Graphs, and breaks between graphs, that each call added.
     """
-    pipe = t2ictl.load("shapes", device="cpu")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = embedded_model()
     make, found = CASES[case], []
     dynamo.reset()
     counters.clear()
@@ -72,23 +72,13 @@ def counts(case: str, sessions: int = 3, steps: int = 3) -> list[tuple[int, int]
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-
-    Returns:
-        Exit status 0.
-    """
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args(arguments)
+def run() -> None:
+    """Print a row for each case."""
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
-    print("| repeated blocks compiled | graphs, by call | breaks, by call |\n|---|---|---|")
+    print_table(("repeated blocks compiled", "graphs, by call", "breaks, by call"), _rows())
+
+
+def _rows() -> Iterator[tuple[str, ...]]:
     for case in CASES:
         graphs, breaks = zip(*counts(case), strict=True)
-        print(f"| {case} | {', '.join(map(str, graphs))} | {', '.join(map(str, breaks))} |", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        yield case, ", ".join(map(str, graphs)), ", ".join(map(str, breaks))

@@ -1,4 +1,4 @@
-"""What batching an analysis saves: ``python -m t2ictl.benchmarks.speed.flow``.
+"""What batching an analysis saves: ``t2ictl bench speed flow``.
 
 All conditions of a prompt over shared noise, in batches, against one call of the pipeline for each condition and seed
 as the released code of Follow the Flow makes them; the images are the same up to rounding. On a CPU a
@@ -7,21 +7,18 @@ batch saves what a call costs beside its arithmetic; on a GPU it also fills the 
 
 from __future__ import annotations
 
-import argparse
 import functools
-import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-import t2ictl
-from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
+from t2ictl.benchmarks.speed.models import embedded_model
+from t2ictl.benchmarks.speed.pairs import device_and_dtype, paired_ratios, print_ratios
 from t2ictl.generation import Request
 from t2ictl.processors.token_flow.analysis.scoring import Scoring
 from t2ictl.processors.token_flow.conditions import Intervention
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 PROMPT = "a red circle and a blue square"
 
@@ -35,38 +32,26 @@ def _conditions(scoring: Scoring) -> list[Intervention]:
     return found
 
 
-def _run(pipe: Any, request: Request, seeds: int, batch: int) -> None:
+def _analyze(pipe: Any, request: Request, seeds: int, batch: int) -> None:
     scoring = Scoring(pipe, request, ["circle", "square"], None, seeds=range(seeds), batch=batch)
     scoring.images.of(scoring.cells(_conditions(scoring), scoring.seeds))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(pairs: int = 5, seeds: int = 4, steps: int = 20, batch: int = 16, device: str | None = None) -> None:
     """Print the ratio of the times.
 
     Args:
-        arguments: command-line arguments; None for those of the process.
-
-    Returns:
-        Exit status 0.
+        pairs: how often both ways are timed, in turns.
+        seeds: images of each condition.
+        steps: denoising steps.
+        batch: images of one call.
+        device: of torch; None for CUDA where there is one.
     """
-    parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.speed.flow", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=5, help="how often both ways are timed, in turns")
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args(arguments)
-    pipe = t2ictl.load("shapes", device=options.device)
-    request = Request(prompt=PROMPT, steps=options.steps, guidance_scale=3.0)
-    single, batched = (functools.partial(_run, pipe, request, options.seeds, size) for size in (1, options.batch))
-    found = paired_ratios(single, {f"batches of {options.batch}": batched}, options.pairs)
-    images = f"{8 * options.seeds} images of {options.steps} steps"
-    print(f"{images}, {torch.get_num_threads()} threads, {options.device}; time over that of one call an image")
-    for label, ratios in found.items():
-        low, high = interval(ratios)
-        print(f"{label}: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    device, _ = device_and_dtype(device)
+    pipe = embedded_model(device)
+    request = Request(prompt=PROMPT, steps=steps, guidance_scale=3.0)
+    single, batched = (functools.partial(_analyze, pipe, request, seeds, size) for size in (1, batch))
+    found = paired_ratios(single, {f"batches of {batch}": batched}, pairs)
+    threads = torch.get_num_threads()
+    title = f"{8 * seeds} images of {steps} steps, {device}, {threads} {'thread' if threads == 1 else 'threads'}"
+    print_ratios(title, found, base="one call an image")

@@ -3,16 +3,15 @@
 Two figures. Bytes of all tensors that Python can reach are exact. The resident set of the process is what a user sees,
 and jitters with the allocator; its slope is that of a least-squares line over the runs after the fourth::
 
-    python -m t2ictl.benchmarks.speed.growth
+    t2ictl bench speed growth
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ import torch
 
 import t2ictl
 from t2ictl import Control
+from t2ictl.benchmarks.markdown import print_table
+from t2ictl.benchmarks.speed.models import embedded_model
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from t2ictl.processors.structured_guidance.control import StructuredGuidance
 from t2ictl.processors.token_merging.control import TokenMerging
 
-__all__ = ["main", "over_runs", "over_steps", "slope"]
+__all__ = ["over_runs", "over_steps", "run", "slope"]
 
 PROMPT = "a red circle and a blue square"
 #: Controls of the measured runs, by label.
@@ -72,8 +73,8 @@ def over_runs(pipe: Any, controls: list[Control], runs: int = 20, steps: int = 5
         After each run the bytes of reachable tensors, and the resident set (MiB).
     """
     reachable, resident = [], []
-    for run in range(runs):
-        t2ictl.generate(pipe, PROMPT, controls, seed=run, steps=steps, record=bool(controls))
+    for seed in range(runs):
+        t2ictl.generate(pipe, PROMPT, controls, seed=seed, steps=steps, record=bool(controls))
         reachable.append(_reachable())
         resident.append(_resident())
     return reachable, resident
@@ -96,7 +97,7 @@ def over_steps(pipe: Any, controls: list[Control], steps: int = 12) -> list[int]
 
 
 def slope(values: list[float]) -> float:
-    """Give the growth a run, over the runs from the fifth on.
+    """Compute the growth a run, over the runs from the fifth on.
 
     Args:
         values: one a run.
@@ -112,27 +113,17 @@ def slope(values: list[float]) -> float:
     return float(np.polyfit(range(len(kept)), kept, 1)[0])
 
 
-def main() -> int:
-    """Print the table.
+def run() -> None:
+    """Print a row for each case."""
+    head = ("run", "resident set, runs 5 to 20 (MiB a run)", "reachable tensors (bytes a run)")
+    print_table((*head, "reachable tensors, steps 2 to 12 (bytes a step)"), _rows())
 
-    Returns:
-        Exit status 0.
-    """
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
-    pipe = t2ictl.load("shapes", device="cpu")
-    pipe.set_progress_bar_config(disable=True)
+
+def _rows() -> Iterator[tuple[str, ...]]:
+    pipe = embedded_model()
     for name, make in CASES.items():
         reachable, resident = over_runs(pipe, make())
         steps = over_steps(pipe, make())
         a_run = (reachable[-1] - reachable[SETTLED - 1]) / (len(reachable) - SETTLED)
         a_step = (steps[-1] - steps[1]) / (len(steps) - 2)
-        print(
-            f"{name}: runs 5 to 20, resident set {slope(resident):+.3f} MiB a run, reachable tensors {a_run:+.1f} "
-            f"bytes a run; steps 2 to {len(steps)}, reachable tensors {a_step:+.1f} bytes a step",
-            flush=True,
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        yield name, f"{slope(resident):+.3f}", f"{a_run:+.1f}", f"{a_step:+.1f}"

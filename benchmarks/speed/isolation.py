@@ -5,15 +5,13 @@ groups that the control makes, over plain attention; beside them the formula ``1
 pairs of different subjects (``r``: share of the image, ``p``: share of positions that read). A portrait's row costs
 what a plain row costs, and is made once a story: how many generations that takes stands beside the published code's.
 
-Run ``python -m t2ictl.benchmarks.speed.isolation``, with ``--pairs 0`` for the operations alone.
+Command: ``t2ictl bench speed isolation``, with ``--pairs 0`` for the operations alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,20 +20,20 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import t2ictl
 from t2ictl import Scene, Subject
 from t2ictl.attention.grouped import Grouping, grouped_attention
 from t2ictl.attention.layers import Layer
-from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
-from t2ictl.benchmarks.speed.update import MODELS
+from t2ictl.benchmarks.markdown import print_table
+from t2ictl.benchmarks.speed.models import embedded_model, empty_unet, operations_of
+from t2ictl.benchmarks.speed.pairs import device_and_dtype, paired_ratios, print_ratios
 from t2ictl.families.unet import unet_layers
 from t2ictl.maps.masks import box_mask
 from t2ictl.processors.isolation_reposition.control import published_reading_layers
 from t2ictl.processors.isolation_reposition.groups import Reading, isolated_groups, resampled_positions, subject_labels
 
-__all__ = ["Work", "generations", "main", "target_work", "time_ratios"]
+__all__ = ["Work", "generations", "run", "target_work", "time_ratios"]
 
 #: Share of the image that one subject has, by the number of subjects.
 SHARES = {1: 0.3, 2: 0.2, 3: 0.15}
@@ -87,21 +85,20 @@ def _grouping(labels_N: Tensor, size: tuple[int, int], dropout: float, reads: bo
     return found
 
 
-def _flops(run: Callable[[], Any]) -> int:
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
-    return int(counter.get_total_flops())
+def _operations(attend: Callable[[], Any]) -> int:
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        return operations_of(attend)[1]
 
 
 def _layer(size: tuple[int, int], subjects: int, dropout: float, reads: bool) -> tuple[float, float]:
     """Operations of one layer, counted and by the formula; one head of one channel stands for all."""
     labels_N = _labels(subjects, size)
     x = torch.zeros(1 + subjects, 1, len(labels_N), 1)
-    plain = _flops(lambda: F.scaled_dot_product_attention(x[:1], x[:1], x[:1]))
+    plain = _operations(lambda: F.scaled_dot_product_attention(x[:1], x[:1], x[:1]))
     if subjects == 1 and not reads:
         return 1.0, 1.0  # nobody to be kept apart from
     grouping = _grouping(labels_N, size, dropout, reads)
-    counted = _flops(lambda: grouped_attention(x, x, x, (0,), grouping, 1.0)) / plain
+    counted = _operations(lambda: grouped_attention(x, x, x, (0,), grouping, 1.0)) / plain
     shares = [float((labels_N == number).float().mean()) for number in range(1, subjects + 1)]
     apart = sum(one * other for i, one in enumerate(shares) for j, other in enumerate(shares) if i != j)
     return counted, 1 - apart + (1 - dropout) * sum(share**2 for share in shares) * reads
@@ -120,8 +117,7 @@ def target_work(name: str, subjects: int, *, reads: bool, dropout: float = 0.0) 
         The work.
     """
     model, cells = SIZES[name]
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**MODELS[model])
+    unet = empty_unet(model)
     layers = [layer for layer in unet_layers(unet) if layer.kind == "self"]
     family = "sdxl" if model.startswith("SDXL") else "sd"
     reading = set(published_reading_layers(family, layers)) if reads else set()
@@ -146,7 +142,7 @@ def _plain_work(layer: Layer, unet: UNet2DConditionModel, size: tuple[int, int])
 
 
 def generations(subjects: int, scenes: int) -> dict[str, int]:
-    """How many images' worth of denoising a story takes.
+    """Count the images' worth of denoising that a story takes.
 
     Args:
         subjects: S.
@@ -166,7 +162,7 @@ def generations(subjects: int, scenes: int) -> dict[str, int]:
     }
 
 
-def time_ratios(side: int, heads: int, subjects: int, pairs: int) -> dict[str, list[float]]:
+def time_ratios(side: int, heads: int, subjects: int, pairs: int, device: str | None = None) -> dict[str, list[float]]:
     """Time one layer's target row of two guidance sides, plain and otherwise in turn.
 
     Args:
@@ -174,12 +170,12 @@ def time_ratios(side: int, heads: int, subjects: int, pairs: int) -> dict[str, l
         heads: of 64 channels each.
         subjects: one to three.
         pairs: measurements of each way.
+        device: of torch; None for CUDA where there is one.
 
     Returns:
         Ratios to plain attention by way: groups, and a dense mask over own and portraits' keys.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if device == "cuda" else torch.float32
+    device, dtype = device_and_dtype(device)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2 * (1 + subjects), heads, side * side, 64, generator=generator).to(device, dtype)
     labels_N = _labels(subjects, (side, side))
@@ -226,18 +222,18 @@ def _dense(labels_N: Tensor, subjects: int) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def story_ratios(pairs: int, steps: int = 10) -> dict[str, list[float]]:
+def story_ratios(pairs: int, steps: int = 10, device: str | None = None) -> dict[str, list[float]]:
     """Time whole stories on the embedded model against plain calls for as many images.
 
     Args:
         pairs: measurements.
         steps: denoising steps.
+        device: of torch; None for CUDA where there is one.
 
     Returns:
         Ratios of a story of two subjects and four scenes to plain portraits and scenes.
     """
-    pipe = t2ictl.load("shapes")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = embedded_model(device)
     subjects = [Subject(name=name, prompt=f"a {color} {name}") for name, color in (("circle", "red"), ("star", "blue"))]
     scenes = [Scene(prompt="a circle and a star", seed=seed) for seed in range(4)]
     prompts = [*(subject.prompt for subject in subjects), *(scene.prompt for scene in scenes)]
@@ -247,40 +243,29 @@ def story_ratios(pairs: int, steps: int = 10) -> dict[str, list[float]]:
     return paired_ratios(plain, {"story": told}, pairs)
 
 
-def _print_times(title: str, found: dict[str, list[float]]) -> None:
-    print(f"\n| time, {title} | x plain | 95 % interval | pairs |\n|---|---|---|---|")
-    for way, ratios in found.items():
-        low, high = interval(ratios)
-        print(f"| {way} | {statistics.median(ratios):.3f} | [{low:.3f}, {high:.3f}] | {len(ratios)} |", flush=True)
+def run(pairs: int = 20, device: str | None = None) -> None:
+    """Print operations, generations and times.
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables.
-
-    Returns:
-        Exit status 0.
+    Args:
+        pairs: timed pairs; 0: no times.
+        device: of the times; None for CUDA where there is one.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pairs", type=int, default=20, help="paired times; 0: operations only")
-    options = parser.parse_args(arguments)
-    print("| self-attention of a target row | subjects | share | isolation | with portraits | dropout 0.5 | off by |")
-    print("|---|---|---|---|---|---|---|")
+    head = ("self-attention of a target row", "subjects", "share", "isolation", "with portraits", "dropout 0.5")
+    print_table((*head, "off by"), _rows())
+    print()
+    print_table(("generations for 2 subjects, 10 scenes", "number"), generations(2, 10).items())
+    if pairs:
+        for side, heads in ((32, 20), (64, 10)):
+            found = time_ratios(side, heads, 2, pairs, device)
+            print_ratios(f"one layer of SDXL, {side} x {side}, {heads} heads, 2 subjects", found)
+        title = "a story on the embedded model, 2 subjects, 4 scenes, 10 steps"
+        print_ratios(title, story_ratios(pairs, device=device))
+
+
+def _rows() -> Iterator[tuple[object, ...]]:
     for name in SIZES:
         for subjects, share in SHARES.items():
             works = [target_work(name, subjects, reads=False)]
             works += [target_work(name, subjects, reads=True, dropout=dropout) for dropout in (0.0, 0.5)]
-            cells = " | ".join(f"{work.counted:.4f} ({work.formula:.4f})" for work in works)
-            print(f"| {name} | {subjects} | {share} | {cells} | {max(work.worst for work in works):.1e} |", flush=True)
-    print("\n| generations for 2 subjects, 10 scenes | number |\n|---|---|")
-    for way, number in generations(2, 10).items():
-        print(f"| {way} | {number} |")
-    if options.pairs:
-        for side, heads in ((32, 20), (64, 10)):
-            found = time_ratios(side, heads, 2, options.pairs)
-            _print_times(f"one layer of SDXL, {side} x {side}, {heads} heads, 2 subjects", found)
-        _print_times("a story on the embedded model, 2 subjects, 4 scenes, 10 steps", story_ratios(options.pairs))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+            cells = [f"{work.counted:.4f} ({work.formula:.4f})" for work in works]
+            yield name, subjects, share, *cells, f"{max(work.worst for work in works):.1e}"

@@ -3,34 +3,36 @@
 Operations are counted on the ``meta`` device. Words add nothing by their number: a map needs the softmax over all
 tokens, whichever of them is kept. Times are those of the embedded model, in pairs::
 
-    python -m t2ictl.benchmarks.speed.maps
+    t2ictl bench speed maps
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch.utils.flop_counter import FlopCounterMode
 
 import t2ictl
 from t2ictl import Recording
-from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.layers import select_layers
-from t2ictl.attention.passes import ActivePass, DenoiserPass
-from t2ictl.attention.processor import ControlledAttention
-from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
-from t2ictl.benchmarks.speed.update import MODELS, _flash_attention, _inputs
+from t2ictl.benchmarks.markdown import print_table
+from t2ictl.benchmarks.speed.models import (
+    MODELS,
+    embedded_model,
+    empty_unet,
+    first_pass,
+    flash_attention,
+    listen,
+    operations_of,
+    unet_inputs,
+)
+from t2ictl.benchmarks.speed.pairs import paired_ratios, print_ratios
 from t2ictl.families.unet import unet_layers
 from t2ictl.maps.queries import POINTING_LAYERS
 from t2ictl.maps.record import MapTap
-from t2ictl.settings.windows import Step
 
-__all__ = ["main", "operations"]
+__all__ = ["operations", "run"]
 
 PROMPT = "a small dotted red circle and a large blue square"  # ten words
 WORDS = ("small", "dotted", "red", "circle", "large", "blue", "square", "and")
@@ -41,33 +43,22 @@ def operations(name: str, layers: Any) -> float:
     """Count one guided evaluation with maps of its conditional row.
 
     Args:
-        name: one of the models of :mod:`t2ictl.benchmarks.speed.update`.
+        name: a key of :data:`t2ictl.benchmarks.speed.models.MODELS`.
         layers: the layers that are listened to.
 
     Returns:
         Operations over those without maps.
     """
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**MODELS[name]).half().eval()
-    sample, keywords = _inputs(unet, rows=2)
+    unet = empty_unet(name)
+    latent_BCYX, keywords = unet_inputs(unet, rows=2)
     heard = select_layers(select_layers(unet_layers(unet), layers), "cross")
-    active_pass = ActivePass()
-    for layer in heard:
-        attention: Any = unet.get_submodule(layer.module)
-        attention.set_processor(ControlledAttention(layer, attention.processor, active_pass))
+    active_pass = listen(unet, heard)
     counted = []
     for taps in ([], [MapTap(heard, slice(1, 2))]):
-        active_pass.begin(
-            DenoiserPass(
-                batch=BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=True),
-                latent_size=(sample.shape[-2], sample.shape[-1]),
-                step=Step(index=0, total=1, timestep=1.0),
-                taps=taps,
-            )
-        )
-        with torch.no_grad(), _flash_attention(), FlopCounterMode(display=False) as counter:
-            unet(sample, torch.ones((), device="meta"), **keywords)
-        counted.append(counter.get_total_flops())
+        active_pass.begin(first_pass(latent_BCYX, guided=True, taps=taps))
+        with torch.no_grad(), flash_attention():
+            _, count = operations_of(lambda: unet(latent_BCYX, torch.ones((), device="meta"), **keywords))
+        counted.append(count)
     return counted[1] / counted[0]
 
 
@@ -80,8 +71,7 @@ def time_ratios(pairs: int) -> dict[str, list[float]]:
     Returns:
         Ratios over plain images, by layers.
     """
-    pipe = t2ictl.load("shapes", device="cpu")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = embedded_model()
 
     def made(recording: Recording | bool) -> Any:
         return lambda: t2ictl.generate(pipe, PROMPT, seed=1, steps=10, record=recording)
@@ -93,27 +83,17 @@ def time_ratios(pairs: int) -> dict[str, list[float]]:
     return paired_ratios(made(False), ways, pairs)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print both tables.
+def run(pairs: int = 10) -> None:
+    """Print the operations of all models, and times of the embedded one.
 
     Args:
-        arguments: of the command line; None for those of the process.
-
-    Returns:
-        Exit status 0.
+        pairs: timed pairs; 0: operations alone.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pairs", type=int, default=10, help="timed pairs; 0: operations alone")
-    chosen = parser.parse_args(arguments)
+    print_table(("operations, x plain", *LAYERS), _rows())
+    if pairs:
+        print_ratios("embedded model, eight words", time_ratios(pairs))
+
+
+def _rows() -> Iterator[tuple[str, ...]]:
     for name in MODELS:
-        for label, layers in LAYERS.items():
-            print(f"{name}, {label}: {operations(name, layers):.4f} x plain operations")
-    if chosen.pairs:
-        for label, ratios in time_ratios(chosen.pairs).items():
-            low, high = interval(ratios)
-            print(f"time, embedded model, {label}: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}] x plain")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        yield name, *(f"{operations(name, layers):.4f}" for layers in LAYERS.values())

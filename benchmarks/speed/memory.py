@@ -3,27 +3,27 @@
 Everything runs on torch's ``meta`` device, where tensors have sizes and no contents; a counter follows which of them
 are alive. The editor's estimate before a run is made of these figures::
 
-    python -m t2ictl.benchmarks.speed.memory
+    t2ictl bench speed memory
 
 What an allocator adds by fragments, and what a kernel takes for itself, is not counted.
 """
 
 from __future__ import annotations
 
-import argparse
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from t2ictl.benchmarks.speed.update import MODELS, _flash_attention, _inputs
+from t2ictl.benchmarks.markdown import print_table
+from t2ictl.benchmarks.speed.models import MODELS, empty_unet, flash_attention, unet_inputs
 
-__all__ = ["LiveBytes", "decoder_peak", "denoiser_peak", "main"]
+__all__ = ["LiveBytes", "decoder_peak", "denoiser_peak", "run"]
 
 # The autoencoder of Stable Diffusion 1.x, 2.x and XL (their config.json).
 AUTOENCODER = {
@@ -81,17 +81,16 @@ def denoiser_peak(name: str, rows: int = 2) -> float:
     """Count one evaluation of the denoiser.
 
     Args:
-        name: one of the models of :mod:`t2ictl.benchmarks.speed.update`.
+        name: a key of :data:`t2ictl.benchmarks.speed.models.MODELS`.
         rows: of the batch; two make one image under guidance.
 
     Returns:
         Bytes a row and latent cell, in float16.
     """
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**MODELS[name]).half().eval()
-    sample, keywords = _inputs(unet, rows)
+    unet = empty_unet(name)
+    latent_BCYX, keywords = unet_inputs(unet, rows)
     time = torch.ones((), device="meta")
-    return _peak(lambda: unet(sample, time, **keywords)) / (rows * sample.shape[-1] * sample.shape[-2])
+    return _peak(lambda: unet(latent_BCYX, time, **keywords)) / (rows * latent_BCYX[0, 0].numel())
 
 
 def decoder_peak(side: int = 64) -> float:
@@ -110,24 +109,18 @@ def decoder_peak(side: int = 64) -> float:
 
 
 def _peak(run: Callable[[], Any]) -> int:
-    with torch.no_grad(), _flash_attention(), LiveBytes() as live:
+    with torch.no_grad(), flash_attention(), LiveBytes() as live:
         run()
     return live.peak
 
 
-def main() -> int:
-    """Print the table.
+def run() -> None:
+    """Print a row for each model, and two for the decoder."""
+    print_table(("at its highest point, float16", "KiB a latent cell"), _rows())
 
-    Returns:
-        Exit status 0.
-    """
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+
+def _rows() -> Iterator[tuple[str, str]]:
     for name in MODELS:
-        print(f"{name}: {denoiser_peak(name) / 1024:.1f} KiB a row and latent cell, float16")
-    print(f"decoder, 512 x 512: {decoder_peak() / 1024:.1f} KiB a latent cell, float16")
-    print(f"decoder, 1024 x 1024: {decoder_peak(128) / 1024:.1f} KiB a latent cell, float16")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        yield f"{name}, each row of the batch", f"{denoiser_peak(name) / 1024:.1f}"
+    for side in (64, 128):
+        yield f"decoder, {8 * side} x {8 * side}", f"{decoder_peak(side) / 1024:.1f}"

@@ -4,9 +4,9 @@ The U-Net has the layer shapes of Stable Diffusion 1.5 and random weights, so th
 the real one. Both pipelines are run as users run them, in turn; each update is timed inside of its run, from the call
 of the denoiser to the moved latent. Latents at the end are compared: the same work was done::
 
-    python -m t2ictl.benchmarks.speed.published               # 512 x 512, about 10 minutes on two cores
-    python -m t2ictl.benchmarks.speed.published --side 32     # 256 x 256
-    python -m t2ictl.benchmarks.speed.published --operations  # whole images of 50 steps, counted; seconds
+    t2ictl bench speed published               # 512 x 512, about 10 minutes on two cores
+    t2ictl bench speed published --side 32     # 256 x 256
+    t2ictl bench speed published --operations  # whole images of 50 steps, counted; seconds
 
 On a CPU, times hang on what fresh memory costs: the C library takes large tensors from the system and gives them back
 each time. The page faults that this makes are printed. With glibc, ``MALLOC_MMAP_MAX_=0
@@ -15,10 +15,8 @@ MALLOC_TRIM_THRESHOLD_=68719476736`` before the command makes it keep them.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -30,12 +28,15 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl import Window
-from t2ictl.benchmarks.speed.update import MODELS, measure
+from t2ictl.benchmarks.markdown import print_table
+from t2ictl.benchmarks.speed.models import MODELS, TOKENS, embedded_model
+from t2ictl.benchmarks.speed.pairs import device_and_dtype, now
+from t2ictl.benchmarks.speed.update import measure
 from t2ictl.families import find_adapter
 from t2ictl.guidance.rules import StepSize
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 
-__all__ = ["Times", "main", "whole_image"]
+__all__ = ["Times", "run", "whole_image"]
 
 PROMPT, WORDS = "a red circle and a blue square", ("circle", "square")
 
@@ -59,24 +60,17 @@ class Times:
 
 def _pipeline(side: int, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     """A stock pipeline around a U-Net with the shapes of SD 1.5, and the arguments of its call."""
-    pipe = t2ictl.load("shapes", device="cpu")
+    pipe = embedded_model()
     torch.manual_seed(0)
     config = {**MODELS["SD 1.5, 512 x 512"], "sample_size": side}
     pipe.register_modules(unet=UNet2DConditionModel(**config).to(device, dtype).eval())
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.tokenizer.model_max_length = 77  # the row of a CLIP text encoder
-    texts = torch.randn(2, 1, 77, 768, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    pipe.tokenizer.model_max_length = TOKENS
+    texts = torch.randn(2, 1, TOKENS, 768, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(2)).to(device, dtype)
     pixels = side * pipe.vae_scale_factor
     call = {"prompt_embeds": texts[0], "negative_prompt_embeds": texts[1], "height": pixels, "width": pixels}
     return pipe, {**call, "latents": noise, "output_type": "latent", "guidance_scale": 7.5}
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _faults() -> int:
@@ -104,16 +98,16 @@ def ours(pipe: Any, call: dict[str, Any], steps: int) -> Times:
     times, update = Times(), calls.optimize
 
     def timed(*args: Any, **more: Any) -> Any:
-        start = _now()
+        start = now()
         move = update(*args, **more)
-        times.updates.append(_now() - start)
+        times.updates.append(now() - start)
         return move
 
     control = AttendAndExcite(concepts=WORDS, refinement=None, parity=True, window=Window(), step=StepSize())
-    start = _now()
+    start = now()
     with mock.patch.object(calls, "optimize", timed), t2ictl.controlled(pipe, [control], prompt=PROMPT):
         times.latents = pipe(**call, num_inference_steps=steps).images
-    times.whole = _now() - start
+    times.whole = now() - start
     return times
 
 
@@ -137,11 +131,11 @@ def theirs(pipe: Any, call: dict[str, Any], steps: int) -> Times:
 
     def begin(*_: Any) -> None:
         if torch.is_grad_enabled():
-            begun[0] = _now()
+            begun[0] = now()
 
     def timed(*args: Any, **more: Any) -> Any:
         moved = update(*args, **more)
-        times.updates.append(_now() - begun[0])
+        times.updates.append(now() - begun[0])
         return moved
 
     stock._update_latent = timed
@@ -149,7 +143,7 @@ def theirs(pipe: Any, call: dict[str, Any], steps: int) -> Times:
     size = call["latents"].shape[-1] // find_adapter(pipe).semantic_stride  # the maps that ours look at
     prompt = t2ictl.parse(pipe, PROMPT)
     indices = [prompt.find(word).tokens[0] for word in WORDS]
-    start = _now()
+    start = now()
     try:
         found = stock(
             prompt=None, token_indices=indices, num_inference_steps=steps, max_iter_to_alter=steps, thresholds={},
@@ -159,7 +153,7 @@ def theirs(pipe: Any, call: dict[str, Any], steps: int) -> Times:
         hook.remove()
         # Those that were there, which are fused; `set_default_attn_processor` would leave explicit ones to the others.
         pipe.unet.set_attn_processor(processors)
-    times.whole, times.latents = _now() - start, found.images
+    times.whole, times.latents = now() - start, found.images
     return times
 
 
@@ -174,12 +168,12 @@ def plain(pipe: Any, call: dict[str, Any], steps: int) -> Times:
     Returns:
         The times; there are no updates.
     """
-    start = _now()
+    start = now()
     latents = pipe(**call, num_inference_steps=steps).images
-    return Times(whole=_now() - start, latents=latents)
+    return Times(whole=now() - start, latents=latents)
 
 
-def _run(way: Callable[..., Times], pipe: Any, call: dict[str, Any], steps: int) -> Times:
+def _timed(way: Callable[..., Times], pipe: Any, call: dict[str, Any], steps: int) -> Times:
     before = _faults()
     times = way(pipe, call, steps)
     times.faults = _faults() - before
@@ -187,7 +181,7 @@ def _run(way: Callable[..., Times], pipe: Any, call: dict[str, Any], steps: int)
 
 
 def whole_image(update: float, updates: int, steps: int = 50) -> float:
-    """Give the work of an image over that of a plain one.
+    """Compute the work of an image over that of a plain one.
 
     Args:
         update: work of one latent update, in forward passes of one row.
@@ -204,64 +198,61 @@ def whole_image(update: float, updates: int, steps: int = 50) -> float:
     return (2 * steps + updates * update) / (2 * steps)
 
 
-def _operations(numbers: Sequence[int]) -> None:
-    print("| model | way | one update (F) |" + "".join(f" {number} updates in 50 steps |" for number in numbers))
-    print("|---|---|---|" + "---|" * len(numbers))
+def _operations(numbers: Sequence[int]) -> Iterator[tuple[str, ...]]:
     for name in MODELS:
-        for published in (True, False):
+        for way, published in (("published", True), ("ours", False)):
             found = measure(name, published=published)
             update = found["forward"] + found["backward"]
-            way = "published" if published else "ours"
-            cells = "".join(f" {whole_image(update, number):.3f} x plain |" for number in numbers)
-            print(f"| {name} | {way} | {update:.3f} |{cells}")
+            yield name, way, f"{update:.3f}", *(f"{whole_image(update, number):.3f}" for number in numbers)
 
 
-def _report(label: str, ratios: Sequence[float]) -> None:
-    print(f"{label}: {statistics.median(ratios):.2f} ({', '.join(f'{each:.2f}' for each in ratios)})", flush=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the ratios.
+def run(
+    side: int = 64,
+    pairs: int = 3,
+    steps: int = 2,
+    operations: bool = False,
+    updates: Sequence[int] = (25, 50),
+    device: str | None = None,
+) -> None:
+    """Print ratios of times and page faults, or of operations.
 
     Args:
-        arguments: of the command line; None for those of the process.
-
-    Returns:
-        Exit status 0.
+        side: of the latent (cells).
+        pairs: runs of each way, after one that is not counted.
+        steps: denoising steps of a run.
+        operations: count whole images, and time nothing.
+        updates: numbers of updates in 50 steps whose operations are counted.
+        device: of torch; None for CUDA where there is one.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--side", type=int, default=64, help="of the latent (cells)")
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each, after one that is not counted")
-    parser.add_argument("--steps", type=int, default=2, help="steps of a run")
-    parser.add_argument("--operations", action="store_true", help="count whole images, and time nothing")
-    parser.add_argument("--updates", type=int, nargs="+", default=[25, 50], help="numbers of updates that are counted")
-    chosen = parser.parse_args(arguments)
-    if chosen.operations:
-        _operations(chosen.updates)
-        return 0
+    if operations:
+        head = [f"{number} updates in 50 steps (x plain)" for number in updates]
+        print_table(("model", "way", "one update (F)", *head), _operations(updates))
+        return
     diffusers.utils.logging.set_verbosity_error()  # their pipeline warns that it is deprecated
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if device == "cuda" else torch.float32
-    pipe, call = _pipeline(chosen.side, device, dtype)
-    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}, {dtype}, torch {torch.__version__}, diffusers {diffusers.__version__}, {8 * chosen.side} pixels")
+    device, dtype = device_and_dtype(device)
+    pipe, call = _pipeline(side, device, dtype)
+    is_cuda = device.startswith("cuda")
+    name = torch.cuda.get_device_name(device) if is_cuda else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}, {dtype}, torch {torch.__version__}, diffusers {diffusers.__version__}, {8 * side} pixels\n")
     ways: tuple[Callable[..., Times], ...] = (plain, ours, theirs)
-    found = []
-    for run in range(chosen.pairs + 1):
-        times = [_run(way, pipe, call, chosen.steps) for way in ways]
-        if run == 0:
-            apart = (times[1].latents - times[2].latents).abs().max() / times[2].latents.abs().max()
-            print(f"largest difference of the two results: {float(apart):.1e} of the largest value", flush=True)
-        else:
-            found.append(times)
-    _report("an update, diffusers' pipeline / ours", [sum(c.updates) / sum(b.updates) for _, b, c in found])
-    _report("a whole step with its update, diffusers' pipeline / ours", [c.whole / b.whole for _, b, c in found])
-    _report("a whole step with its update, ours / plain", [b.whole / a.whole for a, b, _ in found])
-    _report("a whole step with its update, diffusers' pipeline / plain", [c.whole / a.whole for a, _, c in found])
-    for label, runs in zip(("plain", "ours", "diffusers' pipeline"), zip(*found, strict=True), strict=True):
-        print(f"page faults a step, {label}: {statistics.median(run.faults / chosen.steps for run in runs):,.0f}")
-    return 0
+    first, *found = ([_timed(way, pipe, call, steps) for way in ways] for _ in range(pairs + 1))
+    apart = (first[1].latents - first[2].latents).abs().max() / first[2].latents.abs().max()
+    print(f"Largest difference of the two results: {float(apart):.1e} of the largest value.\n")
+    print_table(("wall-clock time", "median", "each"), _ratios(found))
+    print()
+    runs = zip(("plain", "ours", "diffusers' pipeline"), zip(*found, strict=True), strict=True)
+    faults = ((way, f"{statistics.median(each.faults / steps for each in own):,.0f}") for way, own in runs)
+    print_table(("run", "page faults a step"), faults)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _ratios(found: Sequence[Sequence[Times]]) -> Iterator[tuple[str, ...]]:
+    """Rows of the table of times; a run is that of the plain pipeline, ours and diffusers'."""
+    step = "a whole step with its update"
+    ratios = {
+        "an update, diffusers' pipeline / ours": [sum(c.updates) / sum(b.updates) for _, b, c in found],
+        f"{step}, diffusers' pipeline / ours": [c.whole / b.whole for _, b, c in found],
+        f"{step}, ours / plain": [b.whole / a.whole for a, b, _ in found],
+        f"{step}, diffusers' pipeline / plain": [c.whole / a.whole for a, _, c in found],
+    }
+    for label, each in ratios.items():
+        yield label, f"{statistics.median(each):.2f}", ", ".join(f"{ratio:.2f}" for ratio in each)

@@ -1,18 +1,16 @@
 """What structured guidance costs over plain sampling: operations and paired times on real layer shapes.
 
 Operations are counted on the ``meta`` device for one guided evaluation (two rows, one of them edited). The published
-way computes attention once for each value; ours projects one averaged context. The phrases are encoded once a
+way computes attention once for each value; ours projects one averaged context. The phrases are encoded once an
 image, in one batch; their share of an image of 50 steps stands in a column of its own. Times are those of whole
 evaluations of the U-Net with random weights, plain and controlled in turn, so that a busy machine slows both.
 
-Run ``python -m t2ictl.benchmarks.speed.structured``, with ``--pairs 0`` for the operations alone.
+Command: ``t2ictl bench speed structured``, with ``--pairs 0`` for the operations alone.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,28 +18,38 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, split_heads
-from t2ictl.attention.passes import ActivePass, DenoiserPass
+from t2ictl.attention.passes import ActivePass
 from t2ictl.attention.processor import ControlledAttention
-from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
-from t2ictl.benchmarks.speed.update import MODELS, _flash_attention
+from t2ictl.benchmarks.markdown import print_table
+from t2ictl.benchmarks.speed.models import (
+    MODELS,
+    TOKENS,
+    empty_unet,
+    first_pass,
+    flash_attention,
+    operations_of,
+    unet_inputs,
+)
+from t2ictl.benchmarks.speed.pairs import device_and_dtype, paired_ratios, print_ratios
 from t2ictl.families.unet import unet_layers
 from t2ictl.processors.structured_guidance.edits import AveragedMaps, AveragedValues, Structure
-from t2ictl.settings.windows import Step, Window
+from t2ictl.settings.windows import Window
 
-__all__ = ["main", "operations", "time_ratios"]
+__all__ = ["operations", "run", "time_ratios"]
 
-STEPS, TOKENS = 50, 77
+STEPS = 50  # of the image over which the encoding of the phrases is reckoned
 # Text encoders by their published sizes: width, feed-forward width, layers, heads.
 ENCODERS = {
     "SD 1.5, 512 x 512": ((768, 3072, 12, 12),),
     "SD 2.1, 768 x 768": ((1024, 4096, 23, 16),),
     "SDXL, 1024 x 1024": ((768, 3072, 12, 12), (1280, 5120, 32, 20)),
 }
+
+
+WAYS = ("values", "keys", "published values")
 
 
 class _SeveralValues(Edit):
@@ -79,49 +87,29 @@ def _edits(phrases: int, width: int, device: str) -> dict[str, Edit]:
     }
 
 
-def _inputs(unet: UNet2DConditionModel, side: int, device: str) -> tuple[Tensor, dict[str, Any]]:
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(2, *shape, device=device, dtype=unet.dtype)
-
-    keywords: dict[str, Any] = {"encoder_hidden_states": zeros(TOKENS, unet.config.cross_attention_dim)}
-    if unet.config.addition_embed_type:
-        keywords["added_cond_kwargs"] = {"text_embeds": zeros(1280), "time_ids": zeros(6)}
-    return zeros(4, side, side), keywords
-
-
 def _evaluation(unet: UNet2DConditionModel, side: int, device: str) -> Callable[[Edit | None], Any]:
     """A guided evaluation, plain (None) or with an edit at every cross-attention."""
-    sample, keywords = _inputs(unet, side, device)
+    latent_BCYX, keywords = unet_inputs(unet, 2, side, device)
     layers, active_pass = [layer for layer in unet_layers(unet) if layer.kind == "cross"], ActivePass()
     plain = dict(unet.attn_processors)
-    ours = {
-        **plain,
-        **{
-            f"{layer.module}.processor": ControlledAttention(layer, plain[f"{layer.module}.processor"], active_pass)
-            for layer in layers
-        },
-    }
-    now: dict[str, Any] = {
-        "batch": BatchLayout.from_counts(prompts=1, images_per_prompt=1, guided=True),
-        "latent_size": (side, side),
-        "step": Step(index=0, total=STEPS, timestep=1.0),
-    }
+    names = {layer: f"{layer.module}.processor" for layer in layers}
+    ours = plain | {name: ControlledAttention(layer, plain[name], active_pass) for layer, name in names.items()}
 
-    def run(edit: Edit | None) -> Any:
+    def evaluate(edit: Edit | None) -> Any:
         unet.set_attn_processor(dict(plain if edit is None else ours))
+        edits = {layer.address: [edit] for layer in layers}
         active_pass.end()
         if edit is not None:
-            active_pass.begin(DenoiserPass(edits={layer.address: [edit] for layer in layers}, **now))
+            active_pass.begin(first_pass(latent_BCYX, guided=True, edits=edits))
         with torch.no_grad():
-            return unet(sample, torch.ones((), device=device), **keywords)
+            return unet(latent_BCYX, torch.ones((), device=device), **keywords)
 
-    return run
+    return evaluate
 
 
-def _flops(run: Callable[[], Any]) -> int:
-    with _flash_attention(), FlopCounterMode(display=False) as counter:
-        run()
-    return int(counter.get_total_flops())
+def _operations(evaluate: Callable[[], Any]) -> int:
+    with flash_attention():
+        return operations_of(evaluate)[1]
 
 
 def operations(name: str, phrases: int) -> dict[str, float]:
@@ -134,13 +122,12 @@ def operations(name: str, phrases: int) -> dict[str, float]:
     Returns:
         Multiples of the plain evaluation by mode, and ``encoding``: the phrases, over a plain image of 50 steps.
     """
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**MODELS[name]).half()
-    side, width = int(unet.config.sample_size), int(unet.config.cross_attention_dim)
-    run = _evaluation(unet, side, "meta")
-    plain = _flops(partial(run, None))
-    found = {mode: _flops(partial(run, edit)) / plain for mode, edit in _edits(phrases, width, "meta").items()}
-    encoding = sum(_flops(_encoder(size, phrases)) for size in ENCODERS[name])
+    unet = empty_unet(name)
+    evaluate = _evaluation(unet, int(unet.config.sample_size), "meta")
+    plain = _operations(partial(evaluate, None))
+    edits = _edits(phrases, int(unet.config.cross_attention_dim), "meta")
+    found = {mode: _operations(partial(evaluate, edit)) / plain for mode, edit in edits.items()}
+    encoding = sum(_operations(_encoder(size, phrases)) for size in ENCODERS[name])
     return {**found, "encoding": encoding / (STEPS * plain)}
 
 
@@ -155,7 +142,7 @@ def _encoder(size: tuple[int, int, int, int], texts: int) -> Callable[[], Any]:
     return lambda: model(ids)
 
 
-def time_ratios(name: str, side: int, phrases: int, pairs: int) -> dict[str, list[float]]:
+def time_ratios(name: str, side: int, phrases: int, pairs: int, device: str | None = None) -> dict[str, list[float]]:
     """Time whole guided evaluations, plain and controlled in turn.
 
     Args:
@@ -163,48 +150,39 @@ def time_ratios(name: str, side: int, phrases: int, pairs: int) -> dict[str, lis
         side: height and width of the latent (cells).
         phrases: how many.
         pairs: measurements of each mode.
+        device: of torch; None for CUDA where there is one.
 
     Returns:
         By mode the ratios controlled / plain, one a pair; ``plain again`` is the plain evaluation against itself.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, dtype = device_and_dtype(device)
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**MODELS[name]).to(device, torch.float16 if device == "cuda" else torch.float32)
-    run = _evaluation(unet, side, device)
-
+    unet = UNet2DConditionModel(**MODELS[name]).to(device, dtype)
+    evaluate = _evaluation(unet, side, device)
     edits = _edits(phrases, unet.config.cross_attention_dim, device)
-    return paired_ratios(partial(run, None), {mode: partial(run, edit) for mode, edit in edits.items()}, pairs)
+    ways = {mode: partial(evaluate, edit) for mode, edit in edits.items()}
+    return paired_ratios(partial(evaluate, None), ways, pairs)
 
 
-def main() -> int:
-    """Print the tables.
+def run(phrases: Sequence[int] = (2, 4), pairs: int = 20, side: int = 24, device: str | None = None) -> None:
+    """Print the operations of all models, and times of the first one.
 
-    Returns:
-        Exit status 0.
+    Args:
+        phrases: numbers of phrases; times are those of the first number.
+        pairs: timed pairs; 0: operations alone.
+        side: height and width of the latent of the times (cells).
+        device: of the times; None for CUDA where there is one.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--phrases", type=int, nargs="+", default=[2, 4], help="how many phrases")
-    parser.add_argument("--pairs", type=int, default=20, help="paired times; 0: operations only")
-    parser.add_argument("--side", type=int, default=24, help="side of the latent for times (cells)")
-    chosen = parser.parse_args()
-    print("| operations, one guided evaluation | phrases | values | keys | published values | encoding, of an image |")
-    print("|---|---|---|---|---|---|")
-    for name in MODELS:
-        for phrases in chosen.phrases:
-            found = operations(name, phrases)
-            ways = " | ".join(f"{found[mode]:.4f}" for mode in ("values", "keys", "published values"))
-            print(f"| {name} | {phrases} | {ways} | {found['encoding']:.4f} |")
-    if chosen.pairs:
+    head = ("operations, one guided evaluation", "phrases", *WAYS, "encoding, of an image")
+    print_table(head, _rows(phrases))
+    if pairs:
         name = next(iter(MODELS))
-        print(
-            f"\n| time, {name.split(',')[0]}, latent {chosen.side} x {chosen.side} | x plain | 95 % interval | pairs |"
-        )
-        print("|---|---|---|---|")
-        for mode, ratios in time_ratios(name, chosen.side, chosen.phrases[0], chosen.pairs).items():
-            low, high = interval(ratios)
-            print(f"| {mode} | {statistics.median(ratios):.3f} | [{low:.3f}, {high:.3f}] | {len(ratios)} |", flush=True)
-    return 0
+        found = time_ratios(name, side, phrases[0], pairs, device)
+        print_ratios(f"{name.split(',')[0]}, latent {side} x {side}", found)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _rows(numbers: Sequence[int]) -> Iterator[tuple[object, ...]]:
+    for name in MODELS:
+        for phrases in numbers:
+            found = operations(name, phrases)
+            yield name, phrases, *(f"{found[way]:.4f}" for way in (*WAYS, "encoding"))

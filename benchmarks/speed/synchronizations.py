@@ -1,17 +1,23 @@
 """How often a piece of code waits for the device, counted where there is none.
 
 Reading a number (``item``, ``tolist``, ``bool``), or making a tensor whose size depends on values (``nonzero``, boolean
-indices), has to wait until a GPU has caught up. On a CPU these calls cost nothing, but they are the same calls.
+indices), has to wait until a GPU has caught up. On a CPU these calls cost nothing, but they are the same calls::
+
+    t2ictl bench speed synchronizations
 """
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Synchronizations"]
+import t2ictl
+from t2ictl.benchmarks.markdown import print_table
+from t2ictl.benchmarks.speed.models import embedded_model
+from t2ictl.processors.attend_and_excite import AttendAndExcite
+from t2ictl.processors.attention_segregation import AttentionSegregation
+
+__all__ = ["Synchronizations", "counts", "run"]
 
 # A tolist of n numbers is one copy to the host on a GPU, and n reads on a CPU: it is counted by its own patch.
 _READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}
@@ -67,12 +73,7 @@ def counts(steps: int = 20) -> dict[str, tuple[int, int]]:
     Returns:
         Waits of a call and its latent updates, by what is done in it.
     """
-    import t2ictl
-    from t2ictl.processors.attend_and_excite import AttendAndExcite
-    from t2ictl.processors.attention_segregation import AttentionSegregation
-
-    pipe = t2ictl.load("shapes", device="cpu")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = embedded_model()
     cases: dict[str, list[t2ictl.Control]] = {
         "plain": [],
         "A-STAR": [AttentionSegregation()],
@@ -88,17 +89,12 @@ def counts(steps: int = 20) -> dict[str, tuple[int, int]]:
     return found
 
 
-def main() -> int:
-    """Print the table.
+def run(steps: int = 20) -> None:
+    """Print a row for each case.
 
-    Returns:
-        Exit status 0.
+    Args:
+        steps: denoising steps.
     """
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
-    for name, (waits, updates) in counts(20).items():
-        print(f"{name}: {waits} waits in 20 steps ({waits / 20:.1f} a step), {updates} updates")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    found = counts(steps).items()
+    rows = ((name, waits, f"{waits / steps:.1f}", updates) for name, (waits, updates) in found)
+    print_table((f"run of {steps} steps", "waits", "a step", "updates"), rows)

@@ -1,6 +1,6 @@
 """Which controls go together: every pair of the registry is put on the embedded model and run for a step.
 
-``python -m t2ictl.benchmarks.studies.composition`` prints the table of ``docs/composition.md``; a test compares them,
+``t2ictl bench study composition`` prints the table of ``docs/composition.md``; a test compares them,
 so a new control cannot be forgotten there.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import combinations_with_replacement
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 import t2ictl
 from t2ictl import Control
+from t2ictl.benchmarks.markdown import markdown_table
 from t2ictl.errors import ControlConflict
 
 __all__ = ["Verdict", "main", "pairs", "table"]
@@ -100,25 +101,23 @@ def table(found: list[tuple[str, str, Verdict]]) -> str:
         verdict = verdicts.get((row, column)) or verdicts[column, row]
         return SIGNS.get(verdict) or f"– {reasons.index(verdict) + 1}"
 
-    lines = ["| | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines += [
-        f"| **{row.replace('_', ' ')}** | " + " | ".join(cell(row, column) for column in names) + " |" for row in names
-    ]
-    return "\n".join([*lines, "", *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))])
+    head = ["", *(name.replace("_", " ") for name in names)]
+    rows = ((f"**{row.replace('_', ' ')}**", *(cell(row, column) for column in names)) for row in names)
+    notes = (f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
+    return "\n".join([*markdown_table(head, rows), "", *notes])
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table.
+
+    Args:
+        arguments: of the command line; there are none.
 
     Returns:
         Exit status 0.
     """
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    argparse.ArgumentParser(prog="t2ictl bench study composition", description=__doc__).parse_args(arguments)
     pipe = t2ictl.load("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
     print(table(list(pairs(pipe))))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -16,7 +16,7 @@ import platform
 import secrets
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,15 +33,19 @@ MAX_BYTES = 1 << 20
 """Largest settings that are written or read, in bytes of UTF-8: Pillow's own limit for a compressed text chunk."""
 KNOWN_KEYS = frozenset({"schema", "request", "controls", "story", "places", "pipeline", "parser", "versions", "image"})
 """Top-level keys that this version gives a meaning to; others are kept and handed back as they are."""
-_PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "textblob", "spacy")
+PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "textblob", "spacy")
+"""Packages whose versions can change an image."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of everything that can change an image.
 
+    Args:
+        packages: names of distributions; those that are not installed are left out.
+
     Returns:
-        Name and version of this library, of Python and of each package in use that is installed.
+        Name and version of this library, of Python and of each package.
 
     Example:
         >>> sorted(versions())[:2]
@@ -50,7 +54,7 @@ def versions() -> dict[str, str]:
     from t2ictl._version import __version__
 
     found = {"t2ictl": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -146,8 +150,28 @@ def write_text(path: str | Path, text: str) -> Path:
     Raises:
         BadSetting: the path cannot be written to.
     """
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file, completely or not at all.
+
+    Args:
+        path: a file name in a folder that exists.
+        content: all of it.
+
+    Returns:
+        The path.
+
+    Raises:
+        BadSetting: the path cannot be written to.
+
+    Example:
+        >>> write_bytes("a.txt", b"new").read_bytes()
+        b'new'
+    """
     path = Path(path)
-    _replace(path, lambda handle: handle.write(text.encode("utf-8")), True)
+    _replace(path, lambda handle: handle.write(content), True)
     return path
 
 

@@ -106,8 +106,8 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from t2ictl.cli.app import main\n"
-        "for words in (['bench', '--help'], ['bench', 'run', '--help']):\n"
-        "    assert main(words) == 0\n"
+        "for words in ([], ['run'], ['speed'], ['study']):\n"
+        "    assert main(['bench', *words, '--help']) == 0\n"
         "print('loaded:', [name for name in ('torch', 'diffusers', 'pandas', 'pyarrow') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -123,7 +123,7 @@ def test_help_loads_nothing_heavy() -> None:
         (("--dtype", "float8"), "There is no precision 'float8'"),
     ],
 )
-def test_places_that_are_not_there_are_named(
+def test_devices_and_precisions_that_are_not_there_are_named(
     options: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "run", "--arms", "plain", "--limit", "1", *options, "--out", str(tmp_path / "run")]) == 2

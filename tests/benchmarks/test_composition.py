@@ -22,7 +22,7 @@ def test_the_page_says_what_the_registry_does() -> None:
     published = page.partition("<!-- table -->")[2].partition("<!-- end of table -->")[0].strip()
     pipe = t2ictl.load("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    assert table(list(pairs(pipe))) == published, "python -m t2ictl.benchmarks.studies.composition prints the new table"
+    assert table(list(pairs(pipe))) == published, "t2ictl bench study composition prints the new table"
 
 
 def test_the_order_of_losses_does_not_matter() -> None:

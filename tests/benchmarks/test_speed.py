@@ -14,9 +14,10 @@ from t2ictl.benchmarks.speed import compiled, published
 from t2ictl.benchmarks.speed.growth import CASES, over_runs, over_steps, slope
 from t2ictl.benchmarks.speed.maps import LAYERS, operations
 from t2ictl.benchmarks.speed.memory import LiveBytes, decoder_peak, denoiser_peak
+from t2ictl.benchmarks.speed.models import MODELS
 from t2ictl.benchmarks.speed.published import whole_image
 from t2ictl.benchmarks.speed.synchronizations import counts
-from t2ictl.benchmarks.speed.update import MODELS, measure
+from t2ictl.benchmarks.speed.update import measure
 from t2ictl.session.checkpoints import Checkpointing
 
 measured = functools.cache(measure)

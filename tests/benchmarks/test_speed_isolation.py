@@ -6,7 +6,8 @@ import pytest
 
 import t2ictl
 from t2ictl import Scene, Subject
-from t2ictl.benchmarks.speed.isolation import SHARES, generations, main, target_work
+from t2ictl.benchmarks.speed.isolation import SHARES, generations, target_work
+from t2ictl.cli.app import main
 
 
 @pytest.mark.parametrize("name", ["SDXL, 1024 x 1024", "SD 1.5, 512 x 512"])
@@ -38,6 +39,6 @@ def test_generations_of_the_formula_are_those_of_a_story() -> None:
 
 
 def test_the_command_prints_a_row_for_each_model_and_number(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--pairs", "0"]) == 0
+    assert main(["bench", "speed", "isolation", "--pairs", "0"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| SD")]
     assert len(rows) == 9 and all(line.count("(") == 3 for line in rows)

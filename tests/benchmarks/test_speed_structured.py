@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from t2ictl.benchmarks.speed.structured import main, operations
+from t2ictl.benchmarks.speed.structured import operations
+from t2ictl.cli.app import main
 
 
 def test_averaged_values_cost_what_plain_attention_costs() -> None:
@@ -16,10 +17,7 @@ def test_averaged_values_cost_what_plain_attention_costs() -> None:
     assert many["encoding"] == pytest.approx(2 * few["encoding"], rel=0.01) and many["encoding"] < 1e-3
 
 
-def test_the_command_prints_a_row_for_each_model(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", ["structured", "--pairs", "0", "--phrases", "1"])
-    assert main() == 0
+def test_the_command_prints_a_row_for_each_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "speed", "structured", "--pairs", "0", "--phrases", "1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "1024" in line or "512" in line]
     assert [line.split("|")[2].strip() for line in rows] == ["1", "1"]

@@ -8,14 +8,16 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.repository.sources import LINKED, ROOT, repository_files, sources
+from tests.repository.sources import LINKED, ROOT, Source, repository_files, sources
 
 FOLDERS = ("t2ictl", *LINKED)
+NOT_INSTALLED = ("t2ictl.benchmarks.shapes", "t2ictl.benchmarks.studies")  # in the repository, not in the wheel
 LEFT_BEHIND = shutil.ignore_patterns(
     ".git", ".venv", "build", "dist", "demo", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
 )
@@ -34,9 +36,28 @@ def _run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
+def _is_installed(name: str) -> bool:
+    return not any(name == package or name.startswith(f"{package}.") for package in NOT_INSTALLED)
+
+
+def _installed() -> list[Source]:
+    return [source for source in sources(*FOLDERS) if _is_installed(source.module)]
+
+
 def test_every_package_is_declared() -> None:
-    found = {source.module for source in sources(*FOLDERS) if source.path.endswith("__init__.py")}
+    found = {source.module for source in _installed() if source.path.endswith("__init__.py")}
     assert sorted(_pyproject()["tool"]["setuptools"]["packages"]) == sorted(found)
+
+
+def test_nothing_that_is_installed_imports_what_is_not() -> None:
+    found = [(source.path, name) for source in _installed() for name in source.imports() if not _is_installed(name)]
+    assert found == []
+
+
+@pytest.mark.parametrize("package", NOT_INSTALLED)
+def test_a_checkout_has_what_the_wheel_has_not(package: str) -> None:
+    file = import_module(package).__file__
+    assert file is not None and Path(file).resolve() == ROOT / "benchmarks" / package.split(".")[-1] / "__init__.py"
 
 
 def test_every_folder_with_code_is_a_package() -> None:
@@ -72,7 +93,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _expected_in_wheel() -> set[str]:
     """Installed paths of all code, and of the data that belongs to it."""
-    code = {("" if source.path.startswith("t2ictl/") else "t2ictl/") + source.path for source in sources(*FOLDERS)}
+    code = {("" if source.path.startswith("t2ictl/") else "t2ictl/") + source.path for source in _installed()}
     model = ROOT / "t2ictl" / "shapes" / "model"
     data = {path.relative_to(ROOT).as_posix() for path in repository_files() if path.is_relative_to(model)}
     app = ROOT / "app"
@@ -121,6 +142,14 @@ def test_wheel_works_without_the_repository(archives: Path, tmp_path: Path) -> N
     )
     done = _run("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    study = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        "from t2ictl.cli.app import main\n"
+        "sys.exit(main(['bench', 'study', 'composition']))\n"
+    )
+    done = _run("-c", study, cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "not part of the wheel" in done.stderr and "checkout" in done.stderr
 
 
 @pytest.mark.slow

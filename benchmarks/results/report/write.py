@@ -19,11 +19,11 @@ from t2ictl.benchmarks.results.report.tensorboard import write_events
 from t2ictl.benchmarks.results.statistics.comparison import Comparison, compare_run
 from t2ictl.benchmarks.results.statistics.reading import Run, read_runs
 from t2ictl.benchmarks.results.tables import Table, tables_of, to_csv, to_json
-from t2ictl.benchmarks.runs.files import write_whole
 from t2ictl.benchmarks.runs.manifest import limited_note
 from t2ictl.benchmarks.scoring.run import table_text
 from t2ictl.errors import BadSetting
 from t2ictl.maps.pages import render
+from t2ictl.settings.files import write_text
 
 __all__ = ["write_report"]
 
@@ -83,7 +83,7 @@ def write_report(
         sheets=[path.name for path in sheets],
         plan=json.dumps({key: read.plan[key] for key in read.plan if key != "items"}, indent=2, ensure_ascii=False),
     )
-    write_whole(out / "index.html", page.encode())
+    write_text(out / "index.html", page)
     return out / "index.html"
 
 
@@ -119,12 +119,12 @@ def _plots(compared: Comparison, against: str, out: Path) -> list[tuple[str, str
 def _write_tables(out: Path, compared: Comparison | None, tables: Sequence[Table], scored: Sequence[Scored]) -> None:
     """``tables.md``, ``tables.csv``, ``tables.json`` and, of learned judges, ``scores.*``."""
     texts = [table.to_markdown() for table in tables] + [table_text(each.table, each.name) + "\n" for each in scored]
-    write_whole(out / "tables.md", "\n".join(texts).encode())
+    write_text(out / "tables.md", "\n".join(texts))
     if compared is not None:
-        write_whole(out / "tables.csv", to_csv(compared).encode())
-        write_whole(out / "tables.json", to_json(compared).encode())
+        write_text(out / "tables.csv", to_csv(compared))
+        write_text(out / "tables.json", to_json(compared))
     if scored:
         entries: list[dict[str, Any]] = [{"metric": each.name, **entry} for each in scored for entry in each.table]
-        write_whole(out / "scores.json", json.dumps(entries, indent=2).encode())
+        write_text(out / "scores.json", json.dumps(entries, indent=2))
         table = pd.json_normalize(entries).to_csv(index=False, lineterminator="\n")
-        write_whole(out / "scores.csv", table.encode())
+        write_text(out / "scores.csv", table)

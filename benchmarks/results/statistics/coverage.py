@@ -72,7 +72,7 @@ class Coverage:
 
 
 def chosen(scenario: Scenario, values: list[Array], resamples: int, entropy: list[int]) -> tuple[Array, Array]:
-    """Give the intervals that the tables print.
+    """Return the intervals that the tables print.
 
     Args:
         scenario: what is simulated.

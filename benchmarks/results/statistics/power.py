@@ -69,7 +69,7 @@ class Spread:
     within: float
 
     def standard_error(self, design: Design) -> float:
-        """Give the standard error of the mean over prompts."""
+        """Return the standard error of the mean over prompts."""
         return math.sqrt((self.between**2 + self.within**2 / design.seeds) / design.prompts)
 
 
@@ -91,7 +91,7 @@ class Expected:
 
 
 def expect_share(share: float, between: float, design: Design) -> Expected:
-    """Give the expected half width of the interval of a share.
+    """Return the expected half width of the interval of a share.
 
     Args:
         share: expected, above 0 and below 1.
@@ -141,7 +141,7 @@ def share_spread(share: float, between: float) -> Spread:
 
 
 def difference_spread(share: float, between: float, effect_sd: float, correlation: float) -> Spread:
-    """Give the spread of paired differences of two arms with about the same share.
+    """Return the spread of paired differences of two arms with about the same share.
 
     Args:
         share: of both arms.
@@ -169,7 +169,7 @@ def difference_spread(share: float, between: float, effect_sd: float, correlatio
 
 
 def expect_difference(spread: Spread, design: Design) -> Expected:
-    """Give the expected half width, and the smallest difference that the design finds in 4 of 5 runs.
+    """Return the expected half width, and the smallest difference that the design finds in 4 of 5 runs.
 
     Args:
         spread: of the paired differences.
@@ -218,7 +218,7 @@ def spread_of(values: pd.Series) -> Spread:
 
 
 def pilot_table(run: Run, design: Design, outcomes: Sequence[str] = ()) -> pd.DataFrame:
-    """Give what a design can be expected to show, from the spread in a pilot run.
+    """Return what a design can be expected to show, from the spread in a pilot run.
 
     Args:
         run: the pilot; its own figures are estimates with errors, so a small pilot predicts roughly.

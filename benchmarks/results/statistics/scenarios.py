@@ -46,11 +46,11 @@ class Population:
     loss: float = 0.0
 
     def truth(self, *, paired: bool) -> float:
-        """Give the expected share of the first arm, or the expected difference of the two."""
+        """Return the expected share of the first arm, or the expected difference of the two."""
         return self.gain * (1 - self.share) - self.loss * self.share if paired else self.share
 
     def draw(self, runs: int, generator: Generator, *, paired: bool) -> Array:
-        """Give simulated prompt means of the first arm, or of the difference.
+        """Return simulated prompt means of the first arm, or of the difference.
 
         Args:
             runs: how many runs.
@@ -105,7 +105,7 @@ class Scenario:
         return float(np.mean([population.truth(paired=self.paired) for population in self.categories]))
 
     def draw(self, runs: int, generator: Generator) -> list[Array]:
-        """Give ``values_PC`` of every category."""
+        """Return ``values_PC`` of every category."""
         return [population.draw(runs, generator, paired=self.paired) for population in self.categories]
 
 

@@ -150,7 +150,7 @@ def show(row: dict[str, Any]) -> str:
 
 
 def show_failures(row: dict[str, Any]) -> str:
-    """Say how many images are malformed, and which failures of meaning there are.
+    """Count the malformed images, and list which failures of meaning there are.
 
     Args:
         row: from :func:`summarize`.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import numpy as np
+
+from t2ictl.evaluation.statistics.intervals import wilson_bounds
 
 #: 97.5 % point of the normal distribution, for intervals of 95 %.
 NORMAL_POINT = 1.959964
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
-    """Give the 95 % interval of a share by Wilson's formula; trials count as independent.
+    """Compute the 95 % interval of a share by Wilson's formula; trials count as independent.
 
     Args:
         hits: successes.
@@ -22,10 +24,8 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
         >>> [round(bound, 3) for bound in wilson(198, 200)]
         [0.964, 0.997]
     """
-    share, z2 = hits / total, NORMAL_POINT**2
-    center = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = NORMAL_POINT / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(0.0, center - half), min(1.0, center + half)
+    bounds = wilson_bounds(np.array([hits / total]), np.array([float(total)]), np.array([NORMAL_POINT]))
+    return float(bounds[0][0]), float(bounds[1][0])
 
 
 def percent(hits: int, total: int, digits: int = 1) -> str:

@@ -74,7 +74,7 @@ def soften(image_YXC: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def is_judged_right(verdict: Verdict, case: Case) -> bool:
-    """Say whether a verdict names exactly the mistake of a drawn case.
+    """Return whether a verdict names exactly the mistake of a drawn case.
 
     Args:
         verdict: of the judge.

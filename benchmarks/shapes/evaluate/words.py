@@ -26,7 +26,7 @@ WORDS = {
 
 
 def _object_words(wanted: Wanted, found: Found | None) -> Iterator[tuple[str, str, bool]]:
-    """Give kind, word, and whether the object that has the noun shows it."""
+    """Return kind, word, and whether the object that has the noun shows it."""
     is_there = found is not None and agrees(wanted, found, "shape")
     yield "shape", wanted.noun or wanted.shape, is_there
     if wanted.is_round:

@@ -96,14 +96,14 @@ class Batch:
     tokens: torch.Tensor
 
     def part(self, team: Team) -> Batch:
-        """Give the rows of one member of a team."""
+        """Return the rows of one member of a team."""
         rows = (self.latents, self.noise, self.times, self.tokens)
         latents, noise, times, tokens = (team.part(each) for each in rows)
         return Batch(latents=latents, noise=noise, times=times, tokens=tokens)
 
 
 def is_hidden_matrix(name: str, weight: torch.Tensor) -> bool:
-    """Say whether a weight is a matrix or a convolution between hidden layers.
+    """Return whether a weight is a matrix or a convolution between hidden layers.
 
     Args:
         name: as in :meth:`Trainee.named_weights`.

@@ -18,7 +18,7 @@ from t2ictl.benchmarks.shapes.train.vocabulary import save_tokenizer
 
 @torch.no_grad()
 def normalize_latents(model: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Give every latent channel mean 0 and deviation 1, inside the autoencoder.
+    """Normalize every latent channel to mean 0 and deviation 1, inside the autoencoder.
 
     The affine map is folded into the two 1x1 convolutions next to the latent, so the
     decoded image does not change and the scaling factor of the folder is 1:

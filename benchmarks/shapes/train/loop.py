@@ -73,7 +73,7 @@ class Deadline:
     started: float = field(default_factory=time.monotonic)
 
     def is_over(self) -> bool:
-        """Say whether the time is used up."""
+        """Return whether the time is used up."""
         return self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes
 
 
@@ -114,7 +114,7 @@ def append_log(path: Path, **record: Any) -> None:
 
 
 def cosine_rate(step: int, steps: int, warmup: int) -> float:
-    """Give the learning rate of an update as a part of the highest one.
+    """Return the learning rate of an update as a part of the highest one.
 
     Args:
         step: from 0.
@@ -135,7 +135,7 @@ def cosine_rate(step: int, steps: int, warmup: int) -> float:
 
 
 def trapezoid_rate(step: int, steps: int, warmup: int, decay_share: float) -> float:
-    """Give the learning rate of an update: rise, plateau, linear fall to zero.
+    """Return the learning rate of an update: rise, plateau, linear fall to zero.
 
     Unlike a cosine it does not depend on the length of the run before the fall begins, so a
     run can be shortened or lengthened while it is on its plateau.

@@ -69,7 +69,7 @@ def carry_over_tokens(
 
 
 def start_autoencoder(model: AutoencoderKL, folder: Path) -> None:
-    """Give an autoencoder the weights of an exported model.
+    """Load the weights of an exported model into an autoencoder.
 
     Args:
         model: changed in place.
@@ -79,7 +79,7 @@ def start_autoencoder(model: AutoencoderKL, folder: Path) -> None:
 
 
 def start_denoiser(text: CLIPTextModel, unet: UNet2DConditionModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Give a text encoder and a denoiser the weights of an exported model.
+    """Load the weights of an exported model into a text encoder and a denoiser.
 
     Args:
         text: changed in place.

@@ -42,7 +42,7 @@ class Team:
         return self.rank == 0
 
     def part(self, rows: torch.Tensor) -> torch.Tensor:
-        """Give this member's rows of a batch that all members know.
+        """Return this member's rows of a batch that all members know.
 
         Args:
             rows: shape ``(B, ...)``; B must be a multiple of the size.
@@ -73,7 +73,7 @@ class Team:
             tensor.copy_(part.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
-        """Say whether the flag is up for any member, so that all stop at the same update."""
+        """Return whether the flag is up for any member, so that all stop at the same update."""
         if self.size == 1:
             return flag
         votes = torch.tensor([float(flag)])

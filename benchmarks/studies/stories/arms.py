@@ -59,7 +59,7 @@ class Arm(Protocol):
 
 
 def noise(story: Story) -> list[torch.Generator]:
-    """Give the generators of a story's images, portraits first: on the CPU, so the noise is that of any device.
+    """Return the generators of a story's images, portraits first: on the CPU, so the noise is that of any device.
 
     Args:
         story: the story.
@@ -71,7 +71,7 @@ def noise(story: Story) -> list[torch.Generator]:
 
 
 def story_subjects(story: Story) -> tuple[Subject, ...]:
-    """Give the subjects of a story as controls want them: where they are is learned from their words.
+    """Return the subjects of a story as controls want them: where they are is learned from their words.
 
     Args:
         story: the story.
@@ -207,7 +207,7 @@ def arms_of(path: Path) -> dict[str, Arm]:
 
 
 def arm_settings(arm: Arm) -> dict[str, Any]:
-    """Give what is kept of an arm with each of its stories.
+    """Return what is kept of an arm with each of its stories.
 
     Args:
         arm: any arm.

@@ -101,7 +101,7 @@ class StoryReading:
     scenes: tuple[SceneReading, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the reading as plain JSON data."""
+        """Return the reading as plain JSON data."""
         return {
             "portraits": [_plain(each) for each in self.portraits],
             "scenes": [
@@ -258,7 +258,7 @@ def _outcome(subject: int, scene: int, own: Appearance | None, seen: Appearance 
 
 
 def consistency(reading: StoryReading, *, only_there: bool = False) -> float:
-    """Give the share of pairs of scenes in which a subject has the same color, whatever its portrait.
+    """Return the share of pairs of scenes in which a subject has the same color, whatever its portrait.
 
     Args:
         reading: of a story.
@@ -289,7 +289,7 @@ def _mean(values: Sequence[bool | None]) -> float:
 
 
 def story_measures(reading: StoryReading) -> dict[str, float]:
-    """Give all measures of a story: shares of its subjects in scenes, of its scenes, or of its portraits.
+    """Return all measures of a story: shares of its subjects in scenes, of its scenes, or of its portraits.
 
     Args:
         reading: of a story.

@@ -1,6 +1,6 @@
-"""Tell stories with several arms.
+"""Stories, told by several arms.
 
-``python -m t2ictl.benchmarks.studies.stories.run --out DIR --split tune --stories 4``
+``t2ictl bench study stories --out DIR --split tune --stories 4``
 
 Every story is told by every arm from the same noise, portraits and scenes in one call. The run can be stopped at any
 time: what is there is not made again. ``--table`` prints the tables of a folder.
@@ -57,7 +57,7 @@ def tell(
     guidance: float,
     images: int = 0,
 ) -> int:
-    """Tell the stories that are not there yet.
+    """Run the arms on the stories that are not there yet.
 
     Args:
         pipe: the plain pipeline.
@@ -97,7 +97,7 @@ def tell(
             count += 1
             print(f"{story.key} {label} {seconds:.1f} s", flush=True)
         if sheet and number < images:
-            contact_sheet(story, sheet).save(store.folder / f"{story.key}.png")
+            store.save_sheet(story.key, contact_sheet(story, sheet), list(sheet))
     return count
 
 
@@ -112,7 +112,7 @@ def _chosen(labels: str, file: Path | None) -> dict[str, Arm]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.studies.stories.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="t2ictl bench study stories", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument(
         "--model", type=Path, default=model_path(), help="a diffusers folder; default: the packaged one"
@@ -157,7 +157,3 @@ def main(arguments: list[str] | None = None) -> int:
         tell(pipe, each, arms, store, steps=options.steps, guidance=options.guidance, images=options.images)
     print(show(store.header["settings"], store.rows()))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """How alike a subject is in all images of a story, by an image model.
 
-``python -m t2ictl.benchmarks.studies.stories.similarity STORY... --model FOLDER``
+``t2ictl bench study similarity STORY... --model FOLDER``
 
 For models whose images no exact judge can read. A story is a folder that ``t2ictl story`` wrote: it says where each
 subject is. Every subject is cut out of every scene and compared with the portraits, cut out in the same way: cosine of
@@ -177,7 +177,7 @@ def _compared(
 
 
 def summary(stories: Sequence[Sequence[Likeness]]) -> dict[str, tuple[float, float, float]]:
-    """Give means over stories with intervals.
+    """Return means over stories with intervals.
 
     Args:
         stories: likenesses of each.
@@ -206,7 +206,7 @@ def summary(stories: Sequence[Sequence[Likeness]]) -> dict[str, tuple[float, flo
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare, and print one line a subject and scene, then the means."""
-    parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.studies.stories.similarity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="t2ictl bench study similarity", description=__doc__)
     parser.add_argument("stories", type=Path, nargs="+", help="folders that t2ictl story wrote")
     parser.add_argument("--model", required=True, help="folder or hub id of DINOv2 or CLIP")
     parser.add_argument("--device", default="cpu")
@@ -229,7 +229,3 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (mean, low, high) in means.items():
         print(f"{name} {mean:.3f} [{low:.3f}, {high:.3f}], {len(found)} stories")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from t2ictl.errors import BadSetting
+from t2ictl.settings.store import Store
 
 __all__ = ["StoryStore", "digest"]
 
-HEADER, ROWS = "header.json", "stories.jsonl"
+HEADER, ROWS = "header.json", "stories"
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Give a short hash of settings, whatever the order of their names.
+    """Compute a short hash of settings, whatever the order of their names.
 
     Args:
         settings: plain JSON data.
@@ -33,9 +35,7 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 
 class StoryStore:
-    """The folder of a run.
-
-    A killed process leaves at most one line without an end, which is cut off when the folder is opened again.
+    """The folder of a run, with one process at work on it.
 
     Args:
         folder: made if it is not there.
@@ -46,13 +46,13 @@ class StoryStore:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any] | None) -> None:
-        self.folder, self._rows = folder, folder / ROWS
+        self.folder, self._store = folder, Store(folder)
         header = folder / HEADER
         if settings is None and not header.exists():
             raise BadSetting(f"The folder {str(folder)!r} holds no story run.", "Run one with this --out first.")
-        folder.mkdir(parents=True, exist_ok=True)
         if not header.exists():
-            _write(header, json.dumps({"hash": digest(settings or {}), "settings": dict(settings or {})}, indent=1))
+            begun = {"hash": digest(settings or {}), "settings": dict(settings or {})}
+            self._store.write_file(HEADER, (json.dumps(begun, indent=1) + "\n").encode())
         self.header: dict[str, Any] = json.loads(header.read_text(encoding="utf-8"))
         if settings is not None and self.header["hash"] != digest(settings):
             known = self.header["settings"]
@@ -61,24 +61,13 @@ class StoryStore:
                 f"The folder {str(folder)!r} was begun with other settings ({', '.join(differ)} differ).",
                 "Use the same settings, or another --out.",
             )
-        if settings is not None:
-            self._cut()
-
-    def _cut(self) -> None:
-        """Cut off a line that was not written to its end."""
-        data = self._rows.read_bytes() if self._rows.exists() else b""
-        if data and not data.endswith(b"\n"):
-            with self._rows.open("r+b") as handle:
-                handle.truncate(data.rfind(b"\n") + 1)
-                os.fsync(handle.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
-        """Give all rows, in the order in which they were written; a line without an end is left out."""
-        text = self._rows.read_text(encoding="utf-8") if self._rows.exists() else ""
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        """Return all rows, in the order in which they were written."""
+        return self._store.rows(ROWS)
 
     def done(self, settings_by_arm: Mapping[str, Mapping[str, Any]]) -> set[tuple[str, str]]:
-        """Give the stories that are there.
+        """List the stories that are there.
 
         Args:
             settings_by_arm: settings of the arms that are about to be run.
@@ -102,18 +91,14 @@ class StoryStore:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row, and wait until it is on the disk."""
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        with self._rows.open("ab") as handle:
-            handle.write(line.encode())
-            handle.flush()
-            os.fsync(handle.fileno())
+        self._store.append(ROWS, [row])
 
+    def save_sheet(self, story: str, sheet: Image.Image, arms: Sequence[str]) -> None:
+        """Write the contact sheet of a story.
 
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or none of it."""
-    half = path.with_suffix(".part")
-    with half.open("w", encoding="utf-8") as handle:
-        handle.write(text + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    half.replace(path)
+        Args:
+            story: its key, which names the file.
+            sheet: the images of all arms.
+            arms: labels of the arms, from top to bottom.
+        """
+        self._store.write_image(story, sheet, {"sheet": {"story": story, "arms": list(arms)}})

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from t2ictl.benchmarks.markdown import markdown_table
 from t2ictl.benchmarks.studies.stories.measures import MEASURES, StoryReading, outcomes, story_measures
 from t2ictl.evaluation.statistics.intervals import ALL_ALIKE, STUDENT, Bounds, difference_bounds, share_bounds
 from t2ictl.evaluation.statistics.resampling import Array, seed_of
@@ -57,9 +58,8 @@ def _cells(bounds: Bounds, *, signed: bool) -> list[str]:
     return cells
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def _text(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(markdown_table(head, lines))
 
 
 def share_table(rows: Rows) -> str:
@@ -78,7 +78,7 @@ def share_table(rows: Rows) -> str:
             clear = sum(not each.unclear for reading in told for each in outcomes(reading))
             bounds = share_bounds(_values(told))
             lines.append([str(subjects), arm, str(len(told)), str(clear), *_cells(bounds, signed=False)])
-    return _markdown(["subjects", "arm", "stories", "n", *(MEASURES[name] for name in COLUMNS)], lines)
+    return _text(["subjects", "arm", "stories", "n", *(MEASURES[name] for name in COLUMNS)], lines)
 
 
 def difference_table(rows: Rows, against: Sequence[str] = ("plain", "in_full", "resample")) -> str:
@@ -103,7 +103,7 @@ def difference_table(rows: Rows, against: Sequence[str] = ("plain", "in_full", "
                 )
                 found = difference_bounds(change_PC, RESAMPLES, seed_of(f"stories of {subjects}", 0)).bounds
                 lines.append([str(subjects), f"{arm} - {base}", str(len(common)), *_cells(found, signed=True)])
-    return _markdown(["subjects", "difference", "stories", *(MEASURES[name] for name in COLUMNS)], lines)
+    return _text(["subjects", "difference", "stories", *(MEASURES[name] for name in COLUMNS)], lines)
 
 
 def show(header: Mapping[str, Any], rows: Rows) -> str:

@@ -1,6 +1,6 @@
 """How well word maps point, ours beside a DAAM-style aggregation.
 
-``python -m t2ictl.benchmarks.studies.token_flow.localisation`` prints the table.
+``t2ictl bench study localisation`` prints the table.
 
 Both read the same images: pairs that the exact judge finds right. DAAM's way (Tang et al., 2023,
 arXiv 2210.04885): maps of every head and layer of the down and up blocks, each brought to the size of the latent by
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import t2ictl
+from t2ictl.benchmarks.markdown import bounds_text, print_table
 from t2ictl.benchmarks.shapes.evaluate.evaluate import GUIDANCE, STEPS
 from t2ictl.benchmarks.studies.word_maps.maps import found_cells, score_map
 from t2ictl.evaluation.statistics.intervals import difference_bounds, share_bounds
@@ -73,7 +74,7 @@ class DaamMaps:
         self._count += weights_BHQK.shape[1]
 
     def map(self, image: int, tokens: Sequence[int]) -> np.ndarray:
-        """Give the map of a word: the mean of its tokens, over all that was added."""
+        """Return the map of a word: the mean of its tokens, over all that was added."""
         return np.asarray((self._sum[image, list(tokens)].mean(dim=0) / self._count).numpy())
 
 
@@ -159,9 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status 0.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m t2ictl.benchmarks.studies.token_flow.localisation", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="t2ictl bench study localisation", description=__doc__)
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -169,22 +168,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipe = t2ictl.load("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
     found = measure(pipe, options.split, options.prompts, options.seed)
-    print("| word | measure | prompts | way | value | DAAM's way | difference |\n|" + " --- |" * 7)
+    print_table(("word", "measure", "prompts", "way", "value", "DAAM's way", "difference"), _rows(found, options.seed))
+    return 0
+
+
+def _rows(found: dict[str, dict[str, Scores]], seed: int) -> Iterator[tuple[object, ...]]:
     for kind, ways in found.items():
         for column, name in enumerate(("pointing", "overlap")):
             daam = _means(ways["daam"], column)
             for way in OURS:
                 ours = _means(ways[way], column)
-                cells = [_text(share_bounds(each[:, None])) for each in (ours, daam)]
-                change = difference_bounds((ours - daam)[:, None], 10_000, seed_of("maps", options.seed)).bounds
-                print(f"| {kind} | {name} | {len(ours)} | {way} | {cells[0]} | {cells[1]} | {_text(change, '+')} |")
-    return 0
-
-
-def _text(bounds: Any, sign: str = "") -> str:
-    value, low, high = (100 * float(each[0]) for each in (bounds.estimate, bounds.low, bounds.high))
-    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+                cells = [bounds_text(share_bounds(each[:, None])) for each in (ours, daam)]
+                change = difference_bounds((ours - daam)[:, None], 10_000, seed_of("maps", seed)).bounds
+                yield kind, name, len(ours), way, *cells, bounds_text(change, "+")

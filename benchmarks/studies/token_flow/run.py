@@ -1,4 +1,4 @@
-"""Run the study of token flow on the embedded model: ``python -m t2ictl.benchmarks.studies.token_flow.run --out DIR``.
+"""Run the study of token flow on the embedded model: ``t2ictl bench study token-flow --out DIR``.
 
 Images are kept in the folder, so the same command goes on after a crash; ``--shard 1/2`` and ``2/2`` share
 the prompts out. ``--table`` prints what is there.
@@ -18,7 +18,6 @@ from typing import Any
 from tqdm import tqdm
 
 import t2ictl
-from t2ictl.benchmarks.runs.files import write_whole
 from t2ictl.benchmarks.studies.token_flow.cases import PARTS, Case, Part, cases, conditions_of
 from t2ictl.benchmarks.studies.token_flow.planted import planted_leak
 from t2ictl.errors import BadSetting
@@ -26,6 +25,7 @@ from t2ictl.processors.token_flow.analysis.estimates import leak_cell
 from t2ictl.processors.token_flow.analysis.repair import repair_leak
 from t2ictl.processors.token_flow.analysis.scoring import Request, Scoring
 from t2ictl.processors.token_flow.analysis.screen import screen
+from t2ictl.settings.files import write_text
 
 __all__ = ["main", "run_case"]
 
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status 0.
     """
-    parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.studies.token_flow.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="t2ictl bench study token-flow", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--part", choices=PARTS, action="append", help="parts; default: all")
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
@@ -134,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 1 <= number <= of:
         raise BadSetting(f"The shard {options.shard!r} is none.", "For example 1/2.")
     pipe = t2ictl.load("shapes", device="cpu")
+    options.out.mkdir(parents=True, exist_ok=True)
     for part in options.part or PARTS:
         seeds, confirm = _seeds(part, options.seeds, options.confirm)
         setting = Setting(pipe=pipe, folder=options.out / "cells", seeds=seeds, confirm=confirm)
@@ -144,9 +145,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(run_case(part, case, setting))
         content = {"part": part, "split": options.split, "seeds": [*seeds], "confirm": [*confirm], "rows": rows}
         path = options.out / f"{part.replace(' ', '_')}.{number}-of-{of}.json"
-        write_whole(path, json.dumps(content, indent=1).encode())
+        write_text(path, json.dumps(content, indent=1))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

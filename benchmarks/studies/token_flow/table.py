@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from t2ictl.benchmarks.markdown import bounds_text, print_table
 from t2ictl.benchmarks.studies.token_flow.cases import PARTS
 from t2ictl.errors import BadSetting
 from t2ictl.evaluation.statistics.intervals import difference_bounds, share_bounds
@@ -80,20 +81,16 @@ def _mean(row: dict[str, Any], condition: str, questions: Sequence[str]) -> floa
 
 
 def _share(values_P: Array | Sequence[float]) -> str:
-    made = share_bounds(np.asarray(values_P, dtype=float)[:, None])
-    return f"{100 * made.estimate[0]:.1f} [{100 * made.low[0]:.1f}, {100 * made.high[0]:.1f}]"
+    return bounds_text(share_bounds(np.asarray(values_P, dtype=float)[:, None]))
 
 
 def _difference(one_P: Array, other_P: Array) -> str:
-    made = difference_bounds((one_P - other_P)[:, None], RESAMPLES, seed_of("flow", 0)).bounds
-    return f"{100 * made.estimate[0]:+.1f} [{100 * made.low[0]:+.1f}, {100 * made.high[0]:+.1f}]"
+    return bounds_text(difference_bounds((one_P - other_P)[:, None], RESAMPLES, seed_of("flow", 0)).bounds, "+")
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
     if lines:
-        print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
-        for line in lines:
-            print("| " + " | ".join(map(str, line)) + " |")
+        print_table(head, lines)
         print()
 
 

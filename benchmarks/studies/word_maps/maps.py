@@ -1,4 +1,4 @@
-"""Measure whether words look at their objects: ``python -m t2ictl.benchmarks.studies.word_maps.maps --model DIR``.
+"""Measure whether words look at their objects: ``t2ictl bench study word-maps --model DIR``.
 
 Generated: what users see, the maps of :func:`t2ictl.controlled` with ``record=True``, mean over all
 steps, on images that the judge finds right. Teacher-forced: drawn images are encoded, noised to
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from PIL import Image
 from scipy import ndimage
 
 from t2ictl import controlled
+from t2ictl.benchmarks.markdown import print_table
 from t2ictl.benchmarks.shapes.evaluate.evaluate import GUIDANCE, STEPS, generate, trials
 from t2ictl.benchmarks.shapes.train.data import to_pixels
 from t2ictl.shapes import model_path
@@ -71,7 +73,7 @@ class Recorder:
 
 
 def object_cells(scene: Scene, index: int, side: int) -> np.ndarray:
-    """Say which cells of a map an object covers by at least a quarter.
+    """Find which cells of a map an object covers by at least a quarter.
 
     Args:
         scene: a square scene.
@@ -191,7 +193,7 @@ def measure_maps(
 
 
 def found_cells(image: Image.Image, found: Found, side: int) -> np.ndarray:
-    """Say which cells of a map a found object covers by at least a quarter.
+    """Find which cells of a map a found object covers by at least a quarter.
 
     Args:
         image: a square image.
@@ -254,7 +256,7 @@ def _means(scores: dict[Any, list[Score]]) -> dict[Any, list[float]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print one table row for every map size and kind of word."""
-    parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.studies.word_maps.maps", description=__doc__)
+    parser = argparse.ArgumentParser(prog="t2ictl bench study word-maps", description=__doc__)
     parser.add_argument("--model", type=Path, default=model_path(), help="a diffusers folder")
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--time", type=int, default=500, help="step of the training schedule, 0 to 999")
@@ -263,20 +265,26 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     pipe = StableDiffusionPipeline.from_pretrained(str(options.model))
     pipe.set_progress_bar_config(disable=True)
-    print("| generated | word | n | pointing | on paint | overlap |\n|---|---|---|---|---|---|")
-    kinds: tuple[Kind, ...] = ("single", "pair", "triple")
-    for kind in kinds:
-        found = measure_generated(pipe, kind, options.scenes, options.seed)
-        for word, (inside, painted, overlap, total) in found.items():
-            print(f"| {kind} | {word} | {total:.0f} | {inside:.3f} | {painted:.3f} | {overlap:.2f} |")
-    print("\n| drawn | map | word | n | pointing | on paint | overlap |\n|---|---|---|---|---|---|---|")
-    for objects in (1, 2, 3):
-        rows = measure_maps(pipe, objects, options.scenes, options.time, options.seed)
-        for (side, word), (inside, painted, overlap, total) in sorted(rows.items(), reverse=True):
-            cells = f"{total:.0f} | {inside:.3f} | {painted:.3f} | {overlap:.2f}"
-            print(f"| {objects} | {side}x{side} | {word} | {cells} |")
+    print_table(("generated", "word", "n", "pointing", "on paint", "overlap"), _generated_rows(pipe, options))
+    print()
+    print_table(("drawn", "map", "word", "n", "pointing", "on paint", "overlap"), _drawn_rows(pipe, options))
     return 0
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _generated_rows(pipe: StableDiffusionPipeline, options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    kinds: tuple[Kind, ...] = ("single", "pair", "triple")
+    for kind in kinds:
+        for word, means in measure_generated(pipe, kind, options.scenes, options.seed).items():
+            yield kind, word, *_cells(means)
+
+
+def _drawn_rows(pipe: StableDiffusionPipeline, options: argparse.Namespace) -> Iterator[tuple[object, ...]]:
+    for objects in (1, 2, 3):
+        found = measure_maps(pipe, objects, options.scenes, options.time, options.seed)
+        for (side, word), means in sorted(found.items(), reverse=True):
+            yield objects, f"{side}x{side}", word, *_cells(means)
+
+
+def _cells(means: list[float]) -> tuple[str, ...]:
+    inside, painted, overlap, total = means
+    return f"{total:.0f}", f"{inside:.3f}", f"{painted:.3f}", f"{overlap:.2f}"

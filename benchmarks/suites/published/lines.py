@@ -26,7 +26,7 @@ class Line:
     number: int
 
     def error(self, problem: str, remedy: str) -> BadSetting:
-        """Give the error for this line.
+        """Return the error for this line.
 
         Args:
             problem: what is wrong with it.

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.errors import BadSetting, Cancelled
+from t2ictl.errors import Cancelled
 from t2ictl.families.text_states import Encode, PromptEmbeds
 from t2ictl.generation import Request, provenance
 from t2ictl.guidance.text_objectives import TextEdit
@@ -25,8 +25,7 @@ from t2ictl.maps.record import AttentionRecord, Recording
 from t2ictl.processors.token_flow.readings import Row, stacked
 from t2ictl.session.cost import Cost
 from t2ictl.session.session import controlled
-from t2ictl.settings.files import write_png
-from t2ictl.settings.images import open_image
+from t2ictl.settings.store import Store
 
 __all__ = ["Cell", "ImageCache", "fingerprint"]
 
@@ -95,7 +94,8 @@ class ImageCache:
         batch: int = 8,
         on_batch: Callable[[int, int], bool | None] | None = None,
     ) -> None:
-        self._pipe, self._prompt, self._folder, self._batch = pipe, prompt, folder, batch
+        self._pipe, self._prompt, self._batch = pipe, prompt, batch
+        self._store = None if folder is None else Store(folder)
         self._request = replace(request, prompt=prompt, images_per_prompt=1)
         self._on_batch = on_batch
         self._made: dict[str, Image.Image] = {}
@@ -117,7 +117,8 @@ class ImageCache:
         keys = [self.key(cell) for cell in cells]
         todo = {key: cell for key, cell in zip(keys, cells, strict=True) if key not in self._made}
         for key in list(todo):
-            kept = self._kept(key)
+            # One that was damaged from outside is made again.
+            kept = None if self._store is None else self._store.read_image(key)
             if kept is not None:
                 self._made[key] = kept
                 self.reused += 1
@@ -154,9 +155,8 @@ class ImageCache:
         self.cost.add(session.cost)
         for (key, cell), image in zip(part, images, strict=False):
             self._made[key] = image
-            if self._folder is not None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                write_png(image, self._folder / f"{key}.png", {"schema": 1, "cell": [cell.condition, cell.seed]})
+            if self._store is not None:
+                self._store.write_image(key, image, {"schema": 1, "cell": [cell.condition, cell.seed]})
 
     def _session(self, cells: Sequence[Cell], record: bool | Recording = False) -> Any:
         given = _Given([cell.row for cell in cells], self._pipe.unet.dtype)
@@ -166,15 +166,6 @@ class ImageCache:
         request = replace(self._request, prompt=(self._prompt,) * len(cells))
         own = [torch.Generator("cpu").manual_seed(cell.seed) for cell in cells]
         return {**request.arguments(), "generator": own}
-
-    def _kept(self, key: str) -> Image.Image | None:
-        path = None if self._folder is None else self._folder / f"{key}.png"
-        if path is None or not path.is_file():
-            return None
-        try:
-            return open_image(str(path))
-        except BadSetting:  # damaged from outside: it is made again
-            return None
 
 
 def fingerprint(pipe: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from t2ictl.benchmarks.extras import need
+from t2ictl.benchmarks.runs.table import read_results
 from t2ictl.benchmarks.suites.published.sets import read_set
 from t2ictl.errors import BadSetting
 
@@ -81,19 +81,7 @@ def export_run(run: Path, arm: str, layout: str, out: Path, data: str | None = N
 
 
 def _shots(run: Path, arm: str) -> list[Shot]:
-    table = run / "results.parquet"
-    if not table.is_file():
-        raise BadSetting(
-            f"{str(run)!r} has no results.parquet.", "Finish the run first: t2ictl bench run, or bench merge."
-        )
-    rows = need("pandas").read_parquet(table)
-    arms = list(rows["arm"].unique())
-    if arm not in arms:
-        raise BadSetting(f"The run has no arm {arm!r}.", f"Arms: {', '.join(arms)}.")
-    own = rows[rows["arm"] == arm].sort_values(["category", "prompt_id", "seed"])
-    failed = int((own["status"] != "ok").sum())
-    if failed:
-        raise BadSetting(f"{failed} images of {arm!r} failed.", "Make them again: --retry-failed.")
+    own = read_results(run, arm).sort_values(["category", "prompt_id", "seed"])
     shots = []
     for _, group in own.groupby("prompt_id", sort=False):
         for number, row in enumerate(group.to_dict("records")):
