@@ -26,8 +26,7 @@ from t2ictl.attention.processor import ControlledAttention
 from t2ictl.benchmarks.speed.pairs import interval, paired_ratios
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention, _inputs
 from t2ictl.families.unet import unet_layers
-from t2ictl.maps.queries import POINTING_LAYERS
-from t2ictl.maps.record import MapTap
+from t2ictl.maps.recorder import POINTING_LAYERS, MapTap
 from t2ictl.settings.windows import Step
 
 __all__ = ["main", "operations"]

@@ -28,7 +28,7 @@ from t2ictl.attention.passes import ActivePass, DenoiserPass, StopForward
 from t2ictl.attention.processor import ControlledAttention
 from t2ictl.benchmarks.speed.update import MODELS, _flash_attention, _inputs
 from t2ictl.families.unet import unet_layers
-from t2ictl.maps.record import MapTap
+from t2ictl.maps.recorder import MapTap
 from t2ictl.processors.token_merging.control import PRESETS, TokenMerging, published_layers
 from t2ictl.settings.windows import Step
 

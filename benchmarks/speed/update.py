@@ -28,7 +28,7 @@ from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.passes import ActivePass, DenoiserPass, StopForward
 from t2ictl.attention.processor import ControlledAttention
 from t2ictl.families.unet import unet_layers
-from t2ictl.maps.record import MapTap
+from t2ictl.maps.recorder import MapTap
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
 from t2ictl.settings.windows import Step
 

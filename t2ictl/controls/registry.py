@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import pkgutil
@@ -80,12 +81,19 @@ def _is_same_class(known: type, cls: type) -> bool:
     return known.__module__ == cls.__module__ or (here is not None and here == there)
 
 
+def _load(module: str) -> None:
+    """Import a module and all that it names: packages load their classes only when they are asked for."""
+    found = importlib.import_module(module)
+    for name in getattr(found, "__all__", ()):
+        getattr(found, name)
+
+
 def _discover() -> None:
     """Import every module of t2ictl.processors and every installed entry point, once each."""
     home = importlib.import_module(METHODS)  # by name: methods stand above the core
 
     names = [f"{home.__name__}.{module.name}" for module in pkgutil.iter_modules(home.__path__)]
-    loaders: list[tuple[str, Callable[[], Any]]] = [(n, lambda n=n: importlib.import_module(n)) for n in names]  # type: ignore[misc]
+    loaders: list[tuple[str, Callable[[], Any]]] = [(name, functools.partial(_load, name)) for name in names]
     loaders += [(point.value, point.load) for point in entry_points(group="t2ictl.controls")]
     for name, load in loaders:
         try:

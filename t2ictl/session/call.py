@@ -29,7 +29,7 @@ from t2ictl.families.schedulers import discards_sample, input_scale
 from t2ictl.guidance.noise_search import optimize_noise
 from t2ictl.guidance.objectives import Objective
 from t2ictl.guidance.optimize import Move, MoveTrace, optimize, push
-from t2ictl.maps.record import MapTap, Recorder, Recording
+from t2ictl.maps.recorder import MapTap, Recorder, Recording
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.checkpoints import Checkpointing
 from t2ictl.session.cost import Cost

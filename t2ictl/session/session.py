@@ -37,7 +37,8 @@ from t2ictl.families.schedulers import SchedulerPatch
 from t2ictl.families.text_states import Encode
 from t2ictl.guidance.objectives import check_one_step_size
 from t2ictl.guidance.optimize import MoveTrace
-from t2ictl.maps.record import AttentionRecord, Recording
+from t2ictl.maps.record import AttentionRecord
+from t2ictl.maps.recorder import Recording
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.call import PipelineCall
 from t2ictl.session.checkpoints import Checkpointing, check_checkpointing

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
 
-from tests.repository.sources import LINKED, ROOT, installed_modules
+from tests.repository.sources import LINKED, ROOT, installed_modules, sources
 
 HEAVY = ("torch", "diffusers", "transformers", "scipy", "streamlit", "textblob", "matplotlib", "pandas")
 
@@ -55,3 +56,10 @@ def test_importing_all_modules_leaves_no_trace() -> None:
         print(torch.equal(before[0], after[0]) and before[1:] == after[1:])
     """)
     assert output.strip().splitlines()[-2:] == ["[]", "True"]
+
+
+def test_a_fresh_process_knows_every_control() -> None:
+    """Also those of packages, whose classes nobody has asked for yet."""
+    written = re.findall(r'@register_control\(\s*"(\w+)"', "".join(each.text for each in sources("processors")))
+    output = _python("import t2ictl; print(sorted(t2ictl.list_controls()))")
+    assert len(written) >= 15 and output.strip() == str(sorted(written))
