@@ -11,7 +11,7 @@ from typing import Any
 
 from t2ictl import Checkpointing
 from t2ictl.app.engine.editor import Editor
-from t2ictl.app.recipes import LARGEST_UPLOAD
+from t2ictl.app.settings import LARGEST_UPLOAD
 from t2ictl.errors import BadSetting, MissingExtra
 
 __all__ = ["OPTIONS", "new_editor", "serve"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
-from t2ictl.app.engine.editor import Editor, Seat
+from t2ictl.app.engine.editor import Editor, SessionHandle
 from t2ictl.app.launch import new_editor
-from t2ictl.app.presets import examples
+from t2ictl.app.settings import examples
 from t2ictl.app.state import Page, page
 from t2ictl.app.text import plain
 from t2ictl.app.views.compose import compose, example_choice
 from t2ictl.app.views.history import file_choice, history
-from t2ictl.app.views.image import image
+from t2ictl.app.views.image import image_panel
 from t2ictl.app.views.inspect import MapChoice, inspect
 from t2ictl.app.views.shown import shown_result
 from t2ictl.app.views.sidebar import sidebar
@@ -30,10 +30,10 @@ def _editor() -> Editor:
     return new_editor()
 
 
-@st.cache_resource(show_spinner=False, scope="session", on_release=Seat.leave)
-def _seat(session: str) -> Seat:
+@st.cache_resource(show_spinner=False, scope="session", on_release=SessionHandle.leave)
+def _handle(session: str) -> SessionHandle:
     """One for each session; when the session ends, its jobs and results go."""
-    return Seat(_editor(), session)
+    return SessionHandle(_editor(), session)
 
 
 def main() -> None:
@@ -41,43 +41,43 @@ def main() -> None:
     st.set_page_config(page_title="t2ictl", layout="wide", initial_sidebar_state="collapsed")
     st.html(_FRAME)
     here = page(_editor())
-    seat = _seat(here.session)
+    handle = _handle(here.session)
     if not here.draft.version:
-        here.draft.take(examples()[0].recipe, seat.editor)
+        here.draft.take(examples()[0].recipe, handle.editor)
     here.collect()
     for kind, text in here.notes:
         (st.error if kind == "error" else st.info)(text)
-    sidebar(here, seat)
-    _bar(here, seat)
+    sidebar(here, handle)
+    _bar(here, handle)
     left, middle, right = st.columns([10, 14, 11], gap="medium")
     with left:
-        compose(here, seat)
-    shown = shown_result(here, seat)
+        compose(here, handle)
+    shown = shown_result(here, handle)
     read = None
     if shown is not None:
         try:
-            read = seat.editor.read(here.draft.model, shown.result.prompt)
+            read = handle.editor.read(here.draft.model, shown.result.prompt)
         except T2ictlError:
             read = None  # the image is of a model that is gone: all words are offered
     look = MapChoice()
     with right:
         look = inspect(here, shown, read)
     with middle:
-        image(here, seat, shown, look)
+        image_panel(here, handle, shown, look)
     st.divider()
-    history(here, seat)
+    history(here, handle)
 
 
-def _bar(here: Page, seat: Seat) -> None:
+def _bar(here: Page, handle: SessionHandle) -> None:
     """What this is, which model, and ways to begin."""
     title, offered, file = st.columns([5, 2, 2], vertical_alignment="center")
-    memory = seat.editor.memory()
-    model = next((model.name for model in seat.editor.found() if model.source == here.draft.model), "")
+    memory = handle.editor.memory()
+    model = next((model.name for model in handle.editor.found() if model.source == here.draft.model), "")
     title.markdown(f"**t2ictl** · {plain(model)} on {plain(memory.device)} :gray[(change it in the sidebar)]")
     with offered:
-        example_choice(here, seat)
+        example_choice(here, handle)
     with file:
-        file_choice(here, seat)
+        file_choice(here, handle)
 
 
 if __name__ == "__main__":

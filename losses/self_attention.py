@@ -1,6 +1,6 @@
 """Conflicts of concepts in self-attention: the losses of Self-Cross guidance and of InitNO.
 
-SubjectRegions that belong to one concept should not attend to the places of another. A concept's self-attention map
+Positions that belong to one concept should not attend to the places of another. A concept's self-attention map
 says where its own places look.
 
 Legend: B batch row, N concept, Y X map rows and columns, P place that is attended to, in reading order.

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from t2ictl.families import parse
     from t2ictl.families.loading import load
     from t2ictl.generation import Generation, Request, generate, replay
-    from t2ictl.maps.record import AttentionRecord, Recording
+    from t2ictl.maps.record import AttentionRecord
+    from t2ictl.maps.recorder import Recording
     from t2ictl.processors.isolation_reposition.story.result import Story
     from t2ictl.processors.isolation_reposition.story.scenes import Scene
     from t2ictl.processors.isolation_reposition.story.story import story
@@ -41,7 +42,7 @@ _HOME = {
     "Plan": "controls.base",
     "PlanContext": "controls.base",
     "Prompt": "prompts.prompt",
-    "Recording": "maps.record",
+    "Recording": "maps.recorder",
     "Region": "controls.layouts",
     "Request": "generation",
     "SCHEMA_VERSION": "settings.files",

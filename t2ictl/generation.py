@@ -16,7 +16,8 @@ from t2ictl.controls.registry import control_from_dict, control_to_dict
 from t2ictl.errors import BadSetting, Cancelled
 from t2ictl.families.loading import model_name
 from t2ictl.guidance.optimize import MoveTrace
-from t2ictl.maps.record import AttentionRecord, Recording
+from t2ictl.maps.record import AttentionRecord
+from t2ictl.maps.recorder import Recording
 from t2ictl.prompts.grammar import parser_version
 from t2ictl.session.checkpoints import Checkpointing
 from t2ictl.session.cost import Cost

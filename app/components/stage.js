@@ -1,4 +1,4 @@
-// One image or two, a word's map over them, a comparison by slider or by flick, and pointing.
+// One image or two, the heat map of a word over them, a comparison by slider or by flick, and pointing.
 // Everything shown comes in `data`; the one thing that goes back is where somebody pointed.
 
 const clamp = (value) => Math.min(1, Math.max(0, value));
@@ -57,7 +57,7 @@ function frameOf(root, data, label, caption) {
   frame.style.aspectRatio = data.aspect;
   frame.tabIndex = 0;
   frame.setAttribute("role", "group");
-  frame.setAttribute("aria-label", label + " Click, or use the arrow keys, to see which words act at a place.");
+  frame.setAttribute("aria-label", label + " Click, or use the arrow keys, to rank the words at a position.");
   const text = element("figcaption", "", pane);
   for (const part of caption) element("span", "", text).textContent = part;
   return { pane, frame };

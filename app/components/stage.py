@@ -1,4 +1,4 @@
-"""The stage: images, a word's map over them, comparison, and pointing. One component for all of it."""
+"""The stage: images, the heat map of a word over them, comparison, and pointing. One component for all of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pane:
         alt: what it shows, in words.
         label: its caption.
         note: what stands at the right of the caption.
-        heat: data address of a map that lies over it; empty for none.
+        heat: data address of a heat map that lies over it; empty for none.
         which: 0 for the image itself, 1 for the plain one: whose maps are meant when somebody points.
     """
 
@@ -52,20 +52,20 @@ def stage(
     key: str,
     on_point: Callable[[], None],
 ) -> Mapping[str, Any] | None:
-    """Show images, and tell where somebody pointed.
+    """Show images, and return where somebody pointed.
 
     Args:
         panes: one image, or the image and the plain one.
         mode: ``"one"``, ``"side"``, ``"slider"`` or ``"flick"``.
         aspect: width over height.
         opacity: of the maps, in [0, 1].
-        point: the marked place: ``x`` and ``y`` as fractions; None for none.
+        point: the marked position: ``x`` and ``y`` as fractions; None for none.
         pixelated: whether pixels are shown as they are, for small images.
         key: of the component.
         on_point: called when somebody pointed.
 
     Returns:
-        The last place that was pointed at: ``x``, ``y`` and ``pane``; None if there was none.
+        The last position that was pointed at: ``x``, ``y`` and ``pane``; None if there was none.
     """
     data = {
         "panes": [asdict(pane) for pane in panes],

@@ -16,13 +16,13 @@ from t2ictl.app.engine.memory import Estimate, MemoryReport, ModelFacts, estimat
 from t2ictl.app.engine.models import FoundModel, ModelManager
 from t2ictl.app.engine.reading import PromptReader, ReadPrompt
 from t2ictl.app.engine.store import Result, ResultStore
-from t2ictl.app.engine.work import Maker, Order
+from t2ictl.app.engine.work import JobRequest, Worker
 
-__all__ = ["Editor", "Seat"]
+__all__ = ["Editor", "SessionHandle"]
 
 #: Details that are kept in memory; a page reads those of two images at every click.
 DETAILS_KEPT = 4
-#: Results of a session that nobody has looked at for this long are removed (seconds).
+#: Results of a session that nobody has opened for this long are removed (seconds).
 FORGOTTEN = 24 * 3600.0
 #: How long a session outlives its last tab (seconds).
 GRACE = 120.0
@@ -38,7 +38,7 @@ class Editor:
         dtype: precision of the weights.
         checkpointing: less memory for more work, as in :func:`t2ictl.controlled`.
         grace: how long a session outlives its last tab (seconds): one that is loaded again leaves before it enters.
-        work: does a job, in the place of the real maker; for tests.
+        work: does a job, instead of the real worker; for tests.
     """
 
     def __init__(
@@ -56,23 +56,23 @@ class Editor:
         self.store = ResultStore(Path(self._temporary.name) if self._temporary else folder or Path())
         self.models = ModelManager(roots, device, dtype)
         self._checkpointing: Checkpointing = checkpointing
-        self._maker = work or Maker(self.models, self.store, checkpointing)
-        self.runner = JobRunner(self._maker)
+        self._worker = work or Worker(self.models, self.store, checkpointing)
+        self.runner = JobRunner(self._worker)
         self._lock = threading.Lock()
         self._readers: dict[str, PromptReader] = {}
         self._facts: dict[Path, ModelFacts] = {}
-        self._seats: Counter[str] = Counter()
+        self._tabs: Counter[str] = Counter()
         self._grace = grace
         #: What the page of each session holds, so that a tab that is loaded again finds it.
         self.pages: dict[str, Any] = {}
         self._details: OrderedDict[Path, Details] = OrderedDict()
 
-    def submit(self, session: str, order: Order) -> Job:
-        """Ask for an image.
+    def submit(self, session: str, wanted: JobRequest) -> Job:
+        """Put a job in the queue.
 
         Args:
             session: who asks.
-            order: for what.
+            wanted: for what.
 
         Returns:
             The job.
@@ -80,11 +80,11 @@ class Editor:
         Raises:
             BadSetting: if the model may not be used, too many jobs wait already, or there is no room for a result.
         """
-        self.models.check(order.model)
+        self.models.check(wanted.model)
         self.store.require_room(session)
         for gone in self.store.sweep(FORGOTTEN):
             self.runner.drop(gone)
-        return self.runner.submit(session, order)
+        return self.runner.submit(session, wanted)
 
     def read(self, model: str, text: str) -> ReadPrompt:
         """Read a prompt as a model does.
@@ -110,14 +110,14 @@ class Editor:
         return self.models.models()
 
     def memory(self) -> MemoryReport:
-        """MapChoice at the memory of the device."""
+        """Report the memory of the device."""
         return report(self.models.device, self.models.dtype if self.models.loaded else "")
 
-    def estimate(self, order: Order, words: int) -> Estimate:
-        """Estimate the memory that an order takes.
+    def estimate(self, wanted: JobRequest, words: int) -> Estimate:
+        """Estimate the memory that a job takes.
 
         Args:
-            order: what is asked for.
+            wanted: what is asked for.
             words: words of its prompt.
 
         Returns:
@@ -126,16 +126,16 @@ class Editor:
         Raises:
             BadSetting: if the model does not say how large it is.
         """
-        folder = self.models.check(order.model).folder
+        folder = self.models.check(wanted.model).folder
         if folder not in self._facts:  # a page asks at every click, and the files are large
             self._facts[folder] = facts_of(folder)
         facts = self._facts[folder]
-        moves = any(control.has_losses for control in order.controls)
+        moves = any(control.has_losses for control in wanted.controls)
         return estimate(
             facts,
-            order.request,
+            wanted.request,
             moves=moves,
-            guided=order.request.guidance_scale > 1,
+            guided=wanted.request.guidance_scale > 1,
             words=words,
             bytes_each=4 if self.models.dtype == "float32" else 2,
             checkpointing=self._checkpointing,
@@ -172,7 +172,7 @@ class Editor:
             session: its name.
         """
         with self._lock:
-            self._seats[session] += 1
+            self._tabs[session] += 1
 
     def leave(self, session: str) -> None:
         """A tab is gone; a while after a session's last one its jobs end and its results are removed.
@@ -181,7 +181,7 @@ class Editor:
             session: its name.
         """
         with self._lock:
-            self._seats[session] -= 1
+            self._tabs[session] -= 1
         if not self._grace:
             self._forget(session)
             return
@@ -191,9 +191,9 @@ class Editor:
 
     def _forget(self, session: str) -> None:
         with self._lock:
-            if self._seats[session] > 0:
+            if self._tabs[session] > 0:
                 return  # it was opened again in the meantime
-            del self._seats[session]
+            del self._tabs[session]
             self.pages.pop(session, None)
         self.runner.drop(session)
         self.store.drop(session)
@@ -205,8 +205,8 @@ class Editor:
             self._temporary.cleanup()
 
 
-class Seat:
-    """A browser tab's place at the editor; it is given back when the tab has been gone for a while.
+class SessionHandle:
+    """A browser tab's hold on its session of the editor; it is released when the tab has been gone for a while.
 
     Args:
         editor: shared by all.
@@ -219,5 +219,5 @@ class Seat:
         editor.enter(session)
 
     def leave(self) -> None:
-        """Give the place back."""
+        """Release the session."""
         self.editor.leave(self.session)

@@ -81,7 +81,7 @@ class Job:
         self, state: State | None = None, *, part: str | None = None, step: int | None = None, steps: int | None = None,
         preview: bytes | None = None,
     ) -> None:  # fmt: skip
-        """Say how far it is; called by the work, at every step.
+        """Report how far it is; called by the work, at every step.
 
         Args:
             state: what it does now.
@@ -157,7 +157,7 @@ class JobRunner:
             return job
 
     def position(self, job: Job) -> int | None:
-        """Say how many jobs come before one.
+        """Count the jobs that come before one.
 
         Args:
             job: the job.
@@ -171,7 +171,7 @@ class JobRunner:
             return self._queue.index(job) + (self._current is not None) if job in self._queue else None
 
     def load(self) -> tuple[int, int]:
-        """Say how much there is to do.
+        """Count the jobs at work and those that wait.
 
         Returns:
             How many jobs are at work (0 or 1), and how many wait.

@@ -94,7 +94,7 @@ class Estimate:
 
 
 def report(device: str | None = None, dtype: str = "") -> MemoryReport:
-    """MapChoice at the memory now.
+    """Report the memory as it is now.
 
     Args:
         device: of torch; None for CUDA where there is one.

@@ -161,7 +161,7 @@ class ModelManager:
         )
 
     def use(self, source: str) -> Any:
-        """Give a model, loading it if it is not the one that is loaded. For the worker.
+        """Return a model, loading it if it is not the one that is loaded. For the worker.
 
         Args:
             source: of a found model.

@@ -3,7 +3,7 @@
 Decoding every step would cost more than the step. The map is fitted once to a decoded patch of noise, and then to
 each finished image, so it holds for any number of channels and any autoencoder.
 
-Legend: ``C`` latent channels, ``P`` places, ``R`` colors, ``Y`` ``X`` rows and columns.
+Legend: ``C`` latent channels, ``P`` positions, ``R`` colors, ``Y`` ``X`` rows and columns.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class ResultStore:
             return own[number]
 
     def require_room(self, session: str) -> None:
-        """Find out before an image is made whether it could be kept.
+        """Check before an image is made whether it could be kept.
 
         Args:
             session: whose.
@@ -173,7 +173,7 @@ class ResultStore:
             return max(found, key=lambda each: each.number, default=None)
 
     def compare(self, session: str, number: int, plain: int) -> Result:
-        """Say which plain image belongs to a result.
+        """Set which plain image belongs to a result.
 
         Args:
             session: whose.
@@ -257,7 +257,7 @@ class ResultStore:
             self._drop(session, folder)
 
     def sweep(self, seconds: float) -> list[str]:
-        """Remove sessions that nobody has looked at for a while, and folders that an earlier run left behind.
+        """Remove sessions that nobody has opened for a while, and folders that an earlier run left behind.
 
         Args:
             seconds: how long.

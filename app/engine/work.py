@@ -1,4 +1,4 @@
-"""What the worker does with an order: first the controlled image, then the plain one of the same seed.
+"""What the worker does with a job: first the controlled image, then the plain one of the same seed.
 
 The plain image is kept by what it is made of, so switching controls uses it again. Probes leave images bit-equal,
 so the maps of both come from the passes that make them.
@@ -23,7 +23,7 @@ from t2ictl.app.engine.preview import LatentColors
 from t2ictl.app.engine.store import Result, ResultStore
 from t2ictl.errors import BadSetting, BudgetExceeded, Cancelled
 
-__all__ = ["Made", "Maker", "Order"]
+__all__ = ["JobRequest", "JobResult", "Worker"]
 
 #: All layers whose maps together point best; the middle block is left out, as in DAAM.
 RECORDED = ("down.*", "up.*")
@@ -35,7 +35,7 @@ def _asked(request: Request) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class JobRequest:
     """What a page asks for.
 
     Args:
@@ -57,7 +57,7 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class JobResult:
     """What the worker made.
 
     Args:
@@ -69,8 +69,8 @@ class Made:
     plain: int | None = None
 
 
-class Maker:
-    """Makes images; only the worker calls it.
+class Worker:
+    """Makes images; only the thread of the jobs calls it.
 
     Args:
         models: gives the model.
@@ -82,11 +82,11 @@ class Maker:
         self._models, self._store, self._checkpointing = models, store, checkpointing
         self._colors: tuple[str, LatentColors] | None = None
 
-    def __call__(self, job: Job) -> Made:
-        """Do an order.
+    def __call__(self, job: Job) -> JobResult:
+        """Do a job.
 
         Args:
-            job: its request is an :class:`Order`.
+            job: its request is an :class:`JobRequest`.
 
         Returns:
             What was made; it is in ``job.result`` already while the plain image is being made.
@@ -95,34 +95,34 @@ class Maker:
             Cancelled: if the job was.
             BadSetting: if something cannot be done, or memory ran out.
         """
-        order: Order = job.request
+        wanted: JobRequest = job.request
         job.tell("loading")
-        pipe = self._models.use(order.model)
-        plain = self._store.plain(job.session, order.plain_key)
-        if plain is not None and not order.controls:
-            job.result = Made(number=self._keep_listed(job.session, plain))
+        pipe = self._models.use(wanted.model)
+        plain = self._store.plain(job.session, wanted.plain_key)
+        if plain is not None and not wanted.controls:
+            job.result = JobResult(number=self._keep_listed(job.session, plain))
             return job.result
-        result = self._image(job, pipe, order, order.controls, "")
-        job.result = Made(number=result.number)
-        if order.controls and order.compare:
-            plain = plain or self._image(job, pipe, order, (), "plain image to compare with")
+        result = self._image(job, pipe, wanted, wanted.controls, "")
+        job.result = JobResult(number=result.number)
+        if wanted.controls and wanted.compare:
+            plain = plain or self._image(job, pipe, wanted, (), "plain image to compare with")
             self._store.compare(job.session, result.number, plain.number)
-            job.result = Made(number=result.number, plain=plain.number)
+            job.result = JobResult(number=result.number, plain=plain.number)
         return job.result
 
     def _keep_listed(self, session: str, plain: Result) -> int:
         """A plain image that was made to compare with, and is now asked for itself."""
         return self._store.list_it(session, plain.number).number
 
-    def _image(self, job: Job, pipe: Any, order: Order, controls: Sequence[Control], part: str) -> Result:
-        job.tell("running", part=part, step=0, steps=order.request.steps)
+    def _image(self, job: Job, pipe: Any, wanted: JobRequest, controls: Sequence[Control], part: str) -> Result:
+        job.tell("running", part=part, step=0, steps=wanted.request.steps)
         try:
-            made = self._generate(job, pipe, order.request, controls)
+            made = self._generate(job, pipe, wanted.request, controls)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise _out_of_memory(error) from error
-        key = "" if controls else order.plain_key
-        text = str(order.request.prompt)
-        listed = bool(controls) or not order.controls
+        key = "" if controls else wanted.plain_key
+        text = str(wanted.request.prompt)
+        listed = bool(controls) or not wanted.controls
         details = details_of(made).to_bytes()
         return self._store.add(job.session, made, text, details=details, key=key, is_listed=listed)
 
@@ -131,7 +131,7 @@ class Maker:
         last, seen = None, time.monotonic()
 
         def on_step(progress: Any) -> bool:
-            """Tell how far it is, at times with a small image."""
+            """Report how far it is, at times with a small image."""
             nonlocal last, seen
             preview = None
             last = progress.latents[0]

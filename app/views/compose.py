@@ -8,11 +8,10 @@ from typing import Any
 import streamlit as st
 
 import t2ictl
-from t2ictl.app.engine.editor import Seat
+from t2ictl.app.engine.editor import SessionHandle
 from t2ictl.app.engine.reading import ReadPrompt, ReadWord
 from t2ictl.app.forms import control_form
-from t2ictl.app.presets import examples, presets, what_changed
-from t2ictl.app.recipes import LIMITS, LONGEST_PROMPT
+from t2ictl.app.settings import LIMITS, LONGEST_PROMPT, examples, presets, what_changed
 from t2ictl.app.state import Page, new_seed
 from t2ictl.app.text import plain
 from t2ictl.app.views.sidebar import estimate_line
@@ -23,12 +22,12 @@ __all__ = ["compose", "example_choice"]
 _COLORS = {"object": ":blue[**{}**]", "attribute": ":violet[*{}*]", "word": "{}"}
 
 
-def compose(page: Page, seat: Seat) -> None:
+def compose(page: Page, handle: SessionHandle) -> None:
     """Show everything that makes the next image, and the button that asks for it.
 
     Args:
         page: of this session.
-        seat: of this session.
+        handle: of this session.
     """
     st.markdown("##### Compose")
     draft = page.draft
@@ -36,44 +35,44 @@ def compose(page: Page, seat: Seat) -> None:
         "Prompt", value=draft.prompt, key=page.key("prompt"), height=80, max_chars=LONGEST_PROMPT,
         placeholder="a red circle and a blue square",
     )  # fmt: skip
-    read = _chips(page, seat)
+    read = _chips(page, handle)
     _seed(page)
     button = st.container(gap="small")  # high on the page, and filled last: it takes what all the others say
     problems = _controls(page)
     _more(page, read)
     with button:
-        _generate(page, seat, read, problems)
+        _generate(page, handle, read, problems)
 
 
-def example_choice(page: Page, seat: Seat) -> None:
+def example_choice(page: Page, handle: SessionHandle) -> None:
     """Offer the examples; each fills in prompt, seed and controls.
 
     Args:
         page: of this session.
-        seat: of this session.
+        handle: of this session.
     """
     with st.popover("Examples", width="stretch"):
         st.caption("Each makes an image and the plain one of the same seed.")
         for example in examples():
             st.button(
                 f"**{plain(example.name)}**: {plain(example.about)}", key=f"example/{example.name}", width="stretch",
-                on_click=_take_example, args=(page, seat, example),
+                on_click=_take_example, args=(page, handle, example),
             )  # fmt: skip
 
 
-def _take_example(page: Page, seat: Seat, example: Any) -> None:
+def _take_example(page: Page, handle: SessionHandle, example: Any) -> None:
     page.remember()
-    page.draft.take(example.recipe, seat.editor)
+    page.draft.take(example.recipe, handle.editor)
 
 
-def _chips(page: Page, seat: Seat) -> ReadPrompt | None:
+def _chips(page: Page, handle: SessionHandle) -> ReadPrompt | None:
     """The words of the prompt; what was chosen is kept by word and occurrence, so an edit elsewhere moves nothing."""
     draft = page.draft
     if not draft.prompt.strip():
-        st.caption("Write what the image shall show; its words appear here.")
+        st.caption("Describe the image; the words of the prompt appear here.")
         return None
     try:
-        read = seat.editor.read(draft.model, draft.prompt)
+        read = handle.editor.read(draft.model, draft.prompt)
     except T2ictlError as error:
         st.error(plain(str(error), 500))
         return None
@@ -224,7 +223,7 @@ def _take_preset(page: Page, name: str, preset: str) -> None:
     page.draft.version += 1
 
 
-def _generate(page: Page, seat: Seat, read: ReadPrompt | None, problems: list[str]) -> None:
+def _generate(page: Page, handle: SessionHandle, read: ReadPrompt | None, problems: list[str]) -> None:
     draft = page.draft
     why = "" if read is not None else "Write a prompt first."
     why = "Put right what is marked below." if problems else why
@@ -240,19 +239,19 @@ def _generate(page: Page, seat: Seat, read: ReadPrompt | None, problems: list[st
     if why:
         st.caption(why)
         return
-    estimate_line(page, seat, len(read.words) if read else 0)
+    estimate_line(page, handle, len(read.words) if read else 0)
     if pressed:
-        _submit(page, seat)
+        _submit(page, handle)
 
 
-def _submit(page: Page, seat: Seat) -> None:
+def _submit(page: Page, handle: SessionHandle) -> None:
     draft = page.draft
     page.notes.clear()
     if not draft.is_locked:
         draft.seed = new_seed()
         draft.version += 1
     try:
-        page.jobs.append(seat.editor.submit(seat.session, draft.order()))
+        page.jobs.append(handle.editor.submit(handle.session, draft.job_request()))
     except T2ictlError as error:
         page.say("error", plain(str(error), 500))
     st.rerun()

@@ -1,4 +1,4 @@
-"""History: what this session made, to look at again, to use again, to keep; and settings out of a file."""
+"""History: what this session made, to see again, to use again, to keep; and settings out of a file."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 import streamlit as st
 
 import t2ictl
-from t2ictl.app.engine.editor import Seat
+from t2ictl.app.engine.editor import SessionHandle
 from t2ictl.app.engine.store import Result
-from t2ictl.app.recipes import LARGEST_UPLOAD, Recipe, from_settings, uploaded
-from t2ictl.app.state import Draft, Page
+from t2ictl.app.settings import LARGEST_UPLOAD, Draft, Recipe, from_settings, uploaded
+from t2ictl.app.state import Page
 from t2ictl.app.text import plain
 from t2ictl.errors import T2ictlError
 
@@ -22,15 +22,15 @@ SHOWN = 16
 _UPLOAD = "upload"
 
 
-def history(page: Page, seat: Seat) -> None:
+def history(page: Page, handle: SessionHandle) -> None:
     """Show the results of this session.
 
     Args:
         page: of this session.
-        seat: of this session.
+        handle: of this session.
     """
     st.markdown("##### History")
-    results = seat.editor.store.results(seat.session)
+    results = handle.editor.store.results(handle.session)
     if not results:
         st.caption("Images that you make stay here while this page is open; pinned ones last.")
         return
@@ -44,34 +44,34 @@ def history(page: Page, seat: Seat) -> None:
         columns = st.columns(COLUMNS)
         for column, result in zip(columns, shown[start : start + COLUMNS], strict=False):
             with column:
-                _result(page, seat, result)
+                _result(page, handle, result)
 
 
-def file_choice(page: Page, seat: Seat) -> None:
+def file_choice(page: Page, handle: SessionHandle) -> None:
     """Take settings out of an image or a JSON file.
 
     Args:
         page: of this session.
-        seat: of this session.
+        handle: of this session.
     """
     with st.popover("Settings from a file", width="stretch"):
         st.file_uploader(
             "A PNG made here, or its JSON", type=["png", "json"], max_upload_size=LARGEST_UPLOAD, key=_UPLOAD,
-            on_change=_take_file, args=(page, seat),
+            on_change=_take_file, args=(page, handle),
         )  # fmt: skip
 
 
-def _result(page: Page, seat: Seat, result: Result) -> None:
+def _result(page: Page, handle: SessionHandle, result: Result) -> None:
     mark = " · pinned" if result.is_pinned else ""
     here = " · shown" if result.number == page.shown else ""
     st.image(str(result.thumbnail), width="stretch", alt=f"Image of “{result.prompt}”")
     st.caption(f"{plain(result.prompt, 48)}{mark}{here}")
     with st.popover("Use", width="stretch"):
-        for name, act in _verbs(page, seat, result).items():
+        for name, act in _verbs(page, handle, result).items():
             st.button(name, key=f"{name}/{result.number}", on_click=act, width="stretch")
 
 
-def _verbs(page: Page, seat: Seat, result: Result) -> dict[str, Callable[[], None]]:
+def _verbs(page: Page, handle: SessionHandle, result: Result) -> dict[str, Callable[[], None]]:
     def show() -> None:
         page.shown = result.number
         page.point = None
@@ -80,7 +80,7 @@ def _verbs(page: Page, seat: Seat, result: Result) -> dict[str, Callable[[], Non
         """Make what a button does that takes settings of this image."""
 
         def act() -> None:
-            """Take them, or say why they cannot be read."""
+            """Take them, or report why they cannot be read."""
             try:
                 recipe = from_settings(t2ictl.read_settings(result.path))
             except T2ictlError as error:
@@ -93,11 +93,11 @@ def _verbs(page: Page, seat: Seat, result: Result) -> dict[str, Callable[[], Non
         return act
 
     def everything(draft: Draft, recipe: Recipe) -> None:
-        draft.take(recipe, seat.editor)
+        draft.take(recipe, handle.editor)
 
     def remix(draft: Draft, recipe: Recipe) -> None:
         seed, locked = draft.seed, draft.is_locked
-        draft.take(recipe, seat.editor)
+        draft.take(recipe, handle.editor)
         draft.seed, draft.is_locked = seed, locked
 
     def prompt(draft: Draft, recipe: Recipe) -> None:
@@ -107,10 +107,10 @@ def _verbs(page: Page, seat: Seat, result: Result) -> dict[str, Callable[[], Non
         draft.seed, draft.is_locked = recipe.request.seed, True
 
     def pin() -> None:
-        seat.editor.store.pin(seat.session, result.number, not result.is_pinned)
+        handle.editor.store.pin(handle.session, result.number, not result.is_pinned)
 
     def delete() -> None:
-        seat.editor.store.delete(seat.session, result.number)
+        handle.editor.store.delete(handle.session, result.number)
 
     return {
         "Show": show,
@@ -135,7 +135,7 @@ def _told(page: Page, act: Callable[[], None]) -> Callable[[], None]:
     return told
 
 
-def _take_file(page: Page, seat: Seat) -> None:
+def _take_file(page: Page, handle: SessionHandle) -> None:
     file = st.session_state.get(_UPLOAD)
     if file is None:
         return
@@ -143,7 +143,7 @@ def _take_file(page: Page, seat: Seat) -> None:
     try:
         recipe = uploaded(file.name, file.getvalue())
         page.remember()
-        page.draft.take(recipe, seat.editor)
+        page.draft.take(recipe, handle.editor)
     except T2ictlError as error:
         page.say("error", plain(str(error), 500))
         return

@@ -9,29 +9,28 @@ import streamlit as st
 import t2ictl
 from t2ictl.app.components.stage import Pane, stage
 from t2ictl.app.engine.details import Details
-from t2ictl.app.engine.editor import Seat
+from t2ictl.app.engine.editor import SessionHandle
 from t2ictl.app.engine.jobs import Job
 from t2ictl.app.engine.store import Result
-from t2ictl.app.images import PIXELATED, difference_uri, image_size, image_uri
-from t2ictl.app.overlay import LEGEND, colored, uri
-from t2ictl.app.recipes import from_settings, to_settings
+from t2ictl.app.images import LEGEND, PIXELATED, data_uri, difference_uri, image_size, image_uri
+from t2ictl.app.settings import from_settings, to_settings
 from t2ictl.app.state import Page
 from t2ictl.app.views.inspect import MapChoice
 from t2ictl.app.views.shown import Shown
 
-__all__ = ["image", "progress"]
+__all__ = ["image_panel", "progress"]
 
 MODES = {"one": "Image", "side": "Side by side", "slider": "Slider", "flick": "Flick", "difference": "Difference"}
 #: How often the page looks how far the work is (seconds).
 LOOK_AGAIN = 0.5
 
 
-def progress(page: Page, seat: Seat) -> None:
+def progress(page: Page, handle: SessionHandle) -> None:
     """Show the jobs of this session that are not done, each with a button that cancels it.
 
     Args:
         page: of this session.
-        seat: of this session.
+        handle: of this session.
     """
     live = [job for job in page.jobs if job.is_live]
     if not live:
@@ -42,7 +41,7 @@ def progress(page: Page, seat: Seat) -> None:
         if any(not job.is_live or _has_news(page, job) for job in live):
             st.rerun()  # what was made is collected at the top of the page, and this stops looking
         for job in live:
-            _job(job, seat)
+            _job(job, handle)
 
     watch()
 
@@ -51,8 +50,8 @@ def _has_news(page: Page, job: Job) -> bool:
     return job.result is not None and job.result.number != page.shown and job.number not in page.collected
 
 
-def _job(job: Job, seat: Seat) -> None:
-    before = seat.editor.runner.position(job) or 0
+def _job(job: Job, handle: SessionHandle) -> None:
+    before = handle.editor.runner.position(job) or 0
     words = {
         "queued": f"Waiting, {before} before it",
         "loading": "Loading the model",
@@ -70,22 +69,22 @@ def _job(job: Job, seat: Seat) -> None:
             preview.image(address, width=64, alt="A rough preview of the image on its way")
         bar.progress(job.step / job.steps if job.steps else 0.0, text="Cancelling" if job.is_cancelled else text)
         cancel.button(
-            "Cancel", key=f"cancel/{job.number}", on_click=seat.editor.runner.cancel, args=(job,), width="stretch",
+            "Cancel", key=f"cancel/{job.number}", on_click=handle.editor.runner.cancel, args=(job,), width="stretch",
             disabled=job.is_cancelled,
         )  # fmt: skip
 
 
-def image(page: Page, seat: Seat, shown: Shown | None, look: MapChoice) -> None:
+def image_panel(page: Page, handle: SessionHandle, shown: Shown | None, look: MapChoice) -> None:
     """Show the stage.
 
     Args:
         page: of this session.
-        seat: of this session.
+        handle: of this session.
         shown: what is on it.
         look: which map lies over it.
     """
     st.markdown("##### Image")
-    progress(page, seat)
+    progress(page, handle)
     if shown is None:
         if not any(job.is_live for job in page.jobs):
             with st.container(border=True):
@@ -115,11 +114,11 @@ def _stage(page: Page, shown: Shown, look: MapChoice, mode: str) -> None:
         if mode == "difference":
             src = difference_uri(shown.result.path, shown.plain.path)
             panes = [Pane(src=src, alt="Where the two images differ", label="difference", note="black: equal")]
-    if look.heat_top and mode != "difference":
-        peak = f"up to {look.heat_top:.3f}"
+    if look.top and mode != "difference":
+        peak = f"up to {look.top:.3f}"
         st.html(
             f"<div style='display:flex;gap:.5rem;align-items:center;font-size:.85rem'><span>0</span>"
-            f"<div role='img' aria-label='Scale of the map, dark to bright' "
+            f"<div role='img' aria-label='Scale of the heat map, dark to bright' "
             f"style='flex:1;height:.6rem;border-radius:3px;background:{LEGEND}'></div><span>{peak}</span></div>"
         )
     point = stage(
@@ -136,12 +135,10 @@ def _stage(page: Page, shown: Shown, look: MapChoice, mode: str) -> None:
 def _pane(result: Result, details: Details, look: MapChoice, label: str, which: int) -> Pane:
     alt = f"The {label} image of “{result.prompt}”."
     heat, note = "", ""
-    if look.word and details.maps is not None and look.word in details.maps.words:
-        step = look.step if look.step is None or look.step < details.maps.steps else None
-        place = look.place if look.place in details.maps.places else "all"
-        map_YX = details.maps.map(look.word, place, step)
-        heat = uri(colored(map_YX, look.heat_top or float(map_YX.max())))
-        note = f"{look.word}: peak {float(map_YX.max()):.3f}"
+    record = details.record
+    if look.word and record is not None and look.word in record.names():
+        heat = data_uri(record.plot(look.word, top=look.top or None, **record.nearest(look.block, look.step)))
+        note = f"{look.word}: peak {record.peak([look.word], look.block, look.step):.3f}"
     return Pane(src=image_uri(result.path), alt=alt, label=label, note=note, heat=heat, which=which)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from t2ictl.app.engine.details import Details
-from t2ictl.app.engine.editor import Seat
+from t2ictl.app.engine.editor import SessionHandle
 from t2ictl.app.engine.store import Result
 from t2ictl.app.state import Page
 from t2ictl.app.text import plain
@@ -33,26 +33,26 @@ class Shown:
     plain_details: Details | None = None
 
 
-def shown_result(page: Page, seat: Seat) -> Shown | None:
+def shown_result(page: Page, handle: SessionHandle) -> Shown | None:
     """Find what is on the stage.
 
     Args:
         page: of this session.
-        seat: of this session.
+        handle: of this session.
 
     Returns:
         It, or None if there is nothing yet, or no more.
     """
     if page.shown is None:
         return None
-    store = seat.editor.store
+    store = handle.editor.store
     try:
-        result = store.find(seat.session, page.shown)
-        details = seat.editor.details(result)
-        other = store.find(seat.session, result.plain) if result.plain is not None else None
+        result = store.find(handle.session, page.shown)
+        details = handle.editor.details(result)
+        other = store.find(handle.session, result.plain) if result.plain is not None else None
         return Shown(
             result=result, details=details, plain=other,
-            plain_details=None if other is None else seat.editor.details(other),
+            plain_details=None if other is None else handle.editor.details(other),
         )  # fmt: skip
     except T2ictlError as error:
         page.shown = None

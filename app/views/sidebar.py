@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from t2ictl.app.engine.editor import Seat
+from t2ictl.app.engine.editor import SessionHandle
 from t2ictl.app.state import Page
 from t2ictl.app.text import plain
 from t2ictl.errors import T2ictlError
@@ -12,26 +12,26 @@ from t2ictl.errors import T2ictlError
 __all__ = ["estimate_line", "sidebar"]
 
 
-def sidebar(page: Page, seat: Seat) -> None:
+def sidebar(page: Page, handle: SessionHandle) -> None:
     """Show model, device, memory and queue.
 
     Args:
         page: of this session.
-        seat: of this session.
+        handle: of this session.
     """
     with st.sidebar:
         st.markdown("#### Model")
-        _models(page, seat)
+        _models(page, handle)
         st.markdown("#### Device")
-        _device(seat)
+        _device(handle)
         st.markdown("#### Queue")
-        running, waiting = seat.editor.runner.load()
+        running, waiting = handle.editor.runner.load()
         mine = sum(job.is_live for job in page.jobs)
         st.caption(f"{running} at work, {waiting} waiting; {mine} of them yours.")
 
 
-def _models(page: Page, seat: Seat) -> None:
-    draft, found = page.draft, seat.editor.found()
+def _models(page: Page, handle: SessionHandle) -> None:
+    draft, found = page.draft, handle.editor.found()
     usable = {model.source: model for model in found if not model.why_not}
     if draft.model not in usable:
         st.error("The chosen model is not there any more; the embedded one is taken.")
@@ -51,29 +51,29 @@ def _models(page: Page, seat: Seat) -> None:
         st.caption("Others: start with `t2ictl app --models FOLDER`, a folder that holds diffusers folders.")
 
 
-def _device(seat: Seat) -> None:
-    memory = seat.editor.memory()
+def _device(handle: SessionHandle) -> None:
+    memory = handle.editor.memory()
     precision = f", {memory.dtype}" if memory.dtype else ""
     st.caption(f"{plain(memory.device)}{precision}")
     st.progress(1 - memory.free / memory.total, text=f"{_size(memory.free)} of {_size(memory.total)} are free")
     st.caption(f"The editor itself has {_size(memory.used)}.")
 
 
-def estimate_line(page: Page, seat: Seat, words: int) -> None:
-    """Say about how much memory the next image takes, and warn where that is more than is free.
+def estimate_line(page: Page, handle: SessionHandle, words: int) -> None:
+    """Show about how much memory the next image takes, and warn where that is more than is free.
 
     Args:
         page: of this session.
-        seat: of this session.
+        handle: of this session.
         words: words of the prompt.
     """
     try:
-        needed = seat.editor.estimate(page.draft.order(), words)
-        memory = seat.editor.memory()
+        needed = handle.editor.estimate(page.draft.job_request(), words)
+        memory = handle.editor.memory()
     except T2ictlError as error:
         st.caption(f"No estimate of memory: {plain(str(error))}")
         return
-    loaded = needed.weights if seat.editor.models.loaded == page.draft.model else 0
+    loaded = needed.weights if handle.editor.models.loaded == page.draft.model else 0
     parts = f"weights {_size(needed.weights)}, work {_size(needed.work)}, maps {_size(needed.maps)}"
     line = f"Takes about {_size(needed.total)} of memory"
     if needed.total - loaded > memory.free:

@@ -29,8 +29,7 @@ from t2ictl.benchmarks.speed.models import (
 )
 from t2ictl.benchmarks.speed.pairs import paired_ratios, print_ratios
 from t2ictl.families.unet import unet_layers
-from t2ictl.maps.queries import POINTING_LAYERS
-from t2ictl.maps.record import MapTap
+from t2ictl.maps.recorder import POINTING_LAYERS, MapTap
 
 __all__ = ["operations", "run"]
 

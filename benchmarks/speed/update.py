@@ -31,7 +31,7 @@ from t2ictl.benchmarks.speed.models import (
     unet_inputs,
 )
 from t2ictl.families.unet import unet_layers
-from t2ictl.maps.record import MapTap
+from t2ictl.maps.recorder import MapTap
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
 
 __all__ = ["measure", "run"]

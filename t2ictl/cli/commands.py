@@ -18,10 +18,9 @@ from t2ictl.controls.registry import broken_controls, control_from_dict, get_con
 from t2ictl.errors import BadSetting
 from t2ictl.families.loading import load
 from t2ictl.generation import Generation, Request, generate
-from t2ictl.maps.figures import map_sheet, side_by_side
-from t2ictl.maps.pages import image_uri, render, rendered_maps
-from t2ictl.maps.queries import POINTING_LAYERS
-from t2ictl.maps.record import Recording
+from t2ictl.maps.figures import heatmap_grid, image_grid, image_uri
+from t2ictl.maps.pages import render
+from t2ictl.maps.recorder import POINTING_LAYERS, Recording
 from t2ictl.session.checkpoints import Checkpointing, check_checkpointing
 from t2ictl.settings.fields import describe
 from t2ictl.settings.files import read_settings, write_json, write_text
@@ -252,7 +251,7 @@ def generate_files(
         sheets = [out.with_name(f"{each.stem}.compare{each.suffix}") for each in files]
         for number, (path, sheet) in enumerate(zip(beside, sheets, strict=True)):
             plain.save(path, number)
-            side_by_side([("plain", plain.images[number]), ("controlled", result.images[number])]).save(sheet)
+            image_grid([("plain", plain.images[number]), ("controlled", result.images[number])]).save(sheet)
         summary |= {"plain": [str(each) for each in beside], "compare": [str(each) for each in sheets]}
     _report(summary, as_json)
 
@@ -271,7 +270,7 @@ def map_files(
     *,
     as_json: bool,
 ) -> None:
-    """Make an image and write what each word looked at.
+    """Make an image and write the attention map of each word.
 
     Args:
         pipe: the pipeline.
@@ -280,7 +279,7 @@ def map_files(
         words: words or phrases; empty for every word.
         layers: filter of the layers; empty for those whose maps together point best.
         out: the folder: ``image.png``, ``maps.png`` (all on one scale), ``maps.json`` (the values) and ``maps.html``
-            (every step and layer group, and the words at the place that one clicks on).
+            (every step and block of layers, and the words at the position that one clicks on).
         as_json: print a summary as JSON.
     """
     result = _run(
@@ -291,13 +290,13 @@ def map_files(
     found = {name: result.record.map(name) for name in names}
     out.mkdir(exist_ok=True)
     image = result.save(out / "image.png")
-    map_sheet(result.image, found).save(out / "maps.png")
+    heatmap_grid(result.image, found).save(out / "maps.png")
     values = {name: [[round(value, 6) for value in row] for row in map_YX.tolist()] for name, map_YX in found.items()}
     write_json(out / "maps.json", {"schema": 1, "settings": result.settings, "maps": values})
     page = render(
         "maps.html.j2",
         prompt=result.record.prompts[0].text,
-        maps=rendered_maps(result.record, words=names),
+        maps=result.record.to_dict(names),
         image=image_uri(result.image),
         settings=json.dumps(result.settings, indent=2, ensure_ascii=False),
     )

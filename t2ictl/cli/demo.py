@@ -20,7 +20,7 @@ from t2ictl.controls.registry import get_control
 from t2ictl.families.loading import load
 from t2ictl.generation import Generation, generate
 from t2ictl.guidance.rules import StepSize
-from t2ictl.maps.figures import map_sheet, side_by_side
+from t2ictl.maps.figures import heatmap_grid, image_grid
 from t2ictl.settings.files import write_json
 from t2ictl.settings.windows import Window
 from t2ictl.shapes import judge
@@ -64,13 +64,13 @@ def _write(out: Path, plain: Generation, controlled: Generation, verdicts: Seque
     assert controlled.record is not None
     words = [name for name in controlled.record.names() if name.partition("#")[0] not in ("a", "and")]
     sheets = {
-        "compare.png": side_by_side(
+        "compare.png": image_grid(
             [
                 (f"plain: {verdicts[0].partition(' (')[0]}", plain.image),
                 (f"controlled: {verdicts[1].partition(' (')[0]}", controlled.image),
             ]
         ),
-        "words.png": map_sheet(controlled.image, {word: controlled.record.map(word) for word in words}),
+        "words.png": heatmap_grid(controlled.image, {word: controlled.record.map(word) for word in words}),
     }
     for name, sheet in sheets.items():
         sheet.save(out / name)

@@ -3,16 +3,18 @@
 The order of preparation is that of Attend-and-Excite: `token_softmax`, then `concept_maps`, then `smooth` (the last two
 commute). These and `binarize` never wait for the device. Regions of maps are in `t2ictl.maps.masks`, offered here too.
 
-Legend: B batch row, N concept, K token of a concept, T text token, Y X map rows and columns.
+Legend: B batch row, N concept, K token of a concept, T text token, S step, Y X map rows and columns.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from t2ictl.errors import BadSetting, ShapeMismatch
 from t2ictl.maps.masks import at_least_float32, binarize, box_mask, otsu_threshold, require_map, resize_mask
@@ -23,11 +25,14 @@ __all__ = [
     "center_of_mass",
     "concept_maps",
     "gaussian_kernel",
+    "head_mean",
     "normalized_entropy",
     "otsu_threshold",
     "pair_overlap",
+    "resize_maps",
     "resize_mask",
     "smooth",
+    "spatial_distribution",
     "token_softmax",
 ]
 
@@ -37,7 +42,7 @@ KERNEL_SIGMA = 0.5
 
 
 def token_softmax(maps_BYXT: Tensor, first: int, last_B: Tensor | int, temperature: float = 100.0) -> Tensor:
-    """Return how the words of the prompt compete for each place, without the start token that takes most attention.
+    """Return how the words of the prompt compete for each position, without the start token that takes most attention.
 
     ``softmax over tokens first <= t < last of temperature * A``. The width T is kept, so token positions stay what they
     were; tokens outside the range are 0 and get no gradient. The argument is not changed.
@@ -50,7 +55,7 @@ def token_softmax(maps_BYXT: Tensor, first: int, last_B: Tensor | int, temperatu
         temperature: factor before the softmax; 100 in Attend-and-Excite.
 
     Returns:
-        maps_BYXT of at least float32; each place sums to 1 over the kept tokens, or to 0 in a row that keeps none.
+        maps_BYXT of at least float32; each position sums to 1 over the kept tokens, or to 0 in a row that keeps none.
 
     Raises:
         ShapeMismatch: the maps are not four-dimensional, or last_B is not one number for each row.
@@ -170,6 +175,46 @@ def _reflected(maps: Tensor, dim: int) -> Tensor:
     return torch.cat([maps.narrow(dim, inner, 1), maps, maps.narrow(dim, cells - 1 - inner, 1)], dim)
 
 
+def resize_maps(maps_BNYX: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps at another size, interpolated bilinearly; maps that have it already are returned as they are.
+
+    Args:
+        maps_BNYX: the maps.
+        size: rows and columns of the result.
+
+    Returns:
+        Maps of shape (B, N, *size).
+
+    Example:
+        >>> resize_maps(torch.tensor([[[[0.0, 1.0]]]]), (1, 4)).tolist()
+        [[[[0.0, 0.25, 0.75, 1.0]]]]
+    """
+    if tuple(maps_BNYX.shape[-2:]) == tuple(size):
+        return maps_BNYX
+    return functional.interpolate(maps_BNYX, size=size, mode="bilinear", align_corners=False)
+
+
+def head_mean(maps: Mapping[str, Tensor], heads: Mapping[str, int]) -> Tensor:
+    """Return the mean over the heads of several blocks of layers; smaller maps are brought to the size of the largest.
+
+    Args:
+        maps: for each block maps_SYX, the mean over its heads.
+        heads: number of heads of each block.
+
+    Returns:
+        maps_SYX of the largest size.
+
+    Example:
+        >>> fine, coarse = torch.zeros(1, 2, 2), torch.ones(1, 1, 1)
+        >>> head_mean({"up": fine, "mid": coarse}, {"up": 3, "mid": 1}).tolist()
+        [[[0.25, 0.25], [0.25, 0.25]]]
+    """
+    total = sum(heads[name] for name in maps)
+    size = max((maps_SYX.shape[-2], maps_SYX.shape[-1]) for maps_SYX in maps.values())
+    shares = [resize_maps(maps_SYX[None], size)[0] * (heads[name] / total) for name, maps_SYX in maps.items()]
+    return torch.stack(shares).sum(dim=0)
+
+
 def concept_maps(maps_BYXT: Tensor, index_BNK: Tensor, index_mask_BNK: Tensor) -> Tensor:
     """Return one map for each concept, the mean of the maps of its tokens.
 
@@ -223,7 +268,7 @@ def center_of_mass(maps: Tensor) -> Tensor:
         >>> center_of_mass(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
         tensor([0.8750, 0.5000])
     """
-    share = _shares(maps)
+    share = spatial_distribution(maps)
     height, width = share.shape[-2:]
     center_X = (torch.arange(width, device=share.device, dtype=share.dtype) + 0.5) / width
     center_Y = (torch.arange(height, device=share.device, dtype=share.dtype) + 0.5) / height
@@ -239,7 +284,7 @@ def normalized_entropy(maps: Tensor) -> Tensor:
         maps: maps of shape (..., Y, X), not negative.
 
     Returns:
-        Entropies of shape (...) in [0, 1]; 1 for an empty map, which tells of no place, and 0 for a map of one cell.
+        Entropies of shape (...) in [0, 1]; 1 for an empty map, which has no position, and 0 for a map of one cell.
 
     Raises:
         ShapeMismatch: a map has no rows and columns.
@@ -248,14 +293,28 @@ def normalized_entropy(maps: Tensor) -> Tensor:
         >>> normalized_entropy(torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
         tensor(0.5000)
     """
-    share = _shares(maps)
+    share = spatial_distribution(maps)
     cells = share.shape[-2] * share.shape[-1]
     entropy: Tensor = torch.special.entr(share).sum((-2, -1))
     return entropy / math.log(cells) if cells > 1 else entropy
 
 
-def _shares(maps: Tensor) -> Tensor:
-    """Return maps that sum to 1; an empty one becomes even."""
+def spatial_distribution(maps: Tensor) -> Tensor:
+    """Return each map divided by its sum, which makes it a distribution over positions.
+
+    Args:
+        maps: maps of shape (..., Y, X), not negative.
+
+    Returns:
+        Maps of the same shape, of at least float32, that sum to 1; an empty map becomes an even one.
+
+    Raises:
+        ShapeMismatch: a map has no rows and columns.
+
+    Example:
+        >>> spatial_distribution(torch.tensor([[1.0, 3.0]])).tolist()
+        [[0.25, 0.75]]
+    """
     require_map(maps)
     maps = at_least_float32(maps)
     total = maps.sum((-2, -1), keepdim=True)

@@ -1,6 +1,8 @@
-"""Questions to a record of word maps: where a word acts, as a mask; which word acts where; and what acts at a place.
+"""Questions that the attention maps of words answer: where a word acts, which word acts where, what acts at a position.
 
-Legend: ``Y`` ``X`` map rows and columns, ``N`` word.
+:class:`t2ictl.AttentionRecord` asks them of what was recorded; here they are asked of maps.
+
+Legend: ``N`` word, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
@@ -13,102 +15,74 @@ from torch import Tensor
 
 from t2ictl.errors import BadSetting
 from t2ictl.maps.masks import binarize
-from t2ictl.maps.record import AttentionRecord
 
-__all__ = ["POINTING_LAYERS", "RankedWord", "segmentation", "word_mask", "words_at"]
-
-
-POINTING_LAYERS = ("down.*", "up.*")
-"""Layers whose maps together find objects best: all cross-attention but the middle block's, as in DAAM. The layers of a
-record by default are fewer and cheaper, and nouns point worse there (docs/benchmarks.md)."""
+__all__ = ["RankedWord", "rank_words", "segment_maps", "threshold_mask"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankedWord:
-    """What a word gets at a place of the image.
+    """What a word gets at a position of the image.
 
     Args:
         word: the word.
-        mass: share of the place's attention that goes to it, in [0, 1].
-        lift: that share over the word's mean over the image: above 1 it acts here more than elsewhere.
+        attention: share of the position's attention that goes to the word, in [0, 1].
+        lift: that share over the word's mean over the image; above 1 the word acts here more than elsewhere.
     """
 
     word: str
-    mass: float
+    attention: float
     lift: float
 
 
-def words_at(
-    record: AttentionRecord,
-    x: float,
-    y: float,
-    *,
-    words: Sequence[str] = (),
-    image: int = 0,
-    place: str | None = None,
-    step: int | None = None,
-) -> tuple[RankedWord, ...]:
-    """Point at a place of the image, and get its words, the one that acts there most first.
+def rank_words(words: Sequence[str], maps_NYX: Tensor, x: float, y: float) -> tuple[RankedWord, ...]:
+    """Rank words by the attention that they get at a position of the image.
 
     Args:
-        record: of a session.
+        words: the words.
+        maps_NYX: the map of each word.
         x: from the left edge, fraction of the width, in [0, 1].
         y: from the upper edge, fraction of the height, in [0, 1].
-        words: whom to ask about; empty: all recorded words.
-        image: which image of the call.
-        place: layer group; None for all.
-        step: one evaluation; None for the mean over all.
 
     Returns:
-        The words by falling mass.
+        The words by falling attention.
 
     Raises:
-        BadSetting: if the place is outside of the image.
+        BadSetting: the position is outside of the image.
 
     Example:
-        >>> import t2ictl
-        >>> pipe = t2ictl.load("shapes", device="cpu")
-        >>> result = t2ictl.generate(pipe, "a red circle", seed=1, steps=4, record=True)
-        >>> sorted(each.word for each in words_at(result.record, 0.5, 0.5))
-        ['a', 'circle', 'red']
+        >>> found = rank_words(["cat", "dog"], torch.tensor([[[0.1, 0.3]], [[0.2, 0.2]]]), x=0.9, y=0.5)
+        >>> [(each.word, round(each.attention, 2), round(each.lift, 2)) for each in found]
+        [('cat', 0.3, 1.5), ('dog', 0.2, 1.0)]
     """
     if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise BadSetting(f"The place ({x:g}, {y:g}) is outside of the image.", "Give fractions from 0 to 1.")
-    found = []
-    for word in words or record.names(image):
-        map_YX = record.map(word, image=image, place=place, step=step)
-        row, column = (min(int(at * size), size - 1) for at, size in zip((y, x), map_YX.shape, strict=True))
-        mass, mean = float(map_YX[row, column]), float(map_YX.mean())
-        found.append(RankedWord(word=word, mass=mass, lift=mass / mean if mean > 0 else 0.0))
-    return tuple(sorted(found, key=lambda each: -each.mass))
+        raise BadSetting(f"The position ({x:g}, {y:g}) is outside of the image.", "Use fractions from 0 to 1.")
+    height, width = maps_NYX.shape[-2:]
+    row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
+    here_N, mean_N = maps_NYX[:, row, column].tolist(), maps_NYX.mean(dim=(1, 2)).tolist()
+    found = [
+        RankedWord(word=word, attention=here, lift=here / mean if mean > 0 else 0.0)
+        for word, here, mean in zip(words, here_N, mean_N, strict=True)
+    ]
+    return tuple(sorted(found, key=lambda each: -each.attention))
 
 
-def word_mask(
-    record: AttentionRecord,
-    word: str,
-    threshold: float | str = "otsu",
-    *,
-    image: int = 0,
-    place: str | None = None,
-    step: int | None = None,
-) -> Tensor:
-    """Give where a word acts.
+def threshold_mask(map_YX: Tensor, threshold: float | str = "otsu") -> Tensor:
+    """Return the region of an attention map where its word acts.
 
     Args:
-        record: of a session.
-        word: a word or phrase.
-        threshold: a share of the map's maximum, in (0, 1); or ``"otsu"``, which parts the values into two classes.
-        image: which image of the call.
-        place: layer group; None for all.
-        step: one evaluation; None for the mean over all.
+        map_YX: the map.
+        threshold: a share of the map's maximum, in (0, 1); or ``"otsu"``, which divides the values into two classes.
 
     Returns:
         ``mask_YX``, boolean.
 
     Raises:
-        BadSetting: for a threshold out of range.
+        BadSetting: the threshold is out of range.
+
+    Example:
+        >>> threshold_mask(torch.tensor([[0.1, 0.3, 0.8]]), 0.3).tolist()
+        [[False, True, True]]
     """
-    map_YX = record.map(word, image=image, place=place, step=step)
     if threshold == "otsu":
         return binarize(map_YX, "otsu").bool()
     if isinstance(threshold, str) or not 0 < threshold < 1:
@@ -116,36 +90,22 @@ def word_mask(
     return map_YX >= threshold * map_YX.max()
 
 
-def segmentation(
-    record: AttentionRecord,
-    words: Sequence[str],
-    *,
-    background: float | None = None,
-    image: int = 0,
-    place: str | None = None,
-    step: int | None = None,
-) -> Tensor:
-    """Give for each place the word that acts there most.
+def segment_maps(maps_NYX: Tensor, background: float | None = None) -> Tensor:
+    """Return for each position the map that is strongest there.
 
     Maps are divided by their means first: a word with much attention everywhere does not win everywhere.
 
     Args:
-        record: of a session.
-        words: the words that compete.
-        background: a place where no word has this many times its mean belongs to none; None: every place has a word.
-        image: which image of the call.
-        place: layer group; None for all.
-        step: one evaluation; None for the mean over all.
+        maps_NYX: the maps that compete, at least one.
+        background: a position where no map has this many times its mean belongs to none; None: every position has one.
 
     Returns:
-        ``word_YX``, the number of the word in ``words``, -1 for none.
+        ``number_YX``, the number of the map, -1 for none.
 
-    Raises:
-        BadSetting: if no words are given.
+    Example:
+        >>> segment_maps(torch.tensor([[[0.1, 0.3]], [[0.8, 0.8]]])).tolist()
+        [[1, 0]]
     """
-    if not words:
-        raise BadSetting("No words compete.", "Name at least one.")
-    maps_NYX = torch.stack([record.map(word, image=image, place=place, step=step) for word in words])
     lift_NYX = maps_NYX / maps_NYX.mean(dim=(1, 2), keepdim=True).clamp_min(1e-12)
     best = lift_NYX.max(dim=0)
     nobody = torch.full_like(best.indices, -1)

@@ -1,114 +1,55 @@
-"""Probes: read-only taps on cross-attention, and the record that a session leaves behind.
+"""The record of attention maps that a session leaves behind, and what can be asked of it.
 
-A probe computes its maps beside the fused kernel, from the same queries and keys, so that a
-image made with a probe is bit-equal to the one made without.
-
-Legend: ``B`` batch row, ``Q`` image position, ``K`` context position, ``T`` prompt token,
-``Y`` ``X`` map rows and columns, ``S`` step.
+Legend: ``B`` image, ``P`` block, ``T`` prompt token, ``N`` word, ``Y`` ``X`` map rows and columns, ``S`` step.
 """
 
 from __future__ import annotations
 
+import builtins
+import html
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from t2ictl.attention.edits import AttentionCall
-from t2ictl.attention.layers import Layer, select_layers
-from t2ictl.attention.passes import Rows
-from t2ictl.errors import BudgetExceeded, NotRecorded, SpanNotFound
+from t2ictl.errors import BadSetting, NotRecorded
+from t2ictl.maps.figures import heat_map, html_row, overlay, png_bytes, stacked_grids
+from t2ictl.maps.ops import head_mean, pair_overlap, resize_maps, spatial_distribution
+from t2ictl.maps.packing import pack_maps
+from t2ictl.maps.queries import RankedWord, rank_words, segment_maps, threshold_mask
 from t2ictl.prompts.prompt import Prompt
-from t2ictl.settings.fields import setting, settings_class
 
-__all__ = ["AttentionRecord", "MapTap", "Recorder", "Recording"]
+__all__ = ["AttentionRecord"]
 
-
-def resize_maps(maps_BTYX: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring maps to one size; nothing is computed when they have it."""
-    if tuple(maps_BTYX.shape[-2:]) == size:
-        return maps_BTYX
-    return F.interpolate(maps_BTYX, size=size, mode="bilinear", align_corners=False)
-
-
-class MapTap:
-    """Averages attention maps over heads and layers during one pass, with gradients if the pass has them.
-
-    Every head of every layer has the same weight. Layers of different size are brought to
-    the largest.
-
-    Args:
-        layers: the layers to listen to.
-        rows: the batch rows to listen to.
-    """
-
-    def __init__(self, layers: Sequence[Layer], rows: Rows) -> None:
-        self.layers = frozenset(layer.address for layer in layers)
-        self.rows = rows
-        self._heads = 0
-        self._sums: dict[tuple[int, int], Tensor] = {}
-
-    def take(self, call: AttentionCall, map_BQK: Tensor) -> None:
-        """Add one layer."""
-        self._heads += call.layer.heads
-        held = self._sums.get(call.size)
-        self._sums[call.size] = map_BQK if held is None else held + map_BQK
-
-    def mean(self) -> Tensor:
-        """Give the mean map of each token.
-
-        Returns:
-            ``maps_BYXT``, the share of attention that each image position gives to each token.
-        """
-        size = max(self._sums)
-        if len(self._sums) == 1:
-            return (self._sums[size] / self._heads).unflatten(1, size)
-        maps_BTYX = [
-            resize_maps(map_BQK.transpose(1, 2).unflatten(2, own), size) for own, map_BQK in self._sums.items()
-        ]
-        return (torch.stack(maps_BTYX).sum(dim=0) / self._heads).permute(0, 2, 3, 1)
-
-
-@settings_class
-class Recording:
-    """What a session records of its attention maps, and how much memory that may take.
-
-    Args:
-        words: words or phrases to record; empty for every word of the prompt.
-        layers: filter of the layers; empty for the cross-attention layers at the model's semantic size.
-        per_step: keep the map of every step, not only the mean over steps.
-        by: which layers share a map: those of one ``"place"`` (down, mid, up), brought to one size; or those of one
-            place and ``"size"``, each at its own size and named as in a layer filter (``"up@2"``: the layers of the up
-            blocks whose maps have half as many cells a side as the latent).
-        budget_mb: most memory that the record may take (MiB).
-    """
-
-    words: tuple[str, ...] = setting(default=(), help="words to record; empty: every word of the prompt")
-    layers: tuple[str, ...] = setting(
-        default=(), help="layer filter; empty: cross-attention at the model's semantic size"
-    )
-    per_step: bool = setting(default=True, help="keep the maps of every step, not only their mean")
-    by: Literal["place", "size"] = setting(
-        default="place", help="which layers share a map: of one place, or of one size"
-    )
-    budget_mb: float = setting(default=512.0, help="most memory the record may take (MiB)", low=0.0)
+COLUMNS = 8  # heat maps in a row of a notebook's output
 
 
 @dataclass(kw_only=True)
 class AttentionRecord:
-    """Word maps of one pipeline call, asked for by word.
+    """The attention maps of one pipeline call, asked for by word.
+
+    The attention map of a word is the share of attention that each position of the image gives to the word. Values are
+    probabilities on one scale for all words; nothing is stretched. In a notebook the record shows all of them.
 
     Args:
         prompts: the prompt of each image.
         columns: the token positions that were recorded.
-        heads: number of heads behind each place.
-        maps: for each place, ``maps_SBTYX``; one entry along ``S`` if only the mean was kept.
+        heads: number of attention heads behind each block.
+        maps: for each block ``maps_SBTYX``; one entry along ``S`` if only the mean was kept.
         steps: number of evaluations recorded.
+
+    Example:
+        >>> import t2ictl
+        >>> result = t2ictl.generate(t2ictl.load("shapes", device="cpu"), "a red circle", seed=1, steps=4, record=True)
+        >>> result.record
+        AttentionRecord(words=['a', 'red', 'circle'], blocks={'down': '16 x 16', 'up': '16 x 16'}, steps=4, images=1)
+        >>> result.record.map("circle").shape
+        torch.Size([16, 16])
     """
 
     prompts: tuple[Prompt, ...]
@@ -117,62 +58,7 @@ class AttentionRecord:
     maps: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
 
-    def map(self, word: str, *, image: int = 0, place: str | None = None, step: int | None = None) -> Tensor:
-        """Give the attention map of a word: the share of attention that each place in the image pays to it.
-
-        A word of several tokens has the mean of their maps; one that a control merged into a phrase answers with
-        the map of the phrase's one token, and a warning says so. Values are probabilities, the same
-        scale for every word; nothing is stretched.
-
-        Args:
-            word: a word or phrase of the prompt; ``"cat#2"`` is the second one.
-            image: which image of the call.
-            place: ``"down"``, ``"mid"`` or ``"up"``, or another name in ``maps``; None for the mean over all heads.
-            step: one evaluation (negative from the end); None for the mean over all.
-
-        Returns:
-            ``map_YX``, float32 on the CPU, values in [0, 1].
-
-        Raises:
-            SpanNotFound: if the word is not in that image's prompt.
-            NotRecorded: if that word, place, step or image was not recorded.
-        """
-        maps_SYX = self.kept(word, image=image, place=place)
-        return maps_SYX.mean(dim=0) if step is None else self._step(maps_SYX, step)
-
-    def kept(self, word: str, *, image: int = 0, place: str | None = None) -> Tensor:
-        """Give all maps of a word that were kept, as :meth:`map` gives one.
-
-        Args:
-            word: a word or phrase of the prompt.
-            image: which image of the call.
-            place: as for :meth:`map`.
-
-        Returns:
-            ``maps_SYX``, float32 on the CPU: one entry for each evaluation, or their mean alone if only that was kept.
-
-        Raises:
-            SpanNotFound: if the word is not in that image's prompt.
-            NotRecorded: if that word, place or image was not recorded.
-        """
-        if not 0 <= image < len(self.prompts):
-            raise NotRecorded(f"There is no image {image}.", f"This call made {len(self.prompts)}, counted from 0.")
-        span = self.prompts[image].find(word)
-        tokens = span.tokens
-        if span.merged:
-            warnings.warn(f"{word!r} was merged into {span.merged!r}: this is the map of the whole.", stacklevel=3)
-        missing = [token for token in tokens if token not in self.columns]
-        if missing:
-            raise NotRecorded(f"The word {word!r} was not recorded.", "Name it in Recording(words=...).")
-        picked = [self.columns.index(token) for token in tokens]
-        # Of the word alone: bringing places together is the costly part, and a record holds every word.
-        by_place = {name: maps[:, image, picked].mean(dim=1) for name, maps in self._places(place).items()}
-        total = sum(self.heads[name] for name in by_place)
-        size = max((maps.shape[-2], maps.shape[-1]) for maps in by_place.values())
-        shares = [
-            resize_maps(maps_SYX[None], size)[0] * (self.heads[name] / total) for name, maps_SYX in by_place.items()
-        ]
-        return torch.stack(shares).sum(dim=0).float().cpu()
+    # -- what there is ----------------------------------------------------------------------
 
     def names(self, image: int = 0) -> list[str]:
         """List the recorded words of an image, in the order of its prompt; a repeated one as ``cat#2``.
@@ -182,148 +68,320 @@ class AttentionRecord:
 
         Returns:
             Names that :meth:`map` takes.
+
+        Raises:
+            NotRecorded: if there is no such image.
         """
-        names, seen = [], Counter[str]()
-        for span in self.prompts[image].words():
+        names, seen, recorded = [], Counter[str](), set(self.columns)
+        for span in self._prompt(image).words():
             word = span.text.lower()
             seen[word] += 1
-            # Words that were cut off have no tokens; words at two places in two encoders have no one map.
-            places = set(span.by_encoder)
-            if len(places) == 1 and span.tokens and set(span.tokens) <= set(self.columns):
+            # Words that were cut off have no tokens; words at two positions in two encoders have no one map.
+            positions = set(span.by_encoder)
+            if len(positions) == 1 and span.tokens and set(span.tokens) <= recorded:
                 names.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
         return names
 
-    def _places(self, place: str | None) -> dict[str, Tensor]:
-        if place is None:
-            return self.maps
-        if place not in self.maps:
-            raise NotRecorded(f"Nothing was recorded at {place!r}.", f"Recorded places: {sorted(self.maps)}.")
-        return {place: self.maps[place]}
+    def merged(self, image: int = 0) -> dict[str, str]:
+        """List the words that a control merged into a phrase; they answer with the map of its one token.
 
-    def _step(self, maps_SYX: Tensor, step: int) -> Tensor:
-        if len(maps_SYX) != self.steps:
-            raise NotRecorded("Single steps were not recorded.", "Use Recording(per_step=True).")
-        if not -self.steps <= step < self.steps:
-            raise NotRecorded(f"There is no step {step}.", f"{self.steps} evaluations were recorded.")
-        return maps_SYX[step]
+        Args:
+            image: which image of the call.
+
+        Returns:
+            The phrase by word.
+
+        Raises:
+            NotRecorded: if there is no such image.
+        """
+        prompt = self._prompt(image)
+        return {name: phrase for name in self.names(image) if (phrase := prompt.find(name).merged)}
+
+    @property
+    def single_steps(self) -> int:
+        """How many steps have maps of their own; 0 if only the mean over steps was kept."""
+        is_kept = bool(self.maps) and all(len(maps) == self.steps for maps in self.maps.values())
+        return self.steps if is_kept else 0
 
     @property
     def bytes(self) -> int:
         """Memory held by the maps."""
         return sum(maps.numel() * maps.element_size() for maps in self.maps.values())
 
+    def __repr__(self) -> str:
+        words = list(dict.fromkeys(name for image in range(len(self.prompts)) for name in self.names(image)))
+        blocks = {name: f"{maps.shape[-2]} x {maps.shape[-1]}" for name, maps in self.maps.items()}
+        mean = "" if self.single_steps == self.steps else " (their mean)"
+        return f"AttentionRecord(words={words}, blocks={blocks}, steps={self.steps}{mean}, images={len(self.prompts)})"
 
-class Recorder:
-    """The tap that fills an :class:`AttentionRecord`.
+    # -- maps -------------------------------------------------------------------------------
 
-    Args:
-        layers: the layers to listen to.
-        rows: the conditional rows of the batch.
-        prompts: the prompt of each image.
-        settings: what to keep.
-        total: number of denoiser evaluations to come.
-        latent_size: height and width of the latent (cells).
+    def map(self, word: str, *, image: int = 0, block: str | None = None, step: int | None = None) -> Tensor:
+        """Return the attention map of a word.
 
-    Raises:
-        NoLayerMatched: if there is no cross-attention layer among the layers.
-        BudgetExceeded: if the record would be larger than its budget.
-    """
+        A word of several tokens has the mean of their maps; one that a control merged into a phrase answers with the
+        map of the phrase's one token, and a warning says so.
 
-    def __init__(
+        Args:
+            word: a word or phrase of the prompt; ``"cat#2"`` is the second one.
+            image: which image of the call.
+            block: ``"down"``, ``"mid"``, ``"up"``, or, recorded by size, ``"up@2"``; None for the mean over all heads.
+            step: one evaluation (negative from the end); None for the mean over all.
+
+        Returns:
+            ``map_YX``, float32 on the CPU, values in [0, 1].
+
+        Raises:
+            SpanNotFound: if the word is not in that image's prompt.
+            NotRecorded: if that word, block, step or image was not recorded.
+        """
+        own = self._by_block(self._columns_of(word, image), image, block, self._steps(step))
+        maps_SYX = head_mean(own, self.heads)
+        return maps_SYX.mean(dim=0) if step is None else maps_SYX[0]
+
+    # -- questions --------------------------------------------------------------------------
+
+    def at(
         self,
-        layers: Sequence[Layer],
-        rows: Rows,
-        prompts: Sequence[Prompt],
-        settings: Recording,
+        x: float,
+        y: float,
         *,
-        total: int,
-        latent_size: tuple[int, int],
-    ) -> None:
-        layers = select_layers(
-            layers, "cross"
-        )  # words have maps in cross-attention only; a filter like "up" has both kinds
-        self.layers = frozenset(layer.address for layer in layers)
-        self.rows: Rows = rows
-        self._by_size = settings.by == "size"
-        self._own_sizes = {self._group(layer): layer.size(latent_size) for layer in layers}
-        heads = dict.fromkeys(sorted(self._own_sizes), 0)
-        for layer in layers:
-            heads[self._group(layer)] += layer.heads
-        self.record = AttentionRecord(
-            prompts=tuple(prompts),
-            columns=_columns(prompts, settings.words),
-            heads=heads,
-        )
-        self._per_step = settings.per_step
-        self._kept = total if settings.per_step else 1
-        self._size = max(layer.size(latent_size) for layer in layers)
-        self._sums: dict[str, Tensor] = {}
-        self._held: dict[str, Tensor] = {}  # room for all that will be kept, taken once
-        self._check_budget(settings.budget_mb)
+        words: Sequence[str] = (),
+        image: int = 0,
+        block: str | None = None,
+        step: int | None = None,
+    ) -> tuple[RankedWord, ...]:
+        """Rank the words by the attention that they get at a position of the image.
 
-    def _check_budget(self, budget_mb: float) -> None:
-        maps = len(self.record.heads) * len(self.record.prompts) * len(self.record.columns) * self._kept
-        sizes = list(self._own_sizes.values()) if self._by_size else [self._size] * len(self.record.heads)
-        need_mb = maps / len(sizes) * sum(height * width for height, width in sizes) * 4 / 2**20
-        if need_mb > budget_mb:
-            raise BudgetExceeded(
-                f"Recording {maps} maps of {self._size[0]} x {self._size[1]} needs {need_mb:.0f} MiB, "
-                f"more than the budget of {budget_mb:.0f} MiB.",
-                "Name fewer words, set per_step=False, or raise budget_mb.",
-            )
+        Args:
+            x: from the left edge, fraction of the width, in [0, 1].
+            y: from the upper edge, fraction of the height, in [0, 1].
+            words: words to rank; empty for all that were recorded.
+            image: which image of the call.
+            block: as for :meth:`map`.
+            step: as for :meth:`map`.
 
-    def _group(self, layer: Layer) -> str:
-        return f"{layer.block}@{layer.stride}" if self._by_size else layer.block
+        Returns:
+            The words by falling attention; none if none was recorded.
 
-    def take(self, call: AttentionCall, map_BQK: Tensor) -> None:
-        """Add one layer of the current pass."""
-        columns = torch.tensor(self.record.columns, dtype=torch.long, device=map_BQK.device)
-        maps_BTYX = map_BQK.detach()[..., columns].transpose(1, 2).unflatten(2, call.size).float()
-        if not self._by_size:
-            maps_BTYX = resize_maps(maps_BTYX, self._size)
-        group = self._group(call.layer)
-        held = self._sums.get(group)
-        self._sums[group] = maps_BTYX if held is None else held + maps_BTYX
+        Raises:
+            BadSetting: if the position is outside of the image.
+            SpanNotFound, NotRecorded: as :meth:`map` does.
 
-    def end_step(self) -> None:
-        """File the maps of the pass that has just ended."""
-        record = self.record
-        for place, sum_BTYX in self._sums.items():
-            mean_BTYX = sum_BTYX / record.heads[place]
-            if place not in self._held:
-                self._held[place] = mean_BTYX.new_zeros(self._kept, *mean_BTYX.shape)
-            held_SBTYX = self._held[place]
-            if self._per_step:
-                held_SBTYX[record.steps] = mean_BTYX
-            else:
-                held_SBTYX[0] += (mean_BTYX - held_SBTYX[0]) / (record.steps + 1)
-            record.maps[place] = held_SBTYX[: record.steps + 1]
-        record.steps += 1
-        self._sums = {}
+        Example:
+            >>> import t2ictl
+            >>> pipe = t2ictl.load("shapes", device="cpu")
+            >>> result = t2ictl.generate(pipe, "a red circle", seed=1, steps=4, record=True)
+            >>> sorted(each.word for each in result.record.at(0.5, 0.5))
+            ['a', 'circle', 'red']
+        """
+        words = words or self.names(image)
+        return rank_words(words, self._maps_of(words, image, block, step), x, y)
 
+    def mask(
+        self,
+        word: str,
+        threshold: float | str = "otsu",
+        *,
+        image: int = 0,
+        block: str | None = None,
+        step: int | None = None,
+    ) -> Tensor:
+        """Return the region where a word acts, by a threshold on its attention map.
 
-def _columns(prompts: Sequence[Prompt], words: Sequence[str]) -> tuple[int, ...]:
-    """Token positions to keep: those of the words asked for, or of all words of all prompts."""
-    found: set[int] = set()
-    if words:
-        for word in words:
-            found.update(_positions(prompts, word))
-    else:
-        # A word that two encoders have at different places is refused when its map is asked for, not here.
-        spans = [span for prompt in prompts for span in prompt.words()]
-        found.update(token for span in spans for tokens in span.by_encoder for token in tokens)
-    return tuple(sorted(found))
+        Args:
+            word: a word or phrase.
+            threshold: a share of the map's maximum, in (0, 1); or ``"otsu"``, which divides the values into two
+                classes.
+            image: which image of the call.
+            block: as for :meth:`map`.
+            step: as for :meth:`map`.
 
+        Returns:
+            ``mask_YX``, boolean.
 
-def _positions(prompts: Sequence[Prompt], word: str) -> set[int]:
-    """Positions of a word in the prompts that have it; in a batch it need not be in all of them."""
-    found: set[int] = set()
-    missing: SpanNotFound | None = None
-    for prompt in prompts:
-        try:
-            found.update(prompt.find(word).tokens)
-        except SpanNotFound as error:
-            missing = error
-    if missing is not None and not found:
-        raise missing
-    return found
+        Raises:
+            BadSetting: if the threshold is out of range.
+            SpanNotFound, NotRecorded: as :meth:`map` does.
+        """
+        return threshold_mask(self.map(word, image=image, block=block, step=step), threshold)
+
+    def segment(
+        self,
+        words: Sequence[str],
+        *,
+        background: float | None = None,
+        image: int = 0,
+        block: str | None = None,
+        step: int | None = None,
+    ) -> Tensor:
+        """Return for each position the word that acts there most.
+
+        Maps are divided by their means first: a word with much attention everywhere does not win everywhere.
+
+        Args:
+            words: the words that compete.
+            background: a position where no word has this many times its mean belongs to none; None: every position has
+                a word.
+            image: which image of the call.
+            block: as for :meth:`map`.
+            step: as for :meth:`map`.
+
+        Returns:
+            ``word_YX``, the number of the word in ``words``, -1 for none.
+
+        Raises:
+            BadSetting: if no words are given.
+            SpanNotFound, NotRecorded: as :meth:`map` does.
+        """
+        if not words:
+            raise BadSetting("No words compete.", "Name at least one.")
+        return segment_maps(self._maps_of(words, image, block, step), background)
+
+    def overlap(
+        self, words: Sequence[str] = (), *, image: int = 0, block: str | None = None, step: int | None = None
+    ) -> Tensor:
+        """Return how much the maps of each two words share positions, whatever attention each word has in all.
+
+        ``sum(min(a, b))`` of maps that sum to 1; a map without any attention counts as even.
+
+        Args:
+            words: words to compare; empty for all that were recorded.
+            image: which image of the call.
+            block: as for :meth:`map`.
+            step: as for :meth:`map`.
+
+        Returns:
+            ``overlap_NN``, symmetric, in [0, 1]: 1 for the same positions, 0 for none in common.
+
+        Raises:
+            SpanNotFound, NotRecorded: as :meth:`map` does.
+        """
+        maps_NYX = self._maps_of(words or self.names(image), image, block, step)
+        return 2 * pair_overlap(spatial_distribution(maps_NYX.double())).float()
+
+    # -- for people -------------------------------------------------------------------------
+
+    def plot(
+        self,
+        word: str,
+        image: Image.Image | None = None,
+        *,
+        number: int = 0,
+        block: str | None = None,
+        step: int | None = None,
+        top: float | None = None,
+    ) -> Image.Image:
+        """Draw the heat map of a word.
+
+        Args:
+            word: a word or phrase.
+            image: what the map is laid over; None for the map alone.
+            number: which image of the call the map belongs to.
+            block: as for :meth:`map`.
+            step: as for :meth:`map`.
+            top: the value drawn brightest; None for the map's own maximum. With one value for several words a weak
+                word is drawn weak.
+
+        Returns:
+            An RGB image of the size of ``image``; alone, 256 pixels on the longer side.
+
+        Raises:
+            SpanNotFound, NotRecorded: as :meth:`map` does.
+        """
+        map_YX = self.map(word, image=number, block=block, step=step)
+        top = float(map_YX.max()) if top is None else top
+        return heat_map(map_YX, top) if image is None else overlay(image, map_YX, top)
+
+    def to_dict(self, words: Sequence[str] = (), *, image: int = 0) -> dict[str, Any]:
+        """Return the maps of an image as plain JSON data: every word, block and step, on one scale and of one size.
+
+        Args:
+            words: which words; empty for all that were recorded.
+            image: which image of the call.
+
+        Returns:
+            ``words``; ``merged`` (words that answer with the map of a phrase); ``blocks`` (the first one is all of
+            them); ``size`` (rows and columns of every map) and ``recorded_sizes`` (what they were for each block:
+            smaller maps were enlarged); ``steps`` (0 if there is the mean alone); ``top`` (the largest value of the
+            means over steps and blocks, for a scale that all maps share); ``scale`` and ``maps``: 16-bit values from 0
+            to ``scale``, little-endian, in base64, ordered word, block, step, row, column, where the first step is the
+            mean over all; ``means`` of the maps, in the same order; ``colors`` of heat maps, from 0 to ``top``.
+
+        Raises:
+            SpanNotFound, NotRecorded: as :meth:`map` does, and if no word was recorded.
+        """
+        names = list(words) or self.names(image)
+        if not names:
+            raise NotRecorded("No word of this prompt was recorded.", "Use a prompt with words.")
+        data = pack_maps(torch.stack([self._all_maps(name, image) for name in names]))
+        sizes = [data["size"], *(list(maps.shape[-2:]) for maps in self.maps.values())]
+        merged = {name: phrase for name in names if (phrase := self._prompt(image).find(name).merged)}
+        return {"words": names, "merged": merged, "blocks": ["all", *self.maps], "recorded_sizes": sizes, **data}
+
+    def _all_maps(self, word: str, image: int) -> Tensor:
+        """``maps_PSYX`` of one size: all blocks together, then each; the mean over steps, then each step if kept."""
+        own = self._by_block(self._columns_of(word, image), image, None, slice(None))
+        size = max((maps.shape[-2], maps.shape[-1]) for maps in own.values())
+        resized = [resize_maps(maps_SYX[None], size)[0] for maps_SYX in own.values()]
+        maps_PSYX = torch.stack([head_mean(own, self.heads), *resized])
+        mean_P1YX = maps_PSYX.mean(dim=1, keepdim=True)
+        return torch.cat([mean_P1YX, maps_PSYX], dim=1) if self.single_steps > 1 else mean_P1YX
+
+    def _tiles(self, image: int) -> list[tuple[str, Image.Image]]:
+        """The heat map of each word of an image on one scale, with its caption."""
+        names = self.names(image) if self.maps else []
+        maps = {name: self.map(name, image=image) for name in names}
+        top = max((float(each.max()) for each in maps.values()), default=0.0)
+        return [(f"{name} (max {float(each.max()):.3f})", heat_map(each, top)) for name, each in maps.items()]
+
+    def _repr_png_(self) -> builtins.bytes | None:
+        """The heat maps of all words in a row, one row for each image, for notebooks."""
+        rows = [tiles for image in range(len(self.prompts)) if (tiles := self._tiles(image))]
+        return png_bytes(stacked_grids(rows, COLUMNS)) if rows else None
+
+    def _repr_html_(self) -> str:
+        """The heat maps of all words in a row, one row for each image, for notebooks."""
+        parts = [f"<code>{html.escape(repr(self))}</code>"]
+        for image, prompt in enumerate(self.prompts):
+            parts.append(f"<p>{html.escape(prompt.text)}</p>{html_row(self._tiles(image))}")
+        return "".join(parts)
+
+    # -- from tokens and blocks to words ----------------------------------------------------
+
+    def _prompt(self, image: int) -> Prompt:
+        if not 0 <= image < len(self.prompts):
+            raise NotRecorded(f"There is no image {image}.", f"This call made {len(self.prompts)}, counted from 0.")
+        return self.prompts[image]
+
+    def _columns_of(self, word: str, image: int) -> list[int]:
+        """Where the tokens of a word are among those that were recorded."""
+        span = self._prompt(image).find(word)
+        if span.merged:
+            warnings.warn(f"{word!r} was merged into {span.merged!r}: this is the map of the whole.", stacklevel=3)
+        if not set(span.tokens) <= set(self.columns):
+            raise NotRecorded(f"The word {word!r} was not recorded.", "Name it in Recording(words=...).")
+        return [self.columns.index(token) for token in span.tokens]
+
+    def _maps_of(self, words: Sequence[str], image: int, block: str | None, step: int | None) -> Tensor:
+        """``maps_NYX`` of words."""
+        maps = [self.map(word, image=image, block=block, step=step) for word in words]
+        return torch.stack(maps) if maps else torch.zeros(0, 1, 1)
+
+    def _steps(self, step: int | None) -> slice:
+        if step is None:
+            return slice(None)
+        if not self.single_steps:
+            raise NotRecorded("Single steps were not recorded.", "Use Recording(per_step=True).")
+        if not -self.steps <= step < self.steps:
+            raise NotRecorded(f"There is no step {step}.", f"{self.steps} evaluations were recorded.")
+        return slice(step % self.steps, step % self.steps + 1)
+
+    def _by_block(self, columns: list[int], image: int, block: str | None, steps: slice) -> dict[str, Tensor]:
+        """For each block ``maps_SYX``, the mean over tokens. Of these alone: a record holds every word and step."""
+        if not self.maps:
+            raise NotRecorded("No evaluation of the denoiser was recorded.", "Call the pipeline to its end first.")
+        if block is not None and block not in self.maps:
+            raise NotRecorded(f"Nothing was recorded of the block {block!r}.", f"Recorded: {sorted(self.maps)}.")
+        chosen = self.maps if block is None else {block: self.maps[block]}
+        return {name: maps[steps, image, columns].float().mean(dim=1).cpu() for name, maps in chosen.items()}

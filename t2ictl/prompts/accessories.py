@@ -116,7 +116,7 @@ def kept_ranges(text: str, groups: Sequence[ObjectGroup]) -> tuple[Range, ...]:
 
 
 def _without_members(text: str, one: ObjectGroup) -> set[int]:
-    """SubjectRegions that go when an object is reduced to its noun: its members with the words and commas that link them."""
+    """Ranges that go when an object is reduced to its noun: its members with the words and commas that link them."""
     start, end = one.start, one.end
     if start < one.noun[0] and (adverbs := _ADVERBS.search(text[:start])):
         start = adverbs.start()
@@ -167,7 +167,7 @@ def _article(old: str, noun: str) -> str:
 
 
 def _unpaired(text: str, first: int, last: int) -> set[int]:
-    """SubjectRegions of brackets and quotation marks in a stretch whose partner is not in it."""
+    """Positions of brackets and quotation marks in a stretch whose partner is not in it."""
     opened: list[int] = []
     for place in range(first, last):
         mark = text[place]

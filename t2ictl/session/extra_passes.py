@@ -25,7 +25,7 @@ from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import ActivePass, DenoiserPass, PassKind, StopForward
 from t2ictl.families import Adapter
-from t2ictl.maps.record import MapTap
+from t2ictl.maps.recorder import MapTap
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
 from t2ictl.session.cost import Cost
 from t2ictl.session.hooks import DenoiserHook, Frozen

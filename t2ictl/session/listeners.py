@@ -16,7 +16,7 @@ from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import Tap
 from t2ictl.controls.base import MapHook, Plan
 from t2ictl.guidance.objectives import Objective
-from t2ictl.maps.record import MapTap, Recorder, Recording
+from t2ictl.maps.recorder import MapTap, Recorder, Recording
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.observers import LossMonitor
 from t2ictl.settings.windows import Step

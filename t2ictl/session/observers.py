@@ -19,7 +19,7 @@ from t2ictl.attention.passes import Rows
 from t2ictl.controls.base import Control, Plan
 from t2ictl.errors import BadSetting
 from t2ictl.guidance.objectives import Objective
-from t2ictl.maps.record import MapTap
+from t2ictl.maps.recorder import MapTap
 from t2ictl.settings.windows import Step
 
 __all__ = ["LossEntry", "LossMonitor"]

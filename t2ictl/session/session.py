@@ -32,7 +32,8 @@ from t2ictl.families.base import Encoded
 from t2ictl.families.schedulers import SchedulerPatch
 from t2ictl.families.text_states import Encode
 from t2ictl.guidance.optimize import MoveTrace
-from t2ictl.maps.record import AttentionRecord, Recording
+from t2ictl.maps.record import AttentionRecord
+from t2ictl.maps.recorder import Recording
 from t2ictl.patching import instance_attribute
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.call import MoveLog, PipelineCall

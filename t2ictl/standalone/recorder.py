@@ -26,7 +26,8 @@ from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.errors import ControlConflict, NotRecorded, ShapeMismatch
 from t2ictl.families import find_adapter
 from t2ictl.families.base import Adapter, listed
-from t2ictl.maps.record import AttentionRecord, Recorder, Recording
+from t2ictl.maps.record import AttentionRecord
+from t2ictl.maps.recorder import Recorder, Recording
 from t2ictl.settings.windows import Step
 from t2ictl.standalone.by_content import MatchedLayout, RowMatcher
 

@@ -10,7 +10,6 @@ import re
 import socket
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,14 +17,15 @@ import t2ictl
 from t2ictl import Request
 from t2ictl.app.engine.editor import Editor
 from t2ictl.app.engine.memory import ModelFacts, estimate, facts_of, report
-from t2ictl.app.engine.work import Order
+from t2ictl.app.engine.work import JobRequest
+from t2ictl.app.images import LEGEND, data_uri, difference
 from t2ictl.app.launch import OPTIONS, new_editor, serve
-from t2ictl.app.overlay import STOPS, colored, difference, uri
-from t2ictl.app.presets import examples, presets, what_changed
+from t2ictl.app.settings import examples, presets, what_changed
 from t2ictl.app.text import plain
 from t2ictl.app.views.inspect import short_names
 from t2ictl.cli.app import main
 from t2ictl.errors import BadSetting
+from t2ictl.maps.figures import COLORS
 from t2ictl.session.checkpoints import Checkpointing
 from t2ictl.shapes import model_path
 from tests.tiny import sd
@@ -68,8 +68,8 @@ def test_files_of_a_model_are_read_once_for_the_estimate(tmp_path: Path, monkeyp
     monkeypatch.setattr("t2ictl.app.engine.editor.facts_of", look)
     editor = Editor(folder=tmp_path, work=lambda job: None)
     try:
-        order = Order(model="shapes", request=Request(prompt="a circle"), controls=(), compare=False)
-        assert editor.estimate(order, 2) == editor.estimate(order, 2) and read == [model_path()]
+        wanted = JobRequest(model="shapes", request=Request(prompt="a circle"), controls=(), compare=False)
+        assert editor.estimate(wanted, 2) == editor.estimate(wanted, 2) and read == [model_path()]
     finally:
         editor.close()
 
@@ -78,29 +78,15 @@ def test_long_texts_are_cut_with_a_sign() -> None:
     assert plain("x" * 300, 10) == "x" * 9 + "…" and plain("x" * 10, 10) == "x" * 10
 
 
-def test_colors_run_from_dark_to_bright_on_the_scale_that_is_given() -> None:
-    map_YX = np.array([[0.0, 0.5], [0.5, 1.0]])
-    full, half = (np.asarray(colored(map_YX, top)) for top in (1.0, 2.0))
-    corner = full[-1, -1]
-    assert tuple(full[0, 0]) == tuple(int(STOPS[0][at : at + 2], 16) for at in (1, 3, 5))
-    assert tuple(corner) == tuple(int(STOPS[-1][at : at + 2], 16) for at in (1, 3, 5))
-    assert half[-1, -1].sum() < corner.sum()  # a weak word looks weak
-    lightness = [
-        0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in np.asarray(colored(np.linspace(0, 1, 64)[None], 1))[0]
-    ]
-    assert all(one <= other + 1 for one, other in zip(lightness, lightness[1:], strict=False))
-
-
-@pytest.mark.parametrize("map_YX", [np.zeros((4, 4)), np.full((1, 3), 2.0)])
-def test_odd_maps_have_colors_too(map_YX: np.ndarray) -> None:
-    assert max(colored(map_YX, 0.0).size) == 256
+def test_the_legend_has_the_colors_of_heat_maps() -> None:
+    assert LEGEND == f"linear-gradient(to right, {', '.join(COLORS)})"
 
 
 def test_difference_and_address() -> None:
     one, other = Image.new("RGB", (4, 2), (10, 20, 30)), Image.new("RGB", (4, 2), (13, 10, 30))
     found = difference(one, other)
     assert found.getpixel((0, 0)) == (3, 10, 0) and difference(one, one).getbbox() is None
-    content = base64.b64decode(uri(found).partition(",")[2])
+    content = base64.b64decode(data_uri(found).partition(",")[2])
     assert Image.open(io.BytesIO(content)).getpixel((0, 0)) == (3, 10, 0)
 
 
@@ -114,7 +100,7 @@ def test_presets_are_good_settings_of_their_control(name: str) -> None:
 
 
 def test_presets_belong_to_controls_and_none_are_looked_for_elsewhere() -> None:
-    files = {path.stem for path in (Path(t2ictl.__file__).parent / "app" / "presets").glob("*.json")}
+    files = {path.stem for path in (Path(t2ictl.__file__).parent / "app" / "preset_files").glob("*.json")}
     assert files <= set(t2ictl.list_controls()) and presets("../examples") == () and presets("no_such") == ()
 
 

@@ -52,5 +52,5 @@ def test_a_fitted_preview_is_nearer_to_the_image_than_gray() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), 1e30])
-def test_odd_latents_give_a_image_too(value: float) -> None:
+def test_odd_latents_give_an_image_too(value: float) -> None:
     assert opened(LatentColors(4).preview(torch.full((4, 8, 8), value))).size == (128, 128)

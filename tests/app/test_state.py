@@ -9,7 +9,7 @@ from t2ictl.app.engine.jobs import Job
 from t2ictl.app.state import Page
 
 
-class EndsWhileItIsLookedAt(Job):
+class EndsWhileItIsCollected(Job):
     """A job whose work ends right after a page has asked whether it goes on."""
 
     @property
@@ -23,7 +23,7 @@ class EndsWhileItIsLookedAt(Job):
         self.result, self.state = SimpleNamespace(number=7), "done"
 
 
-class FailsWhileItIsLookedAt(EndsWhileItIsLookedAt):
+class FailsWhileItIsCollected(EndsWhileItIsCollected):
     def finish(self) -> None:
         self.error, self.state = ("No memory.", "Lower the size."), "failed"
 
@@ -32,15 +32,15 @@ def job(kind: type[Job] = Job, **fields: Any) -> Job:
     return kind(number=3, session="me", request=None, **fields)
 
 
-def test_a_image_of_a_job_that_ends_while_it_is_looked_at_is_not_lost() -> None:
-    page = Page(jobs=[job(EndsWhileItIsLookedAt, state="running")])
+def test_an_image_of_a_job_that_ends_while_it_is_collected_is_not_lost() -> None:
+    page = Page(jobs=[job(EndsWhileItIsCollected, state="running")])
     page.collect()
     page.collect()
     assert page.shown == 7 and not page.jobs and not page.notes
 
 
-def test_an_error_of_a_job_that_fails_while_it_is_looked_at_is_said_once() -> None:
-    page = Page(jobs=[job(FailsWhileItIsLookedAt, state="running")])
+def test_an_error_of_a_job_that_fails_while_it_is_collected_is_said_once() -> None:
+    page = Page(jobs=[job(FailsWhileItIsCollected, state="running")])
     page.collect()
     page.collect()
     page.collect()
@@ -52,7 +52,7 @@ def test_the_controlled_image_is_shown_while_the_plain_one_is_made_and_once() ->
     page = Page(jobs=[at_work])
     page.collect()
     assert page.shown == 4 and page.jobs == [at_work]
-    page.shown = 1  # the user looks at another one meanwhile
+    page.shown = 1  # the user opened another one meanwhile
     page.collect()
     assert page.shown == 1
     at_work.state = "cancelled"

@@ -21,27 +21,29 @@ def test_generate_shows_both_images_maps_and_history(driver: Driver, editor: Edi
     session = driver.page.shown
     assert session is not None and "Seed 135" in driver.texts()
     assert driver.widget("button_group", "View").value == "side"
-    assert driver.widget("button_group", "Map of").options == ["red", "ring", "yellow", "cross"]
+    assert driver.widget("button_group", "Heat map of").options == ["red", "ring", "yellow", "cross"]
     assert len(driver.at.main.get("image")) == 1  # the thumbnail
-    driver.set("button_group", "Map of", "ring")
+    driver.set("button_group", "Heat map of", "ring")
     for mode in ("one", "slider", "flick", "difference", "side"):
         driver.set("button_group", "View", mode)
-    for place in editor.details(editor.store.results(seat_of(editor))[0]).maps.places:  # type: ignore[union-attr]
-        driver.set("selectbox", "Layers", place)
+    record = editor.details(editor.store.results(session_of(editor))[0]).record
+    assert record is not None
+    for block in ("all", *record.maps):
+        driver.set("selectbox", "Layers", block)
     driver.set("select_slider", "Step", "2")
     driver.set("toggle", "Stretch this word", True)
     driver.set("toggle", "All words, also “a” and “and”", True)
-    assert "a" in driver.widget("button_group", "Map of").options
+    assert "a" in driver.widget("button_group", "Heat map of").options
     for tab in ("overlap", "losses", "words"):
         driver.set("button_group", "What", tab)
 
 
-def seat_of(editor: Editor) -> str:
+def session_of(editor: Editor) -> str:
     (session,) = editor.store._results
     return session
 
 
-def test_words_at_a_place_without_the_component(driver: Driver) -> None:
+def test_words_at_a_position_without_the_component(driver: Driver) -> None:
     quick(driver)
     driver.make()
     driver.set("slider", "From the left", 0.25)
@@ -54,7 +56,7 @@ def test_words_at_a_place_without_the_component(driver: Driver) -> None:
     assert "Click on the image" in driver.texts()
 
 
-def test_a_place_that_the_component_reports_is_ranked(driver: Driver) -> None:
+def test_a_position_that_the_component_reports_is_ranked(driver: Driver) -> None:
     quick(driver)
     driver.make()
     driver.at.session_state["stage"] = {"point": {"x": 0.5, "y": 0.75, "pane": 1}}
@@ -67,12 +69,10 @@ def test_the_overlap_table_names_the_pair_that_shares_most(driver: Driver, edito
     quick(driver)
     driver.make()
     driver.set("button_group", "What", "overlap")
-    maps = editor.details(editor.store.results(seat_of(editor))[0]).maps
-    assert maps is not None
+    record = editor.details(editor.store.results(session_of(editor))[0]).record
+    assert record is not None
     table = driver.at.dataframe[-1].value
-    overlap_NN = maps.overlap()
-    row, column = maps.words.index("red"), maps.words.index("cross")
-    assert table.set_index("").loc["red", "cross"] == round(100 * overlap_NN[row, column])
+    assert table.set_index("").loc["red", "cross"] == round(100 * float(record.overlap(("red", "cross"))[0, 1]))
     assert "Most shared" in driver.texts()
 
 
@@ -90,7 +90,7 @@ def test_history_recalls_what_it_says(driver: Driver) -> None:
     quick(driver)
     driver.make()
     first = driver.page.shown
-    made = driver.page.draft.order()
+    made = driver.page.draft.job_request()
     driver.set("text_area", "Prompt", "a green star")
     driver.set("number_input", "Seed", 8)
     driver.set("multiselect", "Controls", [])
@@ -103,9 +103,9 @@ def test_history_recalls_what_it_says(driver: Driver) -> None:
     assert (driver.page.draft.prompt, driver.page.draft.guidance) == (made.request.prompt, 3.0)
     driver.set("number_input", "Seed", 9)
     driver.press(f"Remix: all but the seed/{first}")
-    assert driver.page.draft.seed == 9 and driver.page.draft.order().controls == made.controls
+    assert driver.page.draft.seed == 9 and driver.page.draft.job_request().controls == made.controls
     driver.press(f"Use all settings/{first}")
-    assert driver.page.draft.order() == made
+    assert driver.page.draft.job_request() == made
     driver.press(f"Show/{first}")
     assert driver.page.shown == first
     driver.press(f"Pin/{first}")

@@ -10,7 +10,7 @@ import pytest
 import t2ictl
 from t2ictl.app.engine.editor import Editor
 from t2ictl.app.engine.memory import MemoryReport
-from t2ictl.app.presets import examples
+from t2ictl.app.settings import examples
 from tests.app.driver import Driver, driver, editor, quick
 
 __all__ = ["driver", "editor"]
@@ -22,7 +22,7 @@ def test_a_first_visit_has_an_example_and_says_what_to_do(driver: Driver) -> Non
     assert driver.widget("number_input", "Seed").value == first.request.seed
     assert "Nothing here yet" in driver.texts() and "once there is an image" in driver.texts()
     assert not driver.at.button(key="generate").disabled and driver.at.button(key="generate").proto.type == "primary"
-    assert driver.page.draft.order().controls == first.controls
+    assert driver.page.draft.job_request().controls == first.controls
 
 
 def test_chips_follow_the_word_and_say_when_it_is_gone(driver: Driver) -> None:
@@ -30,7 +30,7 @@ def test_chips_follow_the_word_and_say_when_it_is_gone(driver: Driver) -> None:
     assert [option for option in chips.options if "ring" in option] == [":blue[**ring**]"]
     assert ":violet[*red*]" in chips.options
     driver.set("button_group", "Words to steer", ["ring", "cross"])
-    assert driver.page.draft.order().controls[0].concepts == ("ring", "cross")  # type: ignore[attr-defined]
+    assert driver.page.draft.job_request().controls[0].concepts == ("ring", "cross")  # type: ignore[attr-defined]
     driver.set("text_area", "Prompt", "a small green cross and then a ring and a ring")
     assert set(driver.page.draft.words) == {"ring", "cross"}
     driver.set("text_area", "Prompt", "a small green circle and a ring")
@@ -97,7 +97,7 @@ def test_examples_fill_everything_in(driver: Driver, example: Any) -> None:
     driver.set("text_area", "Prompt", "something else")
     driver.press(f"example/{example.name}")
     assert driver.page.draft.request() == example.recipe.request
-    assert driver.page.draft.order().controls == example.recipe.controls
+    assert driver.page.draft.job_request().controls == example.recipe.controls
     assert driver.widget("number_input", "Seed").value == example.recipe.request.seed
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 import t2ictl
 from t2ictl import Request
-from t2ictl.app.engine.editor import Editor, Seat
+from t2ictl.app.engine.editor import Editor, SessionHandle
 from t2ictl.app.engine.jobs import Job
-from t2ictl.app.engine.work import Maker, Order
+from t2ictl.app.engine.work import JobRequest, Worker
 from t2ictl.errors import BadSetting, NotRecorded
 from t2ictl.processors import AttendAndExcite, StructuredGuidance
 
@@ -29,14 +29,14 @@ def editor(tmp_path: Path) -> Iterator[Editor]:
     made.close()
 
 
-def order(*controls: Any, steps: int = 2, **more: Any) -> Order:
+def job_request(*controls: Any, steps: int = 2, **more: Any) -> JobRequest:
     compare = more.pop("compare", True)
-    return Order(
+    return JobRequest(
         model="shapes", request=Request(prompt=PROMPT, seed=5, steps=steps, **more), controls=controls, compare=compare
     )
 
 
-def done(editor: Editor, asked: Order, session: str = "me") -> Job:
+def done(editor: Editor, asked: JobRequest, session: str = "me") -> Job:
     job = editor.submit(session, asked)
     assert editor.runner.wait(job, 120) and job.state == "done", job.error
     return job
@@ -49,7 +49,7 @@ def pixels(editor: Editor, number: int, session: str = "me") -> bytes:
 
 def test_both_images_are_those_of_the_library(editor: Editor) -> None:
     control = AttendAndExcite(refinement=None)
-    job = done(editor, order(control))
+    job = done(editor, job_request(control))
     pipe = t2ictl.load("shapes", device="cpu")
     for number, controls in ((job.result.number, [control]), (job.result.plain, [])):
         expected = t2ictl.generate(pipe, PROMPT, controls, seed=5, steps=2)
@@ -58,15 +58,15 @@ def test_both_images_are_those_of_the_library(editor: Editor) -> None:
     assert result.plain == job.result.plain and editor.store.results("me") == [result]
     assert t2ictl.replay(pipe, result.path).image.tobytes() == pixels(editor, result.number)
     details = editor.details(result)
-    assert details.maps is not None and details.maps.steps == 2 and details.losses
+    assert details.record is not None and details.record.single_steps == 2 and details.losses
     plain = editor.details(editor.store.find("me", job.result.plain))
-    assert plain.maps is not None and plain.losses == ()
+    assert plain.record is not None and plain.losses == ()
 
 
 def test_checkpointing_is_of_the_editor_and_leaves_images_as_they_are(
     editor: Editor, tmp_path: Path, ways: list[str]
 ) -> None:
-    asked = order(AttendAndExcite(refinement=None), compare=False)
+    asked = job_request(AttendAndExcite(refinement=None), compare=False)
     usual = done(editor, asked).result.number
     assert set(ways) == {"off"}
     ways.clear()
@@ -79,41 +79,41 @@ def test_checkpointing_is_of_the_editor_and_leaves_images_as_they_are(
 
 
 def test_another_control_uses_the_plain_image_again(editor: Editor) -> None:
-    first = done(editor, order(AttendAndExcite(refinement=None)))
-    second = done(editor, order(StructuredGuidance()))
+    first = done(editor, job_request(AttendAndExcite(refinement=None)))
+    second = done(editor, job_request(StructuredGuidance()))
     assert second.result.plain == first.result.plain and second.result.number != first.result.number
-    other_seed = done(editor, order(StructuredGuidance(), guidance_scale=3.0))
+    other_seed = done(editor, job_request(StructuredGuidance(), guidance_scale=3.0))
     assert other_seed.result.plain != first.result.plain
-    mine = done(editor, order(StructuredGuidance()), session="you")
+    mine = done(editor, job_request(StructuredGuidance()), session="you")
     assert mine.result.plain not in (first.result.plain, other_seed.result.plain)
 
 
 def test_the_plain_image_itself_is_not_made_twice(editor: Editor) -> None:
-    plain = done(editor, order(AttendAndExcite(refinement=None))).result.plain
-    again = done(editor, order())
+    plain = done(editor, job_request(AttendAndExcite(refinement=None))).result.plain
+    again = done(editor, job_request())
     assert again.result.number == plain and again.result.plain is None
     assert [each.number for each in editor.store.results("me")][0] == plain
 
 
 def test_without_compare_there_is_no_plain_image(editor: Editor) -> None:
-    job = done(editor, order(StructuredGuidance(), compare=False))
+    job = done(editor, job_request(StructuredGuidance(), compare=False))
     assert job.result.plain is None and editor.store.find("me", job.result.number).plain is None
 
 
 def test_cancelled_during_the_plain_image_the_controlled_one_is_kept(editor: Editor) -> None:
-    job = editor.submit("me", order(StructuredGuidance(), steps=60))
+    job = editor.submit("me", job_request(StructuredGuidance(), steps=60))
     until = time.monotonic() + 120
     while job.result is None and time.monotonic() < until:
         time.sleep(0.01)
     editor.runner.cancel(job)
     assert editor.runner.wait(job, 60) and job.state == "cancelled"
     assert [each.number for each in editor.store.results("me")] == [job.result.number]
-    assert editor.details(editor.store.results("me")[0]).maps is not None
+    assert editor.details(editor.store.results("me")[0]).record is not None
 
 
 def test_cancel_answers_within_a_step_and_leaves_the_model_usable(editor: Editor) -> None:
-    done(editor, order())
-    job = editor.submit("me", order(steps=150))
+    done(editor, job_request())
+    job = editor.submit("me", job_request(steps=150))
     until = time.monotonic() + 60
     while not job.step and time.monotonic() < until:
         time.sleep(0.005)
@@ -121,7 +121,7 @@ def test_cancel_answers_within_a_step_and_leaves_the_model_usable(editor: Editor
     editor.runner.cancel(job)
     assert editor.runner.wait(job, 30) and job.state == "cancelled" and job.result is None
     assert seen <= job.step <= seen + 3 < 150
-    assert done(editor, order(StructuredGuidance())).state == "done"
+    assert done(editor, job_request(StructuredGuidance())).state == "done"
 
 
 def test_previews_come_on_the_way(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,17 +134,17 @@ def test_previews_come_on_the_way(editor: Editor, monkeypatch: pytest.MonkeyPatc
         tell(job, *args, **more)
 
     monkeypatch.setattr(Job, "tell", spy)
-    done(editor, order(steps=3))
+    done(editor, job_request(steps=3))
     previews = [each["preview"] for each in seen if each.get("preview")]
     assert len(previews) == 3 and all(each.startswith(b"\xff\xd8") and len(each) < 10_000 for each in previews)
     assert [(each["step"], each["steps"]) for each in seen if each.get("step")] == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_word_that_is_not_there_is_said_and_the_worker_goes_on(editor: Editor) -> None:
-    job = editor.submit("me", order(AttendAndExcite(concepts=("dog",))))
+    job = editor.submit("me", job_request(AttendAndExcite(concepts=("dog",))))
     assert editor.runner.wait(job, 60) and job.state == "failed"
     assert job.error is not None and "dog" in job.error[0]
-    assert done(editor, order()).state == "done" and len(editor.store.results("me")) == 1
+    assert done(editor, job_request()).state == "done" and len(editor.store.results("me")) == 1
 
 
 @pytest.mark.parametrize(
@@ -158,18 +158,18 @@ def test_memory_that_runs_out_names_the_first_thing_to_lower(
 
     with monkeypatch.context() as patch:
         patch.setattr(t2ictl, "generate", full, raising=False)
-        job = editor.submit("me", order())
+        job = editor.submit("me", job_request())
         assert editor.runner.wait(job, 60)
     assert job.state == "failed" and job.error is not None and "Lower the size first" in job.error[1]
-    assert done(editor, order()).state == "done"
+    assert done(editor, job_request()).state == "done"
 
 
 def test_another_runtime_error_stays_itself(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(Maker, "_generate", broken)
-    job = editor.submit("me", order())
+    monkeypatch.setattr(Worker, "_generate", broken)
+    job = editor.submit("me", job_request())
     assert editor.runner.wait(job, 60) and job.error is not None and "shapes do not fit" in job.error[0]
 
 
@@ -182,16 +182,16 @@ def test_maps_that_are_too_large_by_step_are_kept_as_their_mean(
         return Recording(**values, budget_mb=0.05 if values.get("per_step", True) else 512)
 
     monkeypatch.setattr("t2ictl.app.engine.work.Recording", small)
-    job = done(editor, order(steps=6))
-    maps = editor.details(editor.store.find("me", job.result.number)).maps
-    assert maps is not None and maps.steps == 0
+    job = done(editor, job_request(steps=6))
+    record = editor.details(editor.store.find("me", job.result.number)).record
+    assert record is not None and record.steps == 6 and record.single_steps == 0
 
 
 def test_a_session_that_leaves_takes_its_jobs_and_results_along(editor: Editor) -> None:
-    mine, other = Seat(editor, "me"), Seat(editor, "you")
-    kept = done(editor, order(), other.session)
-    done(editor, order(), mine.session)
-    running, waiting = (editor.submit(mine.session, order(steps=150)) for _ in range(2))
+    mine, other = SessionHandle(editor, "me"), SessionHandle(editor, "you")
+    kept = done(editor, job_request(), other.session)
+    done(editor, job_request(), mine.session)
+    running, waiting = (editor.submit(mine.session, job_request(steps=150)) for _ in range(2))
     mine.leave()
     assert editor.runner.wait(running, 60) and editor.runner.wait(waiting, 60)
     assert {running.state, waiting.state} == {"cancelled"} and editor.runner.load() == (0, 0)
@@ -200,8 +200,8 @@ def test_a_session_that_leaves_takes_its_jobs_and_results_along(editor: Editor) 
 
 
 def test_a_session_ends_with_its_last_tab(editor: Editor) -> None:
-    first, again = Seat(editor, "me"), Seat(editor, "me")  # a page that was loaded again
-    made = done(editor, order())
+    first, again = SessionHandle(editor, "me"), SessionHandle(editor, "me")  # a page that was loaded again
+    made = done(editor, job_request())
     editor.pages["me"] = object()
     first.leave()
     assert editor.store.find("me", made.result.number) and "me" in editor.pages
@@ -214,8 +214,8 @@ def test_a_session_that_is_opened_again_in_time_stays(tmp_path: Path) -> None:
     try:
         for name in ("again", "gone"):
             editor.pages[name] = object()
-            Seat(editor, name).leave()
-        Seat(editor, "again")
+            SessionHandle(editor, name).leave()
+        SessionHandle(editor, "again")
         until = time.monotonic() + 20
         while "gone" in editor.pages and time.monotonic() < until:
             time.sleep(0.05)
@@ -226,7 +226,7 @@ def test_a_session_that_is_opened_again_in_time_stays(tmp_path: Path) -> None:
 
 
 def test_details_of_a_result_that_is_gone_are_an_error_and_not_a_crash(editor: Editor) -> None:
-    result = editor.store.find("me", done(editor, order()).result.number)
+    result = editor.store.find("me", done(editor, job_request()).result.number)
     editor.store.delete("me", result.number)
     with pytest.raises(NotRecorded):
         editor.details(result)
@@ -234,5 +234,5 @@ def test_details_of_a_result_that_is_gone_are_an_error_and_not_a_crash(editor: E
 
 def test_a_model_that_may_not_be_used_is_refused_before_it_waits(editor: Editor) -> None:
     with pytest.raises(BadSetting, match="no model"):
-        editor.submit("me", Order(model="/etc", request=Request(prompt="a cat")))
+        editor.submit("me", JobRequest(model="/etc", request=Request(prompt="a cat")))
     assert editor.runner.load() == (0, 0)

@@ -1,4 +1,4 @@
-"""A running editor, and a browser to look at it with."""
+"""A running editor, and a browser to see it with."""
 
 from __future__ import annotations
 

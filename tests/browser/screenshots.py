@@ -15,7 +15,7 @@ SIZE = {"width": 1280, "height": 860}
 
 
 def _whole(browser: Browser, server: Server, folder: Path) -> None:
-    """The page with its example: a map over both images, and the words at a place."""
+    """The page with its example: a heat map over both images, and the words at a position."""
     visitor = Visitor(browser, server)
     visitor.page.set_viewport_size(SIZE)  # type: ignore[arg-type]
     visitor.generate()

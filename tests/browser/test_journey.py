@@ -79,7 +79,7 @@ def compare_by_slider(visitor: Visitor) -> None:
 
 
 def point(visitor: Visitor) -> None:
-    """A word's map, and the words at a place, by pointer and by keyboard."""
+    """The heat map of a word, and the words at a position, by pointer and by keyboard."""
     page = visitor.page
     visitor.choose("circle")
     expect(page.locator(".stage img.heat")).to_have_count(2)

@@ -16,7 +16,8 @@ from t2ictl.attention.edits import AttentionCall
 from t2ictl.attention.layers import Layer, select_layers
 from t2ictl.errors import AmbiguousWord, BudgetExceeded, NoLayerMatched, NotRecorded, SpanNotFound
 from t2ictl.families.unet import unet_layers
-from t2ictl.maps.record import AttentionRecord, MapTap, Recorder, Recording
+from t2ictl.maps.record import AttentionRecord
+from t2ictl.maps.recorder import MapTap, Recorder, Recording
 from t2ictl.settings.windows import Step
 from tests.tiny import run, sd, sd2, sdxl
 
@@ -88,11 +89,11 @@ def test_record_is_the_mean_of_explicit_maps(build: Any, guided: bool) -> None:
     prompt = t2ictl.parse(pipe, PROMPT)
     for word in ("circle", "skateboard", "a#2", "red circle"):
         tokens = prompt.find(word).tokens
-        for place in (None, *record.heads):
-            names = [layer.module for layer in layers if place in (None, layer.block)]
+        for block in (None, *record.heads):
+            names = [layer.module for layer in layers if block in (None, layer.block)]
             for step in (None, 0, -1):
                 expected = expected_map(maps, names, row, tokens, step, size)
-                found = record.map(word, place=place, step=step)
+                found = record.map(word, block=block, step=step)
                 torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
     assert len(prompt.find("skateboard").tokens) == 2 and record.steps == STEPS
 
@@ -120,8 +121,8 @@ def test_sizes_that_are_not_square_nor_even(size: tuple[int, int]) -> None:
 def test_mean_over_steps_is_the_same_kept_or_running() -> None:
     pipe = sd()
     every, mean = recorded(pipe, PROMPT), recorded(pipe, PROMPT, Recording(per_step=False))
-    for place in (None, *every.heads):
-        torch.testing.assert_close(mean.map("circle", place=place), every.map("circle", place=place), rtol=0, atol=1e-6)
+    for block in (None, *every.heads):
+        torch.testing.assert_close(mean.map("circle", block=block), every.map("circle", block=block), rtol=0, atol=1e-6)
     by_hand = torch.stack([every.map("circle", step=step) for step in range(STEPS)]).mean(0)
     torch.testing.assert_close(every.map("circle"), by_hand, rtol=0, atol=1e-6)
     assert mean.bytes * STEPS == every.bytes
@@ -175,8 +176,8 @@ def test_named_words_only_and_in_a_batch_not_in_every_prompt() -> None:
         recorded(pipe, "a red circle", Recording(words=("circle",))).map("red")
     with pytest.raises(SpanNotFound, match="dog"):
         recorded(pipe, ["a red circle", "a cat"], Recording(words=("cat", "dog")))
-    with pytest.raises(NotRecorded, match="place|at 'mid'"):
-        record.map("circle", place="mid")
+    with pytest.raises(NotRecorded, match="block 'mid'"):
+        record.map("circle", block="mid")
     with pytest.raises(NotRecorded, match="no step 3"):
         record.map("circle", step=STEPS)
 
@@ -187,7 +188,7 @@ def test_a_prompt_without_words_records_nothing_and_still_runs(prompt: str) -> N
     assert record.columns == () and record.steps == STEPS and record.bytes == 0
 
 
-def test_a_word_at_two_places_is_refused_only_when_asked_for() -> None:
+def test_a_word_at_two_positions_is_refused_only_when_asked_for() -> None:
     pipe = sdxl()
     record = recorded(pipe, "a red circle", prompt_2="a small red circle")
     assert record.map("a").shape == record.map("a").shape
@@ -256,7 +257,7 @@ def test_self_attention_has_no_words_to_record() -> None:
 
 @pytest.mark.parametrize("build", [sd, sd2, sdxl])
 @pytest.mark.parametrize("size", [(32, 32), (48, 24)])
-def test_maps_by_size_are_those_by_place_taken_apart(build: Any, size: tuple[int, int]) -> None:
+def test_maps_by_size_are_those_by_block_taken_apart(build: Any, size: tuple[int, int]) -> None:
     pipe, every = build(), ("down.*", "mid.*", "up.*")
     layers = {f"{layer.block}@{layer.stride}" for layer in unet_layers(pipe.unet) if layer.kind == "cross"}
     with t2ictl.controlled(pipe, record=Recording(layers=every, by="size")) as session:
@@ -270,8 +271,8 @@ def test_maps_by_size_are_those_by_place_taken_apart(build: Any, size: tuple[int
     for name, maps_SBTYX in session.record.maps.items():
         with t2ictl.controlled(pipe, record=Recording(layers=(f"{name.replace('@', '.*@')}",))) as alone:
             run(pipe, PROMPT, steps=STEPS, height=size[0] * 2, width=size[1] * 2)
-        assert session.record.map("circle", place=name).shape == maps_SBTYX.shape[-2:]
-        torch.testing.assert_close(session.record.map("circle", place=name), alone.record.map("circle"))
+        assert session.record.map("circle", block=name).shape == maps_SBTYX.shape[-2:]
+        torch.testing.assert_close(session.record.map("circle", block=name), alone.record.map("circle"))
 
 
 def test_the_budget_of_maps_by_size_is_exactly_what_is_held() -> None:

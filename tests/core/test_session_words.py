@@ -23,7 +23,7 @@ from t2ictl.errors import (
     T2ictlError,
 )
 from t2ictl.guidance.rules import StepSize
-from t2ictl.maps.record import Recording
+from t2ictl.maps.recorder import Recording
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from tests import tiny

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from t2ictl.controls.layouts import Region
 from t2ictl.errors import BadSetting
-from t2ictl.maps.figures import stacked
+from t2ictl.maps.figures import stacked_grids
 from t2ictl.session.cost import Cost
 from t2ictl.settings.files import read_settings, write_json, write_png
 
@@ -112,7 +112,8 @@ class Story:
     @property
     def sheet(self) -> Image.Image:
         """A contact sheet: the portraits above, the scenes below."""
-        return stacked([list(self.portraits.items()), list(zip(self.captions, self.scenes, strict=True))], COLUMNS)
+        scenes = list(zip(self.captions, self.scenes, strict=True))
+        return stacked_grids([list(self.portraits.items()), scenes], COLUMNS)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write all images with their settings inside, the contact sheet and ``story.json``.

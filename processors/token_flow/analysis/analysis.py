@@ -11,8 +11,7 @@ from typing import Any, get_args
 from t2ictl.errors import BadSetting
 from t2ictl.evaluation.judges import Judge
 from t2ictl.generation import Request, provenance
-from t2ictl.maps.queries import POINTING_LAYERS
-from t2ictl.maps.record import Recording
+from t2ictl.maps.recorder import POINTING_LAYERS, Recording
 from t2ictl.processors.token_flow.analysis.estimates import (
     LeakCell,
     Scores,

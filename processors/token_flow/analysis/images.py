@@ -21,7 +21,8 @@ from t2ictl.errors import Cancelled
 from t2ictl.families.text_states import Encode, PromptEmbeds
 from t2ictl.generation import Request, provenance
 from t2ictl.guidance.text_objectives import TextEdit
-from t2ictl.maps.record import AttentionRecord, Recording
+from t2ictl.maps.record import AttentionRecord
+from t2ictl.maps.recorder import Recording
 from t2ictl.processors.token_flow.readings import Row, stacked
 from t2ictl.session.cost import Cost
 from t2ictl.session.session import controlled

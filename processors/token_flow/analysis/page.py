@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2ictl.maps.pages import image_uri, render, rendered_maps
+from t2ictl.maps.figures import image_uri
+from t2ictl.maps.pages import render
 from t2ictl.processors.token_flow.analysis.estimates import Scores, p_text
 from t2ictl.settings.files import write_json, write_text
 
@@ -37,7 +38,7 @@ def write_report(result: FlowFindings, folder: Path) -> Path:
         [Path(__file__).parent],
         result=result,
         summary=summary(result),
-        maps=rendered_maps(result.record),
+        maps=result.record.to_dict(),
         image=image_uri(result.image),
         chips=_chips(result),
         cells=_leak_table(result),

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from t2ictl.maps.pages.rendering import image_uri, render, rendered_maps
+from t2ictl.maps.pages.rendering import render
 
-__all__ = ["image_uri", "render", "rendered_maps"]
+__all__ = ["render"]

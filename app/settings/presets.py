@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ictl.app.recipes import Recipe, from_settings
+from t2ictl.app.settings.files import Recipe, from_settings
 from t2ictl.app.text import plain
 
 __all__ = ["Example", "Preset", "examples", "presets", "what_changed"]
 
-_HOME = Path(__file__).parent
+_HOME = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Example:
 
     Args:
         name: what is shown.
-        about: what to look at, a sentence.
+        about: what it shows, a sentence.
         recipe: all settings.
     """
 
@@ -60,7 +60,7 @@ def presets(control: str) -> tuple[Preset, ...]:
         >>> [preset.name for preset in presets("attend_and_excite")]
         ['As published', 'Small model']
     """
-    path = _HOME / "presets" / f"{control}.json"
+    path = _HOME / "preset_files" / f"{control}.json"
     if not control.isidentifier() or not path.is_file():
         return ()
     return tuple(Preset(**each) for each in json.loads(path.read_text(encoding="utf-8")))
@@ -87,7 +87,7 @@ def examples() -> tuple[Example, ...]:
 
 
 def what_changed(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Say what is different between the fields of a control.
+    """List what is different between the fields of a control.
 
     Args:
         before: fields that were not at their defaults.

@@ -1,4 +1,4 @@
-"""Recipes: the settings of an image as the editor has them, and how they come out of a PNG or JSON file.
+"""Recipes: the settings of an image, and how they come out of a PNG or JSON file.
 
 What is uploaded comes from a stranger. It is read as strict JSON of bounded size; only known fields are taken, each
 through the library's own checks; no path in it is opened, and no model outside of the list is loaded.
@@ -16,7 +16,7 @@ import t2ictl
 from t2ictl import Control, Request
 from t2ictl.errors import BadSetting
 
-__all__ = ["LARGEST_UPLOAD", "LIMITS", "Recipe", "from_settings", "to_settings", "uploaded"]
+__all__ = ["LARGEST_UPLOAD", "LIMITS", "LONGEST_PROMPT", "Recipe", "from_settings", "to_settings", "uploaded"]
 
 LARGEST_UPLOAD = 20  # MiB of a file with settings
 #: Ranges of the editor: what a widget holds, and what somebody still waits for.
@@ -62,7 +62,7 @@ def uploaded(name: str, content: bytes) -> Recipe:
         BadSetting: if it is too large, holds no settings, or settings that cannot be used; with the reason.
     """
     if len(content) > LARGEST_UPLOAD * 2**20:
-        raise BadSetting(f"{name[:80]!r} is larger than {LARGEST_UPLOAD} MiB.", "Give an image made here, or its JSON.")
+        raise BadSetting(f"{name[:80]!r} is larger than {LARGEST_UPLOAD} MiB.", "Use an image made here, or its JSON.")
     handle = io.BytesIO(content)
     handle.name = name[:80]
     return from_settings(t2ictl.read_settings(handle))
@@ -72,7 +72,7 @@ def from_settings(settings: Mapping[str, Any]) -> Recipe:
     """Make a recipe of settings.
 
     Args:
-        settings: as :func:`t2ictl.read_settings` gives them.
+        settings: as :func:`t2ictl.read_settings` returns them.
 
     Returns:
         The recipe; its notes say what was left out.

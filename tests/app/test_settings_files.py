@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 import t2ictl
 from t2ictl import Control, Region, Request
-from t2ictl.app.recipes import LARGEST_UPLOAD, Recipe, to_settings, uploaded
+from t2ictl.app.settings import LARGEST_UPLOAD, Recipe, to_settings, uploaded
 from t2ictl.errors import BadSetting, T2ictlError
 from t2ictl.processors import AttendAndExcite, AttentionSegregation, TokenMerging
 
@@ -33,7 +33,7 @@ def as_json(**settings: Any) -> bytes:
     return json.dumps({"request": REQUEST, "controls": [], **settings}).encode()
 
 
-def test_a_image_comes_back_with_all_its_settings(tmp_path: Path) -> None:
+def test_an_image_comes_back_with_all_its_settings(tmp_path: Path) -> None:
     controls = [AttendAndExcite(concepts=("circle",), strength=0.333), TokenMerging(merge=True, binding_steps=1)]
     made = t2ictl.generate(
         t2ictl.load("shapes", device="cpu"), "a rÃ©d circle, 圆", controls, seed=2**31 + 5, steps=1, guidance_scale=3.3,
