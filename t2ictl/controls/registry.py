@@ -9,6 +9,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,7 +86,7 @@ def _discover() -> None:
     home = importlib.import_module(METHODS)  # by name: methods stand above the core
 
     names = [f"{home.__name__}.{module.name}" for module in pkgutil.iter_modules(home.__path__)]
-    loaders: list[tuple[str, Callable[[], Any]]] = [(n, lambda n=n: importlib.import_module(n)) for n in names]  # type: ignore[misc]
+    loaders: list[tuple[str, Callable[[], Any]]] = [(name, partial(_load, name)) for name in names]
     loaders += [(point.value, point.load) for point in entry_points(group="t2ictl.controls")]
     for name, load in loaders:
         try:
@@ -93,6 +94,13 @@ def _discover() -> None:
             _BROKEN.pop(name, None)
         except Exception as error:  # one broken file must not take the others down, nor be hidden
             _BROKEN[name] = f"{type(error).__name__}: {error}"
+
+
+def _load(name: str) -> None:
+    """Import a method; a package loads its control only when it is asked for by its name."""
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", ()):
+        getattr(module, public)
 
 
 def list_controls() -> dict[str, type[Control]]:

@@ -68,6 +68,7 @@ class PipelineCall:
         truncate: end extra passes after the last layer that is needed.
         checkpointing: which layers extra passes compute again for the backward pass.
         raise_nonfinite: raise at a loss that is not finite, where it would otherwise be skipped.
+        on_move: called with each entry of the trace, or None.
     """
 
     adapter: Adapter
@@ -84,6 +85,7 @@ class PipelineCall:
     truncate: bool = True
     checkpointing: Checkpointing = "off"
     raise_nonfinite: bool = False
+    on_move: Callable[[MoveTrace], None] | None = None
     embeddings: Tensor | None = None
     trace: list[MoveTrace] = field(default_factory=list)
     recorder: Recorder | None = None
@@ -150,9 +152,7 @@ class PipelineCall:
         step = self._next_step(inputs)
         now = Evaluation(step=step, batch=self.batch, inputs=inputs, rest=args[len(names) :])
         if self.text is not None:
-            found = self.text.update(now, self.passes)
-            self.trace.extend(found)
-            self._check_finite(found, step)
+            self._note(self.text.update(now, self.passes), step)
             inputs |= self.text.inputs(now)
         sample = inputs["sample"]
         acting = self._acting(step)
@@ -282,12 +282,10 @@ class PipelineCall:
                 continue
             maps = self.passes.maps([layers for each in objectives for layers in each.groups], now)
             found = find(moves[-1].latents if moves else sample[self.cond, :channels], objectives, maps, step)
-            # Before the check, so that the trace of a call that it ends says where.
-            self.trace.extend(found.trace)
-            self._check_finite(found.trace, step)
+            self._note(found.trace, step)
             moves.append(found)
         pushes = self._pushes(moves[-1] if moves else None, sample[self.cond, :channels], step)
-        self.trace.extend(entry for move in pushes for entry in move.trace)
+        self._note([entry for move in pushes for entry in move.trace], step)
         moves += pushes
         moves += self._pins(moves[-1].latents if moves else sample[self.cond, :channels], step)
         if not moves:
@@ -320,6 +318,14 @@ class PipelineCall:
                 exact = torch.promote_types(x_BCYX.dtype, torch.float32)
                 made.append(Move(latents=held_BCYX, delta=held_BCYX.to(exact) - before_BCYX.to(exact), trace=()))
         return made
+
+    def _note(self, trace: Sequence[MoveTrace], step: Step) -> None:
+        """Trace moves and report them; then the check, so that the trace of a call that it ends says where."""
+        self.trace.extend(trace)
+        if self.on_move is not None:
+            for entry in trace:
+                self.on_move(entry)
+        self._check_finite(trace, step)
 
     def _check_finite(self, trace: Sequence[MoveTrace], step: Step) -> None:
         if not self.raise_nonfinite or not trace:

@@ -8,11 +8,9 @@ layers that are needed.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
@@ -42,7 +40,7 @@ from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.call import PipelineCall
 from t2ictl.session.checkpoints import Checkpointing, check_checkpointing
 from t2ictl.session.cost import Cost, peak_bytes, start_peak
-from t2ictl.session.hooks import DenoiserHook
+from t2ictl.session.hooks import DenoiserHook, EncoderWrap
 from t2ictl.session.installation import AttnProcessorPatch
 from t2ictl.session.known_prompts import PromptCache
 from t2ictl.session.observers import LossEntry, LossMonitor
@@ -61,6 +59,7 @@ def controlled(
     on_nonfinite: Literal["skip", "raise"] = "skip",
     measure: Sequence[Control] = (),
     checkpointing: Checkpointing = "off",
+    on_move: Callable[[MoveTrace], None] | None = None,
 ) -> Session:
     """Put controls on a pipeline for the length of a ``with`` block.
 
@@ -75,6 +74,8 @@ def controlled(
             in ``session.measured``, at no further pass; they move and edit nothing.
         checkpointing: compute ``"feed_forward"`` layers, or ``"all"`` in which nobody listens, a second time in place
             of keeping them for the backward pass: the same images, less memory, more work (docs/speed.md).
+        on_move: called with the trace of each move of latents or text rows, its step included, before the denoiser
+            runs on what was moved. What it raises ends the call.
 
     Returns:
         The session, to be used in a ``with`` statement.
@@ -107,6 +108,7 @@ def controlled(
         raise_nonfinite=on_nonfinite == "raise",
         measure=tuple(measure),
         checkpointing=checkpointing,
+        on_move=on_move,
     )
 
 
@@ -125,12 +127,13 @@ class Session:
         truncate: bool = True,
         measure: tuple[Control, ...] = (),
         checkpointing: Checkpointing = "off",
+        on_move: Callable[[MoveTrace], None] | None = None,
     ) -> None:
         self.adapter = find_adapter(pipe)
         self.controls, self._measure = controls, measure
         self.cost, self._checkpointing = Cost(), check_checkpointing(checkpointing)
         self._pipe, self._recording = pipe, recording
-        self._raise_nonfinite, self._truncate = raise_nonfinite, truncate
+        self._raise_nonfinite, self._truncate, self._on_move = raise_nonfinite, truncate, on_move
         self._switch = ActivePass()
         self._hook = DenoiserHook(self._before, self._after)
         self._call: PipelineCall | None = None
@@ -183,7 +186,7 @@ class Session:
 
     def __enter__(self) -> Session:
         pipe = self._pipe
-        if isinstance(getattr(pipe, "encode_prompt", None), EncodePromptWrapper) or self.adapter.denoiser.__dict__.get(
+        if isinstance(getattr(pipe, "encode_prompt", None), EncoderWrap) or self.adapter.denoiser.__dict__.get(
             "_t2ictl"
         ):
             raise ControlConflict(
@@ -194,7 +197,7 @@ class Session:
         self._started = time.perf_counter()
         try:
             self._had_encoder = pipe.__dict__.get("encode_prompt")
-            pipe.encode_prompt = EncodePromptWrapper(pipe.encode_prompt, self)
+            pipe.encode_prompt = EncoderWrap(pipe.encode_prompt, self)
             self.adapter.denoiser.__dict__["_t2ictl"] = True
             self._hook.install(self.adapter.denoiser)
         except BaseException:
@@ -218,7 +221,7 @@ class Session:
         self._unwrap_scheduler()
         self._hook.remove()
         self.adapter.denoiser.__dict__.pop("_t2ictl", None)
-        if isinstance(self._pipe.__dict__.get("encode_prompt"), EncodePromptWrapper):
+        if isinstance(self._pipe.__dict__.get("encode_prompt"), EncoderWrap):
             if self._had_encoder is None:
                 del self._pipe.__dict__["encode_prompt"]
             else:
@@ -279,6 +282,7 @@ class Session:
             truncate=self._truncate,
             checkpointing=self._checkpointing,
             raise_nonfinite=self._raise_nonfinite,
+            on_move=self._on_move,
         )
         self._hook.install(self.adapter.denoiser)
         self._processors.place(self._needed_layers(plans).union(*(each.layers for each in loss_monitors)))
@@ -376,25 +380,6 @@ class Session:
     def _after(self) -> None:
         if self._call is not None:
             self._call.after()
-
-
-class EncodePromptWrapper:
-    """Stands at ``pipe.encode_prompt`` for the length of a session and tells it what is encoded."""
-
-    def __init__(self, original: Any, session: Session) -> None:
-        self._original, self._session = original, session
-        self._signature = inspect.signature(original)
-        functools.update_wrapper(self, original)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        adapter = self._session.adapter
-        encoded = adapter.encoded(bound.arguments)
-        encode: Encode = functools.partial(adapter.encode, self._original, bound.arguments)
-        self._session.begin_call(encoded, encode)
-        result = self._original(*args, **kwargs)
-        return self._session.end_encoding(encoded, result, encode)
 
 
 def _by_image(prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> tuple[Prompt, ...] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from t2ictl.benchmarks.speed.structured import main, operations
@@ -19,7 +21,7 @@ def test_averaged_values_cost_what_plain_attention_costs() -> None:
 def test_the_command_prints_a_row_for_each_model(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["structured", "--pairs", "0", "--phrases", "1"])
+    monkeypatch.setattr(sys, "argv", ["structured", "--pairs", "0", "--phrases", "1"])
     assert main() == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "1024" in line or "512" in line]
     assert [line.split("|")[2].strip() for line in rows] == ["1", "1"]
