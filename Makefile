@@ -62,7 +62,7 @@ test-slow: .venv/stamp-dev
 	@touch $@
 
 test-oldest: .venv/stamp-oldest
-	PYTHONPATH=.venv/oldest $(BIN)/python -m pytest -n $(JOBS) tests/test_tiny.py tests/processors tests/core/test_session_restore.py tests/core/test_attention.py tests/core/test_loading.py
+	PYTHONPATH=.venv/oldest $(BIN)/python -m pytest -n $(JOBS) tests/test_tiny.py tests/processors tests/session/test_restore.py tests/attention/test_processor.py tests/families/test_loading.py
 
 # Any Chromium will do: T2ICTL_CHROMIUM names one; else what the system has, or, on Debian, what its archive has.
 test-browser: .venv/stamp-dev

@@ -17,6 +17,7 @@ import torch
 
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
 from tests import tiny
+from tests.evaluation import judge_cases
 
 # Several threads on such small tensors cost a hundred times what they save on a loaded machine.
 torch.set_num_threads(1)
@@ -33,6 +34,20 @@ def sd_pipe() -> Any:
 def sdxl_pipe() -> Any:
     """A fresh tiny SDXL pipeline."""
     return tiny.sdxl()
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a CLIP model at a toy size."""
+    with torch.random.fork_rng(devices=[]):
+        return judge_cases.save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a vision-language model at a toy size."""
+    with torch.random.fork_rng(devices=[]):
+        return judge_cases.save_vlm(tmp_path_factory.mktemp("vlm"))
 
 
 @pytest.fixture

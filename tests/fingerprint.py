@@ -39,7 +39,7 @@ from t2ictl.processors import (
 from t2ictl.processors.isolation_reposition.story.scenes import Scene
 from t2ictl.processors.isolation_reposition.subjects import Subject
 from tests import tiny
-from tests.processors.image_cases import LATENT
+from tests.processors.isolation_reposition.image_cases import LATENT
 
 TABLE = Path(__file__).parent / "data" / "fingerprint.txt"
 SINGLE = "a red circle and a blue square"

@@ -12,6 +12,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import t2ictl.app
+from t2ictl.app import launch
 from t2ictl.app.engine.editor import Editor
 from t2ictl.app.state import Page
 
@@ -64,7 +65,7 @@ class Driver:
 def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Editor]:
     st.cache_resource.clear()  # an editor of another test is not ours
     made = Editor(folder=tmp_path / "results", device="cpu")
-    monkeypatch.setattr("t2ictl.app.launch.new_editor", lambda: made)
+    monkeypatch.setattr(launch, "new_editor", lambda: made)
     yield made
     made.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def test_folders_are_listed_with_their_family_or_the_reason_against_them(root: P
 
 def test_folders_are_looked_through_again_after_a_while_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("t2ictl.app.engine.models.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     manager = ModelManager([root])
     before = {model.name for model in manager.models()}
     folder(root / "new", {"_class_name": "StableDiffusionPipeline"})

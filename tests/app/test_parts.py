@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -58,18 +59,15 @@ def test_terms_of_losses_have_short_names_unless_two_controls_share_one() -> Non
     }
 
 
-def test_files_of_a_model_are_read_once_for_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Path] = []
-
-    def look(folder: Path) -> ModelFacts:
-        read.append(folder)
-        return facts_of(folder)
-
-    monkeypatch.setattr("t2ictl.app.engine.editor.facts_of", look)
-    editor = Editor(folder=tmp_path, work=lambda job: None)
+def test_files_of_a_model_are_read_once_for_the_estimate(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(model_path(), tmp_path / "models" / "shapes"))
+    editor = Editor([tmp_path / "models"], folder=tmp_path / "results", work=lambda job: None)
     try:
-        wanted = JobRequest(model="shapes", request=Request(prompt="a circle"), controls=(), compare=False)
-        assert editor.estimate(wanted, 2) == editor.estimate(wanted, 2) and read == [model_path()]
+        wanted = JobRequest(model=str(model.resolve()), request=Request(prompt="a circle"), controls=(), compare=False)
+        first = editor.estimate(wanted, 2)
+        for path in model.glob("*/*"):
+            path.unlink()  # whoever reads them again finds nothing
+        assert first is not None and editor.estimate(wanted, 2) == first
     finally:
         editor.close()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+import t2ictl
 from t2ictl.app.engine.editor import Editor
 from t2ictl.app.engine.jobs import Job
 from t2ictl.errors import BadSetting
@@ -148,10 +150,10 @@ def test_a_failure_is_said_until_the_next_thing(
 ) -> None:
     quick(driver, 1)
 
-    def broken(job: Job) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise BadSetting("It is *broken*.", "Do [something](http://x).")
 
-    monkeypatch.setattr(editor.runner, "_work", broken)
+    monkeypatch.setattr(t2ictl, "generate", broken, raising=False)
     driver.make()
     for _ in range(2):  # whatever else makes the page run again, the message stays
         assert r"It is \*broken\*\. Do \[something\]\(http\://x\)\." in driver.texts()

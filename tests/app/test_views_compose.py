@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import t2ictl
+from t2ictl.app import launch
 from t2ictl.app.engine.editor import Editor
 from t2ictl.app.engine.memory import MemoryReport
 from t2ictl.app.settings import examples
@@ -131,7 +132,7 @@ def test_models_that_cannot_be_used_say_why(tmp_path: Path, monkeypatch: pytest.
     bad.mkdir(parents=True)
     (bad / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     made = Editor([tmp_path / "models"], folder=tmp_path / "results")
-    monkeypatch.setattr("t2ictl.app.launch.new_editor", lambda: made)
+    monkeypatch.setattr(launch, "new_editor", lambda: made)
     try:
         driver = Driver()
         assert r"**flux\***: FluxPipeline is not supported yet" in driver.texts()

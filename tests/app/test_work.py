@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from PIL import Image
 
 import t2ictl
-from t2ictl import Request
+from t2ictl import Generation, Recording, Request
+from t2ictl.app.engine import work
 from t2ictl.app.engine.editor import Editor, SessionHandle
 from t2ictl.app.engine.jobs import Job
-from t2ictl.app.engine.work import JobRequest, Worker
+from t2ictl.app.engine.work import JobRequest
 from t2ictl.errors import BadSetting, NotRecorded
 from t2ictl.processors import AttendAndExcite, StructuredGuidance
 
@@ -125,7 +127,7 @@ def test_cancel_answers_within_a_step_and_leaves_the_model_usable(editor: Editor
 
 
 def test_previews_come_on_the_way(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t2ictl.app.engine.work.PREVIEW_SECONDS", 0.0)
+    monkeypatch.setattr(work, "PREVIEW_SECONDS", 0.0)
     seen: list[dict[str, Any]] = []
     tell = Job.tell
 
@@ -168,7 +170,7 @@ def test_another_runtime_error_stays_itself(editor: Editor, monkeypatch: pytest.
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(Worker, "_generate", broken)
+    monkeypatch.setattr(t2ictl, "generate", broken, raising=False)
     job = editor.submit("me", job_request())
     assert editor.runner.wait(job, 60) and job.error is not None and "shapes do not fit" in job.error[0]
 
@@ -176,12 +178,12 @@ def test_another_runtime_error_stays_itself(editor: Editor, monkeypatch: pytest.
 def test_maps_that_are_too_large_by_step_are_kept_as_their_mean(
     editor: Editor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from t2ictl import Recording
+    generate = t2ictl.generate
 
-    def small(**values: Any) -> Recording:
-        return Recording(**values, budget_mb=0.05 if values.get("per_step", True) else 512)
+    def tight(*given: Any, record: Recording, **asked: Any) -> Generation:
+        return generate(*given, record=replace(record, budget_mb=0.05) if record.per_step else record, **asked)
 
-    monkeypatch.setattr("t2ictl.app.engine.work.Recording", small)
+    monkeypatch.setattr(t2ictl, "generate", tight, raising=False)
     job = done(editor, job_request(steps=6))
     record = editor.details(editor.store.find("me", job.result.number)).record
     assert record is not None and record.steps == 6 and record.single_steps == 0

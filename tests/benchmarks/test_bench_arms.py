@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,8 +25,7 @@ from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from t2ictl.processors.structured_guidance.control import StructuredGuidance
 from t2ictl.processors.token_merging.control import TokenMerging
-from t2ictl.session import mover as calls
-from t2ictl.settings.windows import Window
+from t2ictl.settings.windows import Step, Window
 
 PROMPTS = ["a red circle and a blue square", "a green star and a yellow ring", "a blue heart and a red cross"]
 SEEDS = (11, 12, 13)
@@ -85,22 +85,50 @@ def test_a_image_that_is_done_waits_for_the_others_of_its_batch(sampler: Sampler
     assert np.abs(np.asarray(alone, int) - np.asarray(repeated.images[1], int)).max() <= 1
 
 
+class Kept(RandomDirection):
+    """Random directions that can be looked at afterwards: ``moves_BC``, one a step."""
+
+    def plan(self, context: t2ictl.PlanContext) -> t2ictl.Plan:
+        self.kept: list[torch.Tensor] = []
+        plan = super().plan(context)
+
+        def push(x_BCYX: torch.Tensor, step: Step) -> Sequence[torch.Tensor]:
+            assert plan.perturb is not None
+            vectors = plan.perturb(x_BCYX, step)
+            self.kept.append(torch.stack(list(vectors)).sum(dim=0).flatten(1))
+            return vectors
+
+        return replace(plan, perturb=push)
+
+
+@contextmanager
+def moves_by_gradient(pipe: Any) -> Iterator[list[torch.Tensor]]:
+    """What the latents of the pass that makes the image have more than those of the pass with a gradient before it."""
+    found: list[torch.Tensor] = []
+    before: list[torch.Tensor] = []
+
+    def look(_: Any, inputs: tuple[torch.Tensor]) -> None:
+        if torch.is_grad_enabled():
+            before.append(inputs[0].detach())
+        else:
+            found.append((inputs[0][-len(before[-1]) :] - before.pop()).flatten(1))
+
+    handle = pipe.unet.conv_in.register_forward_pre_hook(look)
+    yield found
+    handle.remove()
+
+
 def test_directions_are_fresh_and_know_nothing_of_the_gradient(sampler: Sampler) -> None:
-    found: dict[str, list[torch.Tensor]] = {"gradient": [], "random": [], "other": []}
-
-    def recording(name: str, function: Any) -> Any:
-        def record(*args: Any, **kwargs: Any) -> Any:
-            move = function(*args, **kwargs)
-            found[name].append(move.delta.flatten(1))
-            return move
-
-        return record
-
-    with mock.patch.object(calls, "optimize", recording("gradient", calls.optimize)):
+    with moves_by_gradient(sampler.pipe) as gradients:
         base = sampler(PROMPTS, SEEDS, (AttentionSegregation(),), ())
+    found = {"gradient": gradients}
     for name, seeds in (("random", (1, 2, 3)), ("other", (4, 5, 6))):
-        with mock.patch.object(calls, "push", recording(name, calls.push)):
-            sampler(PROMPTS, SEEDS, (random_moves(base, seeds),), ())
+        directions = Kept(base.trace, seeds)
+        sampler(PROMPTS, SEEDS, (directions,), ())
+        found[name] = directions.kept
+    lengths = torch.stack([entry.length for entry in base.trace])
+    for each in found.values():  # as long as those they repeat, so they are what was meant to be looked at
+        torch.testing.assert_close(torch.stack(each).norm(dim=-1).float(), lengths, rtol=1e-3, atol=0)
     units = {name: torch.nn.functional.normalize(torch.stack(each).double(), dim=-1) for name, each in found.items()}
     dimensions = units["random"].shape[-1]
     for one, other in (("random", "gradient"), ("random", "other"), ("other", "gradient")):

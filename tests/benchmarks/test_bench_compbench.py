@@ -12,7 +12,6 @@ import pytest
 
 from t2ictl.cli.app import main
 from tests.benchmarks.runs import fingerprint
-from tests.benchmarks.test_scoring import blip  # noqa: F401 (fixture)
 from tests.repository.sources import ROOT
 
 PROMPTS = ["a red circle and a blue square", "a green bench and a red cat", "a blue dog and a green bench"]
@@ -48,7 +47,7 @@ def test_dry_run_says_what_would_be_made(data: Path, tmp_path: Path, capsys: pyt
 
 def test_command_runs_scores_and_compares(
     data: Path,
-    blip: Path,  # noqa: F811
+    blip: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -91,7 +90,7 @@ def test_geneval_needs_its_metadata_before_the_run(tmp_path: Path, capsys: pytes
 
 def test_json_is_one_document_with_the_scores(
     data: Path,
-    blip: Path,  # noqa: F811
+    blip: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

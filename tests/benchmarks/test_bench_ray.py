@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -104,12 +104,6 @@ def test_options_that_do_not_fit_are_refused(
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_engine, "need", lambda module, extra="bench": _missing(module, extra))
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"t2ictl\[ray\]"), ray_engine.started(None, None, 1):  # type: ignore[arg-type]
         pass
-
-
-def _missing(module: str, extra: str) -> Any:
-    from t2ictl.benchmarks.extras import need
-
-    return need(f"{module}_that_is_not_there", extra)

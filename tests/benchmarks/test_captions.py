@@ -11,12 +11,12 @@ import transformers
 from t2ictl.benchmarks.scoring.captions import CaptionCosine
 from t2ictl.benchmarks.scoring.metrics import open_metric
 from t2ictl.errors import BadSetting
-from tests.benchmarks.test_scoring import PROMPT, WORDS
-from tests.core.test_judges import VISION, clip, drawings  # noqa: F401 (fixture)
+from tests.benchmarks.scoring_cases import PROMPT, WORDS
+from tests.evaluation.judge_cases import VISION, drawings
 
 
 @pytest.fixture(scope="module")
-def metric(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> CaptionCosine:  # noqa: F811
+def metric(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> CaptionCosine:
     folder = tmp_path_factory.mktemp("captioner")
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     tokens = transformers.BertTokenizerFast(vocab={word: number for number, word in enumerate(WORDS)})
@@ -53,6 +53,6 @@ def test_score_is_the_cosine_of_the_two_texts(metric: CaptionCosine, monkeypatch
     assert metric(given_image, PROMPT).value == pytest.approx(1.0, abs=1e-5)
 
 
-def test_both_models_are_needed(clip: Path) -> None:  # noqa: F811
+def test_both_models_are_needed(clip: Path) -> None:
     with pytest.raises(BadSetting, match="caption_cosine needs two models. Write caption_cosine:BLIP,CLIP"):
         open_metric(f"caption_cosine:{clip}")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import rich
 import typer
 from rich.console import Console
 from typer.testing import CliRunner
@@ -49,7 +50,7 @@ def test_compare_prints_json_of_the_outcomes_asked_for(folder: Path) -> None:
 
 def test_tables_fold_to_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = io.StringIO()
-    monkeypatch.setattr("rich.get_console", lambda: Console(file=output, force_terminal=True, width=100))
+    monkeypatch.setattr(rich, "get_console", lambda: Console(file=output, force_terminal=True, width=100))
     _run("compare", folder, "--resamples", 999)
     assert "segregation" in output.getvalue()
     assert "INCOMPLETE" not in output.getvalue()

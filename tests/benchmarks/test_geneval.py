@@ -15,7 +15,6 @@ from PIL import Image
 from t2ictl.benchmarks.scoring.geneval import COLORS, Box, Detected, GenEval, broken_clauses, relations
 from t2ictl.benchmarks.scoring.metrics import open_metric
 from t2ictl.errors import BadSetting
-from tests.core.test_judges import clip  # noqa: F401 (fixture)
 
 RED, BLUE = Detected(box=(0, 0, 10, 10)), Detected(box=(40, 0, 50, 10))
 
@@ -135,7 +134,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def metric(detector: Path, clip: Path, data: Path) -> GenEval:  # noqa: F811
+def metric(detector: Path, clip: Path, data: Path) -> GenEval:
     found = open_metric(f"geneval:{detector},{clip}", data=str(data))
     assert isinstance(found, GenEval)
     return found
@@ -149,13 +148,14 @@ def scene() -> tuple[Image.Image, list[np.ndarray]]:
     return Image.fromarray(generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)), masks
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, metric: GenEval, found: list[tuple[int, float]]) -> None:
+def answer(monkeypatch: pytest.MonkeyPatch, found: list[tuple[int, float]]) -> None:
     """Let the detector's own post-processing say that it saw these labels, with these scores."""
     _, masks = scene()
     maps = torch.tensor(np.stack([masks[number % 2] for number in range(len(found))]), dtype=torch.float32)
     info = [{"label_id": label, "score": score} for label, score in found]
     said = [{"segmentation": maps, "segments_info": info}]
-    monkeypatch.setattr(metric._prepare, "post_process_instance_segmentation", lambda *args, **kwargs: said)
+    kind = transformers.Mask2FormerImageProcessorPil
+    monkeypatch.setattr(kind, "post_process_instance_segmentation", lambda *args, **kwargs: said)
 
 
 def test_real_classes_give_a_score_and_a_name_of_its_own(metric: GenEval) -> None:
@@ -180,33 +180,33 @@ def test_real_classes_find_masks_with_boxes_around_them(metric: GenEval) -> None
 
 def test_thresholds_order_and_words(metric: GenEval, monkeypatch: pytest.MonkeyPatch) -> None:
     image, _ = scene()
-    answer(monkeypatch, metric, [(0, 0.31), (1, 0.99)])
+    answer(monkeypatch, [(0, 0.31), (1, 0.99)])
     assert metric(image, "a photo of a clock").value == 1
-    answer(monkeypatch, metric, [(0, 0.30)])
+    answer(monkeypatch, [(0, 0.30)])
     assert metric(image, "a photo of a clock").parts == {"0 clock, 1 wanted": 0.0}
-    answer(monkeypatch, metric, [(0, 0.95), (0, 0.91)])  # counting: only what is very sure
+    answer(monkeypatch, [(0, 0.95), (0, 0.91)])  # counting: only what is very sure
     assert metric(image, "two clocks").value == 1
-    answer(monkeypatch, metric, [(0, 0.95), (0, 0.89)])
+    answer(monkeypatch, [(0, 0.95), (0, 0.89)])
     assert metric(image, "two clocks").value == 0
-    answer(monkeypatch, metric, [(2, 0.5)])  # "computer mouse" is COCO's "mouse"
+    answer(monkeypatch, [(2, 0.5)])  # "computer mouse" is COCO's "mouse"
     assert metric(image, "a mouse").value == 1
-    answer(monkeypatch, metric, [(0, 0.4), (0, 0.8)])
+    answer(monkeypatch, [(0, 0.4), (0, 0.8)])
     boxes = [each.box for each in metric._find(image, {"clock"}, threshold=0.3)["clock"]]
     assert boxes == [(30.0, 24.0, 60.0, 44.0), (2.0, 4.0, 18.0, 20.0)]  # the surest first
-    answer(monkeypatch, metric, [(0, 0.99 - 0.01 * number) for number in range(20)])
+    answer(monkeypatch, [(0, 0.99 - 0.01 * number) for number in range(20)])
     assert len(metric._find(image, {"clock"}, threshold=0.3)["clock"]) == 16
 
 
 def test_color_sees_the_object_alone_on_gray(metric: GenEval, monkeypatch: pytest.MonkeyPatch) -> None:
     image, masks = scene()
     seen = []
-    processor = metric._processor
+    original = transformers.CLIPProcessor.__call__
 
-    def listen(*args: Any, **kwargs: Any) -> Any:
+    def listen(self: Any, *args: Any, **kwargs: Any) -> Any:
         seen.extend([kwargs["images"]] if "images" in kwargs else [])
-        return processor(*args, **kwargs)
+        return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(metric, "_processor", listen)
+    monkeypatch.setattr(transformers.CLIPProcessor, "__call__", listen)
     mask = masks[0].copy()
     mask[4, 2] = False  # a corner of the box that is not the object's
     assert metric._color(image, Detected(box=(2, 4, 18, 20), mask_YX=mask), "clock") in COLORS
@@ -224,7 +224,7 @@ def test_color_texts_are_means_over_templates(metric: GenEval) -> None:
     assert torch.allclose(metric._texts("clock")[0], expected, atol=1e-6)
 
 
-def test_what_is_missing_is_named(metric: GenEval, detector: Path, clip: Path, data: Path) -> None:  # noqa: F811
+def test_what_is_missing_is_named(metric: GenEval, detector: Path, clip: Path, data: Path) -> None:
     image, _ = scene()
     with pytest.raises(BadSetting, match="not one of GenEval's"):
         metric(image, "a photo of a castle")

@@ -19,34 +19,9 @@ from t2ictl.benchmarks.scoring.metrics import BlipVqa, blip_question, open_metri
 from t2ictl.benchmarks.scoring.run import score_run, score_table
 from t2ictl.cli.app import main
 from t2ictl.errors import BadSetting, MissingExtra
-from tests.core.test_judges import VISION, clip, drawings, vlm  # noqa: F401 (fixtures)
-
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] yes no a red blue green circle square bench cat dog and the ? of on".split()
-PROMPT = "a red circle and a blue square"
-
-
-@pytest.fixture(scope="module")
-def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """BLIP's question answering at a toy size; [DEC] and [ENC] are the last two entries, as in the real one."""
-    folder = tmp_path_factory.mktemp("blip")
-    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    tokens = transformers.BertTokenizerFast(vocab={word: number for number, word in enumerate(WORDS)})
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**sizes, "vocab_size": len(WORDS) + 2, "encoder_hidden_size": 16, "max_position_embeddings": 64}
-    ids = {"bos_token_id": len(WORDS), "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 3}
-    vision = {key: value for key, value in VISION.items() if key != "num_hidden_layers"} | {"num_hidden_layers": 2}
-    config = transformers.BlipConfig(text_config={**text, **ids}, vision_config=vision, projection_dim=16)
-    torch.manual_seed(0)
-    model = transformers.BlipForQuestionAnswering(config)
-    with torch.no_grad():  # the default spread of 0.02 answers everything with one half
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(8)
-    model.save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    transformers.BlipProcessor(transformers.BlipImageProcessorPil(size=size), tokens).save_pretrained(folder)
-    return folder
-
+from t2ictl.prompts.noun_phrases import noun_phrases
+from tests.benchmarks.scoring_cases import PROMPT, WORDS
+from tests.evaluation.judge_cases import drawings, heard
 
 # -- BLIP-VQA ---------------------------------------------------------------------------------------------------------
 
@@ -66,30 +41,23 @@ def test_questions_are_prepared_as_blip_does(chunk: str, question: str) -> None:
     assert blip_question(chunk) == question
 
 
-def test_score_is_the_product_of_rounded_answers(blip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_is_the_product_of_rounded_answers(blip: Path) -> None:
     metric = BlipVqa(str(blip), chunks="grammar")
-    asked: list[str] = []
-
-    def answer(states: Tensor, question: str) -> float:
-        asked.append(question)
-        return {"a red circle?": 0.123456, "a blue square?": 0.5}[question]
-
-    monkeypatch.setattr(metric, "_answer", answer)
     score = metric(drawings(1)[0], PROMPT)
-    assert asked == ["a red circle?", "a blue square?"]
-    assert score.parts == {"a red circle": 0.1235, "a blue square": 0.5}
-    assert score.value == pytest.approx(0.1235 * 0.5, abs=1e-12)
+    assert list(score.parts) == ["a red circle", "a blue square"]
+    first, second = score.parts.values()
+    assert all(0 < each < 1 and each == round(each, 4) for each in (first, second)) and first != second
+    assert score.value == pytest.approx(first * second, abs=1e-12)
     assert metric.name == f"blip_vqa[np8,grammar,{blip.name}]" and metric.facts["parser"]
 
 
-def test_chunks_that_name_no_object_and_those_after_the_eighth_are_left_out(
-    blip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_that_name_no_object_and_those_after_the_eighth_are_left_out(blip: Path) -> None:
     metric = BlipVqa(str(blip), chunks="grammar")
-    found = ["the side", "a cat", "Top", *(f"thing {number}" for number in range(9)), "the left"]
-    monkeypatch.setattr("t2ictl.benchmarks.scoring.metrics._grammar_chunks", lambda prompt: found)
-    assert metric.chunks("x") == ["a cat", *(f"thing {number}" for number in range(7))]
-    assert BlipVqa(str(blip), chunks="grammar").chunks("x") == metric.chunks("x")
+    things = "a cat, a dog, a red circle, a blue square, a bowl, a frog, a lion, a car, a bench, a hat".split(", ")
+    prompt = f"The side of {things[0]} and the right of {', '.join(things[1:])}, the left"
+    assert {"The side", "the right", "the left", *things} <= {each.text for each in noun_phrases(prompt)}
+    assert metric.chunks(prompt) == things[:8]
+    assert BlipVqa(str(blip), chunks="grammar").chunks(prompt) == things[:8]
 
 
 def test_first_tokens_are_enc_and_dec(blip: Path) -> None:
@@ -137,7 +105,7 @@ def test_papers_chunks_need_spacy_and_say_so(blip: Path) -> None:
 # -- the others -------------------------------------------------------------------------------------------------------
 
 
-def test_clip_cosine_is_not_scaled(clip: Path) -> None:  # noqa: F811
+def test_clip_cosine_is_not_scaled(clip: Path) -> None:
     image = drawings(1)[0]
     model, processor = transformers.CLIPModel.from_pretrained(clip), transformers.CLIPProcessor.from_pretrained(clip)
     inputs = processor(text=[PROMPT], images=image, return_tensors="pt", padding=True)
@@ -148,18 +116,11 @@ def test_clip_cosine_is_not_scaled(clip: Path) -> None:  # noqa: F811
     assert metric(image, PROMPT).value == pytest.approx(wanted, abs=1e-5) and metric.name == f"clip_cosine[{clip.name}]"
 
 
-def test_vqascore_asks_the_papers_question(vlm: Path) -> None:  # noqa: F811
-    metric: Any = open_metric(f"vqascore:{vlm}")
-    asked: list[str] = []
-    first = metric._judge._asking.first_token
-
-    def listen(image: Image.Image, question: str) -> Tensor:
-        asked.append(question)
-        return first(image, question)  # type: ignore[no-any-return]
-
-    metric._judge._asking.first_token = listen
+def test_vqascore_asks_the_papers_question(vlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric, asked = open_metric(f"vqascore:{vlm}"), heard(monkeypatch)
     assert 0 <= metric(drawings(1)[0], "a cat").value <= 1
-    assert asked == ['Does this figure show "a cat"? Please Answer yes or no.']
+    (text,) = asked
+    assert 'Does this figure show "a cat"? Please Answer yes or no.' in text.splitlines()
 
 
 @pytest.mark.parametrize("name", ["oracle:x", "clip_cosine", "clip_cosine/grammar:x", "blip_vqa/guess:x", "vqascore:"])
@@ -274,7 +235,7 @@ def test_missing_pairs_are_not_averaged_away(tmp_path: Path) -> None:
         score_table(score_run(run_of(tmp_path / "run", values), Counting()), "plain")
 
 
-def test_command_prints_table_and_json(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_command_prints_table_and_json(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of(tmp_path / "run", VALUES)
     assert main(["bench", "score", str(run), "--metric", f"clip_cosine:{clip}"]) == 0
     assert f"clip_cosine[{clip.name}]" in capsys.readouterr().out
@@ -302,6 +263,6 @@ def test_macro_counts_every_category_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster"])
-def test_a_device_that_is_not_there_is_named(device: str, clip: Path) -> None:  # noqa: F811
+def test_a_device_that_is_not_there_is_named(device: str, clip: Path) -> None:
     with pytest.raises(BadSetting, match=f"cannot be put on '{device}'"):
         open_metric(f"clip_cosine:{clip}", device)

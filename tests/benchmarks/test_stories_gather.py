@@ -15,7 +15,7 @@ from t2ictl.benchmarks.studies.stories.key_gather import KeyGather
 from t2ictl.errors import BadSetting
 from t2ictl.processors.isolation_reposition.places import SubjectRegions
 from t2ictl.processors.isolation_reposition.subjects import Subject
-from tests.processors.isolation_cases import (
+from tests.processors.isolation_reposition.isolation_cases import (
     CAT,
     CORNER,
     DOG,

@@ -195,9 +195,9 @@ def test_a_closed_tab_leaves_no_job_and_no_files(browser: Browser, server: Serve
             expand.click()
         queue = visitor.page.get_by_text("at work,").inner_text()
         if queue.startswith("0 at work, 0 waiting") and not made & server.images:
-            return
+            break
         time.sleep(0.5)
-    raise AssertionError(f"something is still there: {queue}, {made & server.images}")
+    assert queue.startswith("0 at work, 0 waiting") and not made & server.images, "something is still there"
 
 
 HOSTILE = (

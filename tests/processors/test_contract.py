@@ -17,19 +17,37 @@ import t2ictl
 from t2ictl.attention.batch import BatchLayout
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.registry import broken_controls, control_from_dict, control_to_dict, list_controls
-from t2ictl.errors import BadSetting, NeedsSession, SpanNotFound
+from t2ictl.errors import BadSetting, ControlConflict, NeedsSession, SpanNotFound
 from t2ictl.families import find_adapter
 from t2ictl.settings.fields import describe
+from tests.processors.composition_cases import ONE_STEP, WORKS, published_pairs
 from tests.tiny import run, sd, sdxl
 
 PROMPT = "a red circle and a blue square"
 CONTROLS = list(list_controls().values())
-every_control = pytest.mark.parametrize("cls", CONTROLS, ids=lambda cls: cls.name)
+FAMILIES = {"sd": sd, "sdxl": sdxl}
+ONE_RULE = {"mode": "normalized", "size": 0.05, "decay": 1.0}
 
 
-def made(cls: Any) -> Any:
-    """A control with its defaults, but for a search that ends early: what it costs is no part of the contract."""
-    return cls(search={"max_steps": 2}) if "search" in {field.name for field in dataclasses.fields(cls)} else cls()
+def named(cls: Any) -> str:
+    return str(cls.name)
+
+
+every_control = pytest.mark.parametrize("cls", CONTROLS, ids=named)
+
+
+def has(cls: Any, field: str) -> bool:
+    return field in {each.name for each in dataclasses.fields(cls)}
+
+
+def made(cls: Any, **settings: Any) -> Any:
+    """A control with its defaults, but for tries that end early: what they cost is no part of the contract."""
+    control = cls(**settings)
+    if has(cls, "search"):
+        control = dataclasses.replace(control, search=dataclasses.replace(control.search, most=2))
+    if getattr(control, "refinement", None) is not None:
+        control = dataclasses.replace(control, refinement=dataclasses.replace(control.refinement, most=2))
+    return control
 
 
 def context(pipe: Any, *prompts: str) -> PlanContext:
@@ -143,12 +161,12 @@ def test_strength_0_is_an_empty_plan_and_the_plain_image(cls: Any) -> None:
     assert session.cost.extra_forwards == 0
 
 
-@every_control
-@pytest.mark.parametrize("build", [sd, sdxl])
-def test_it_acts_the_same_each_time_and_leaves_everything_as_it_was(cls: Any, build: Any) -> None:
-    pipe = build()
-    if find_adapter(pipe).family not in cls.families:
-        return
+@pytest.mark.parametrize(
+    ("cls", "family"),
+    [pytest.param(cls, family, id=f"{cls.name}-{family}") for cls in CONTROLS for family in cls.families],
+)
+def test_it_acts_the_same_each_time_and_leaves_everything_as_it_was(cls: Any, family: str) -> None:
+    pipe = FAMILIES[family]()
     control, prompts = made(cls), [PROMPT, "a cat and a dog"]
     before = (copy.deepcopy(control), list(prompts), dict(pipe.unet.attn_processors), set(vars(pipe.unet)))
     plain, noise = run(pipe, prompts, steps=2), torch.get_rng_state()
@@ -175,24 +193,31 @@ def test_it_says_whether_it_has_losses(cls: Any) -> None:
 def test_two_plans_share_no_state(cls: Any) -> None:
     pipe = sd()
     first, second = plan(cls(), pipe), plan(cls(), pipe)
-    for one, other in zip(first.objectives, second.objectives, strict=True):
-        assert one.evaluate is not other.evaluate
-    for (_, one_edit), (_, other_edit) in zip(first.edits, second.edits, strict=True):
-        assert one_edit is not other_edit
+    pairs = list(zip(parts(first), parts(second), strict=True))
+    assert pairs and all(one != other for one, other in pairs)  # methods are equal where their objects are the same
 
 
-@every_control
-def test_objectives_need_a_session(cls: Any) -> None:
+def parts(made: Plan) -> list[Any]:
+    """What a plan is made of, as far as it may hold something that changes during a run."""
+    found: list[Any] = [each.evaluate for each in made.objectives] + [edit for _, edit in made.edits]
+    if made.text is not None:
+        found += [made.text.rewrite, *(each.evaluate for each in made.text.objectives)]
+    return found
+
+
+MOVING = [cls for cls in CONTROLS if cls.has_losses and not cls.moves_words and "attn_processors" not in vars(cls)]
+
+
+@pytest.mark.parametrize("cls", MOVING, ids=named)
+def test_what_moves_latents_needs_a_session(cls: Any) -> None:
     pipe = sd()
-    if plan(cls(), pipe).objectives and "attn_processors" not in vars(cls):
-        with pytest.raises(NeedsSession, match=cls.__name__):
-            cls.attn_processors(pipe, [PROMPT])
+    assert plan(cls(), pipe).objectives
+    with pytest.raises(NeedsSession, match=cls.__name__):
+        cls.attn_processors(pipe, [PROMPT])
 
 
-@every_control
+@pytest.mark.parametrize("cls", [cls for cls in CONTROLS if has(cls, "concepts")], ids=named)
 def test_a_word_that_is_not_there_is_named_before_the_first_step(cls: Any) -> None:
-    if "concepts" not in {field.name for field in dataclasses.fields(cls)}:
-        return
     pipe = sd()
     with t2ictl.controlled(pipe, [cls(concepts=("turtle",))]) as session:
         with pytest.raises(SpanNotFound, match="turtle"):
@@ -211,14 +236,32 @@ def test_recording_beside_it_changes_nothing(cls: Any) -> None:
     assert torch.equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("first", CONTROLS, ids=lambda cls: cls.name)
-@pytest.mark.parametrize("second", CONTROLS, ids=lambda cls: cls.name)
-def test_pairs_run_or_say_why_not(first: Any, second: Any) -> None:
-    pipe = sd()
+def outcome(pipe: Any, first: Any, second: Any) -> str:
+    """Whether two controls work together with their defaults, or with one step rule for both, or why they do not."""
+
+    def together(**settings: Any) -> None:
+        with t2ictl.controlled(pipe, [made(first, **settings), made(second, **settings)]):
+            assert torch.isfinite(run(pipe, PROMPT, steps=1)).all()
+
     try:
-        with t2ictl.controlled(pipe, [made(first), made(second)]):
-            found = run(pipe, PROMPT, steps=1)
-    except t2ictl.errors.ControlConflict as conflict:
+        together()
+    except ControlConflict as conflict:
         assert conflict.remedy
-    else:
-        assert torch.isfinite(found).all()
+        if "step=" not in conflict.remedy:
+            return conflict.cause
+        together(step=ONE_RULE)
+        return ONE_STEP
+    return WORKS
+
+
+@every_control
+def test_it_goes_with_the_others_as_the_page_tells(cls: Any) -> None:
+    pipe, page = sd(), published_pairs()
+    found = {other.name: outcome(pipe, cls, other) for other in CONTROLS}
+    told = {other: verdict for (name, other), verdict in page.items() if name == cls.name}
+    # The page names two owners in alphabetical order, a session in that of its controls.
+    expected = {
+        other: verdict.replace(" and ".join(sorted((cls.name, other))), f"{cls.name} and {other}")
+        for other, verdict in told.items()
+    }
+    assert found == expected, "docs/composition.md tells otherwise"

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -24,27 +26,27 @@ def test_id_names_version_and_parts() -> None:
 
 
 @pytest.mark.parametrize("part", ["world", "judge", "weights"])
-def test_a_change_without_a_new_version_is_refused(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_without_a_new_version_is_refused(part: str, tmp_path: Path) -> None:
     path = tmp_path / "instrument.json"
     with pytest.raises(BadSetting, match="--record"):
         instrument.check_instrument(path)
     instrument.record(path)
     instrument.record(path)  # the same once more is no change
     instrument.check_instrument(path)
+    entries, version = json.loads(path.read_text(encoding="utf-8")), instrument.INSTRUMENT_VERSION
+    assert entries == {version: instrument.instrument_hashes()}
+    frozen = {version: {**entries[version], part: "0" * 64}}  # of what is installed, this part is another one
+    path.write_text(json.dumps(frozen), encoding="utf-8")
     before = path.read_bytes()
-    changed = {**instrument.instrument_hashes(), part: "0" * 64}
-    monkeypatch.setattr(instrument, "instrument_hashes", lambda: changed)
     for refuse in (instrument.check_instrument, instrument.record):
         with pytest.raises(BadSetting, match=f"The {part} of the instrument changed.*INSTRUMENT_VERSION"):
             refuse(path)
     assert path.read_bytes() == before
-    old = instrument.INSTRUMENT_VERSION
-    monkeypatch.setattr(instrument, "INSTRUMENT_VERSION", "next")
+    older = {"older": frozen[version]}  # as after the version was raised
+    path.write_text(json.dumps(older), encoding="utf-8")
     instrument.record(path)
     instrument.check_instrument(path)
-    entries = json.loads(path.read_text(encoding="utf-8"))
-    assert list(entries) == [old, "next"]
-    assert entries[old] == json.loads(before)[old]
+    assert json.loads(path.read_text(encoding="utf-8")) == older | entries
 
 
 def test_any_byte_and_any_name_of_the_weights_counts(tmp_path: Path) -> None:
@@ -61,23 +63,33 @@ def test_any_byte_and_any_name_of_the_weights_counts(tmp_path: Path) -> None:
     assert len(set(digests)) == 3
 
 
-def test_line_ends_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instrument, "__file__", str(tmp_path / "instrument.py"))
-    (tmp_path / "world.py").write_bytes(b"a = 1\n")
-    unix = instrument._digest(instrument._sources(("world.py",)))
-    (tmp_path / "world.py").write_bytes(b"a = 1\r\n")
-    assert instrument._digest(instrument._sources(("world.py",))) == unix
-    (tmp_path / "world.py").write_bytes(b"a = 2\n")
-    assert instrument._digest(instrument._sources(("world.py",))) != unix
+def copied(folder: Path) -> ModuleType:
+    """The module from a folder of its own, beside copies of the sources that it hashes, and without a record."""
+    folder.mkdir()
+    for name in ("instrument.py", *instrument.WORLD_FILES, *instrument.JUDGE_FILES):
+        shutil.copy(Path(instrument.__file__).with_name(name), folder)
+    spec = spec_from_file_location("copied_instrument", folder / "instrument.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_command_says_whether_it_is_frozen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "instrument.json"
-    monkeypatch.setattr(instrument.check_instrument, "__defaults__", (path,))
-    monkeypatch.setattr(instrument.record, "__defaults__", (path,))
-    assert instrument.main([]) == 1
-    assert instrument.main(["--record"]) == 0
-    assert instrument.main([]) == 0
+def test_line_ends_do_not_count_and_all_else_does(tmp_path: Path) -> None:
+    found = [instrument.instrument_hashes()]
+    for number, (old, new) in enumerate(((b"\n", b"\r\n"), (b"import", b"import "))):
+        module = copied(tmp_path / str(number))
+        path = tmp_path / str(number) / "world.py"
+        path.write_bytes(path.read_bytes().replace(old, new))
+        found.append(module.instrument_hashes())
+    assert found[1] == found[0]
+    assert {part for part, digest in found[2].items() if digest != found[0][part]} == {"world"}
+
+
+def test_command_says_whether_it_is_frozen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = copied(tmp_path / "shapes")
+    assert module.main([]) == 1
+    assert module.main(["--record"]) == 0
+    assert module.main([]) == 0
     assert capsys.readouterr().out.count(instrument_id()) == 3
+    assert json.loads((tmp_path / "shapes" / "instrument.json").read_text()).keys() == {instrument.INSTRUMENT_VERSION}

@@ -37,20 +37,18 @@ class _Crash(RuntimeError):
     """Stands for a machine that goes away in the middle of an update."""
 
 
-def _crash_at(monkeypatch: pytest.MonkeyPatch, module: str, call: int) -> None:
-    """Let the ``call``-th use of ``stream`` in a stage fail."""
-    target = f"t2ictl.benchmarks.shapes.train.{module}.stream"
-    whole = pytest.importorskip(f"t2ictl.benchmarks.shapes.train.{module}").stream
-    seen: list[int] = []
+def _crash_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Let the ``call``-th backward pass fail; there is one in each update."""
+    whole = torch.Tensor.backward
+    seen: list[torch.Tensor] = []
 
-    def counted(seed: int, purpose: str, index: int):  # type: ignore[no-untyped-def]
-        if purpose == module:
-            seen.append(index)
-            if len(seen) == call:
-                raise _Crash
-        return whole(seed, purpose, index)
+    def counted(loss: torch.Tensor) -> None:
+        seen.append(loss.detach())
+        if len(seen) == call:
+            raise _Crash
+        whole(loss)
 
-    monkeypatch.setattr(target, counted)
+    monkeypatch.setattr(torch.Tensor, "backward", counted)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -63,12 +61,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatc
     whole.mkdir()
     broken.mkdir()
     assert command.run(TINY, whole, None)
-    for module in ("autoencoder", "denoiser"):
+    # Four updates of the autoencoder, of which the second run has two left, and four of the denoiser.
+    for stage, call in (("autoencoder", 3), ("denoiser", 2 + 3)):
         with monkeypatch.context() as patch:
-            _crash_at(patch, module, 3)
+            _crash_at(patch, call)
             with pytest.raises(_Crash):
                 command.run(TINY, broken, None)
-    assert torch.load(broken / "denoiser.pt", weights_only=True)["step"] == 2
+        assert torch.load(broken / f"{stage}.pt", weights_only=True)["step"] == 2
     assert command.run(TINY, broken, None)
     expected, resumed = _weights(whole), _weights(broken)
     assert expected.keys() == resumed.keys()

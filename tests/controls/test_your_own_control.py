@@ -1,0 +1,83 @@
+"""The page on a control of your own: the package on it is made and used through its entry point, as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import t2ictl
+from tests.controls.package_cases import write_metadata
+from tests.repository.sources import ROOT
+
+PAGE = (ROOT / "docs" / "your_own_control.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    found = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    assert len(found) == 1
+    return str(found[0])
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Path:
+    """What ``pip install .`` leaves behind: the module, and the metadata that names its entry point."""
+    project = tomllib.loads(block("toml"))["project"]
+    (tmp_path / "my_controls").mkdir()
+    (tmp_path / "my_controls" / "__init__.py").write_text("")
+    (tmp_path / "my_controls" / "centered.py").write_text(block("python"))
+    write_metadata(tmp_path, project["entry-points"], name="my_controls")
+    return tmp_path
+
+
+def command(layer: Path, *arguments: str) -> str:
+    path = os.pathsep.join([str(layer), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    made = subprocess.run(
+        [sys.executable, "-m", "t2ictl", *arguments], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+def test_it_is_listed_with_all_its_fields(layer: Path) -> None:
+    found = json.loads(command(layer, "controls", "centered", "--json"))
+    assert set(found["centered"]["fields"]["properties"]) >= {"concepts", "strength", "window", "step"}
+
+
+def test_it_moves_objects_to_the_middle(layer: Path) -> None:
+    options = ["a red circle", "--device", "cpu", "--steps", "10", "--guidance-scale", "3", "--seed", "4"]
+    out = layer / "out.png"
+    command(layer, "generate", *options, "--control", "centered", "--set", "centered.strength=2", "--out", str(out))
+    assert t2ictl.read_settings(out)["controls"][0]["strength"] == 2.0
+    command(layer, "generate", *options, "--out", str(layer / "plain.png"))
+    assert out.read_bytes() != (layer / "plain.png").read_bytes()
+
+
+def test_a_package_that_cannot_be_imported_takes_nothing_down(layer: Path) -> None:
+    (layer / "my_controls" / "centered.py").write_text("import no_such_module_at_all\n")
+    assert "attend_and_excite" in command(layer, "controls")
+
+
+def test_the_example_for_contributors_moves_latents(tmp_path: Path) -> None:
+    (example,) = re.findall(
+        r'```python\n(""".*?)```', (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    (tmp_path / "my_method.py").write_text(example)
+    script = (
+        "import my_method, t2ictl; pipe = t2ictl.load('shapes', device='cpu')\n"
+        "print(len(t2ictl.generate(pipe, 'a red circle and a blue square', [my_method.MyMethod()], steps=2).trace))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300)
+    assert (made.returncode, made.stdout) == (0, "2\n"), made.stderr
+
+
+def test_the_commands_of_the_page_are_those_that_are_tested() -> None:
+    assert "t2ictl controls centered" in block("bash") and "centered.strength=2" in block("bash")
