@@ -12,7 +12,7 @@ from t2ictl.errors import NoLayerMatched
 
 def made(address: str, factor: int, order: int) -> Layer:
     place, *_, kind = address.split(".")
-    fields: dict[str, Any] = {"place": place, "kind": kind, "factor": factor, "order": order}
+    fields: dict[str, Any] = {"block": place, "kind": kind, "stride": factor, "order": order}
     return Layer(address=address, module="m", heads=2, **fields)
 
 

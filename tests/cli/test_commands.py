@@ -48,7 +48,7 @@ def test_generate_writes_a_image_that_can_be_made_again(run: Run, model: str, tm
     status, out, _ = run("generate", PROMPT, *chosen, *options(model), "--seed", "7", "--out", "a.png")
     assert (status, out.split()) == (0, ["a.png"])
     settings = read_settings("a.png")
-    assert settings["request"]["seed"] == 7 and settings["controls"][0]["step"]["size"] == 5
+    assert settings["request"]["seed"] == 7 and settings["controls"][0]["step"]["scale"] == 5
     assert Image.open("a.png").size == (64, 48)
     status, _, _ = run("generate", "--from", "a.png", "--model", model, "--out", "b.png")
     assert status == 0 and Path("a.png").read_bytes() == Path("b.png").read_bytes()

@@ -33,7 +33,7 @@ def test_one_encoder_gives_a_layers_state_after_its_final_norm(depth: float, lay
     pipe = sd()
     norms = [m for name, m in pipe.text_encoder.named_modules() if name.endswith("final_layer_norm")]
     wanted = norms[0](states(pipe, "", layer)).detach()
-    torch.testing.assert_close(encode(pipe, depth).rows, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(encode(pipe, depth).embeds, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("depth", "layer"), [(0.0, 0), (1 / 3, 1), (2 / 3, 2)])
@@ -43,7 +43,7 @@ def test_two_encoders_give_theirs_without_a_norm(depth: float, layer: int) -> No
     layers = [min(round(depth * count), count - 1) for count in counts]  # the pipeline never takes the last one's
     assert layer in layers
     wanted = torch.cat([states(pipe, *each) for each in zip(("", "_2"), layers, strict=True)], dim=-1)
-    torch.testing.assert_close(encode(pipe, depth).rows, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(encode(pipe, depth).embeds, wanted, rtol=0, atol=1e-6)
 
 
 def test_whole_depth_is_the_stock_encoding_and_nothing_is_left_behind() -> None:
@@ -52,7 +52,7 @@ def test_whole_depth_is_the_stock_encoding_and_nothing_is_left_behind() -> None:
     with pytest.raises(KeyboardInterrupt):
         with truncated_encoder([pipe.text_encoder], 0.5):
             raise KeyboardInterrupt
-    assert torch.equal(encode(pipe, 1.0).rows, stock)
+    assert torch.equal(encode(pipe, 1.0).embeds, stock)
     assert not any("forward" in vars(module) for module in pipe.text_encoder.modules())
 
 

@@ -58,7 +58,7 @@ def test_divergence_by_hand_and_of_what_is_normal() -> None:
 def test_first_step_of_adam_in_closed_form() -> None:
     """Adam's first step has the length of its rate in every number, down the sign of the gradient."""
     x_BCYX, passes = noise(1), Passes()
-    move = optimize_noise(x_BCYX, [objective(most=1, rate=0.01, weight=0.0, target=1.0)], passes, STEP)
+    move = optimize_noise(x_BCYX, [objective(max_steps=1, lr=0.01, kl_weight=0.0, target=1.0)], passes, STEP)
     up = 0.01 * x_BCYX.sign()  # the mean goes up, and the variance of positive noise too
     expected = 0.01 + (up / 2).exp() * x_BCYX
     torch.testing.assert_close(move.latents, expected, rtol=1e-6, atol=1e-6)
@@ -68,8 +68,8 @@ def test_first_step_of_adam_in_closed_form() -> None:
 
 def test_it_improves_and_stays_near_normal_noise() -> None:
     x_BCYX = noise(1, 2)
-    free = optimize_noise(x_BCYX, [objective(most=100, weight=0.0, target=1.0)], Passes(), STEP)
-    held = optimize_noise(x_BCYX, [objective(most=100, target=1.0)], Passes(), STEP)
+    free = optimize_noise(x_BCYX, [objective(max_steps=100, kl_weight=0.0, target=1.0)], Passes(), STEP)
+    held = optimize_noise(x_BCYX, [objective(max_steps=100, target=1.0)], Passes(), STEP)
     for move in (free, held):
         assert (move.latents.flatten(1).mean(1) > x_BCYX.flatten(1).mean(1) + 0.01).all()
     assert (free.delta.flatten(1).norm(dim=1) > 5 * held.delta.flatten(1).norm(dim=1)).all()
@@ -80,7 +80,7 @@ def test_rows_stop_on_their_own_and_do_not_mix() -> None:
     x_BCYX, passes = noise(1, 2, 3), Passes()
     start = x_BCYX.flatten(1).mean(1)
     x_BCYX = x_BCYX - start[:, None, None, None] + torch.tensor([0.02, 0.0, -0.02])[:, None, None, None]
-    asked = objective(most=60, weight=0.0, target=0.05)
+    asked = objective(max_steps=60, kl_weight=0.0, target=0.05)
     together = optimize_noise(x_BCYX, [asked], passes, STEP)
     assert len(set(passes.rows)) == 3, "rows need unlike numbers of tries"
     asked_for_more = torch.stack([entry.refined for entry in together.trace]).sum(0)
@@ -101,7 +101,7 @@ def test_what_is_good_enough_is_not_moved() -> None:
 def test_a_loss_that_is_no_number_leaves_its_image_alone() -> None:
     x_BCYX = noise(1, 2)
     x_BCYX[0, 0, 0, 0] = float("nan")
-    move = optimize_noise(x_BCYX, [objective(most=3, target=1.0)], Passes(), STEP)
+    move = optimize_noise(x_BCYX, [objective(max_steps=3, target=1.0)], Passes(), STEP)
     assert move.trace[0].skipped.tolist() == [True, False]
     assert torch.equal(move.latents[0].isnan(), x_BCYX[0].isnan()) and not torch.equal(move.latents[1], x_BCYX[1])
 

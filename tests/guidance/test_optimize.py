@@ -51,7 +51,7 @@ def shrink(maps: Tensor, step: Step) -> Losses:
 
 
 def objective(**settings: Any) -> Objective:
-    return Objective(**({"name": "shrink", "layers": (), "evaluate": shrink, "rule": RULE} | settings))
+    return Objective(**({"name": "shrink", "layers": (), "evaluate": shrink, "step_size": RULE} | settings))
 
 
 def target(presence: float, **more: Any) -> Refinement:
@@ -185,7 +185,7 @@ def test_a_row_that_is_not_finite_stays_alone(kind: str) -> None:
     x_BCYX = start(0.8, 0.9, 3.0)
     settings = {
         "refinement": target(0.5),
-        "rule": StepSize(scale=30.0 if kind == "too large" else 0.1, final_scale_sq=1.0),
+        "step_size": StepSize(scale=30.0 if kind == "too large" else 0.1, final_scale_sq=1.0),
     }
     move = optimize(x_BCYX, [objective(evaluate=evaluate, **settings)], Passes(), STEP)
     clean = optimize(x_BCYX, [objective(**settings)], Passes(), STEP)
@@ -205,7 +205,7 @@ def test_small_half_precision_gradients_survive() -> None:
         return Losses(terms={"sum": maps.flatten(1).float().sum(1) * 3e-8})
 
     rule = StepSize(scale=1e6, final_scale_sq=1.0)
-    move = optimize(start(1.0, dtype=torch.float16), [objective(evaluate=evaluate, rule=rule)], Passes(), STEP)
+    move = optimize(start(1.0, dtype=torch.float16), [objective(evaluate=evaluate, step_size=rule)], Passes(), STEP)
     torch.testing.assert_close(move.delta, torch.full_like(move.delta, -0.03), rtol=2e-2, atol=0)
     assert move.delta.dtype == torch.float32 and move.latents.dtype == torch.float16
 
@@ -217,7 +217,7 @@ def test_half_precision_moves_add_up_in_float32() -> None:
         return Losses(terms={"sum": maps.flatten(1).float().sum(1)}, presence=torch.zeros(len(maps)))
 
     refined = objective(
-        evaluate=evaluate, rule=StepSize(scale=1e-4, final_scale_sq=1.0), refinement=target(0.5, max_iterations=9)
+        evaluate=evaluate, step_size=StepSize(scale=1e-4, final_scale_sq=1.0), refinement=target(0.5, max_iterations=9)
     )
     move = optimize(torch.ones(1, 4, 2, 2, dtype=torch.float16), [refined], Passes(), STEP)
     torch.testing.assert_close(move.delta, torch.full_like(move.delta, -1e-3), rtol=1e-3, atol=0)
@@ -233,7 +233,7 @@ def test_objectives_add_up_with_their_strengths() -> None:
     move = optimize(x_BCYX, both, Passes(2), STEP)
     torch.testing.assert_close(move.delta, -0.1 * (0.5 * x_BCYX + 0.25), rtol=1e-13, atol=0)
     normalized = StepSize(scale=0.01, final_scale_sq=1.0, mode="normalized")
-    both = [objective(strength=0.5, rule=normalized), objective(name="lean", evaluate=lean, rule=normalized)]
+    both = [objective(strength=0.5, step_size=normalized), objective(name="lean", evaluate=lean, step_size=normalized)]
     share_B = optimize(x_BCYX, both, Passes(2), STEP).delta.flatten(1).norm(dim=1) / torch.tensor([1.0, 2.0])
     torch.testing.assert_close(share_B, torch.full_like(share_B, 0.01))  # the strongest sets the length
 

@@ -26,7 +26,7 @@ from tests.tiny import run, sd, sdxl
 PROMPT = "a red circle and a blue square"
 CONTROLS = list(list_controls().values())
 FAMILIES = {"sd": sd, "sdxl": sdxl}
-ONE_RULE = {"mode": "normalized", "size": 0.05, "decay": 1.0}
+ONE_RULE = {"mode": "normalized", "scale": 0.05, "final_scale_sq": 1.0}
 
 
 def named(cls: Any) -> str:
@@ -44,9 +44,9 @@ def made(cls: Any, **settings: Any) -> Any:
     """A control with its defaults, but for tries that end early: what they cost is no part of the contract."""
     control = cls(**settings)
     if has(cls, "search"):
-        control = dataclasses.replace(control, search=dataclasses.replace(control.search, most=2))
+        control = dataclasses.replace(control, search=dataclasses.replace(control.search, max_steps=2))
     if getattr(control, "refinement", None) is not None:
-        control = dataclasses.replace(control, refinement=dataclasses.replace(control.refinement, most=2))
+        control = dataclasses.replace(control, refinement=dataclasses.replace(control.refinement, max_iterations=2))
     return control
 
 

@@ -174,7 +174,7 @@ def settings_of(name: str, **more: Any) -> Control:
     # the order of distances says something about strength, and far above rounding.
     moves_latents = "step" in known and known["step"].type == "StepSize"  # another step has its own size
     # A search for noise of three looks ends before it meets its own limit, from where strength changes nothing.
-    wanted = ({"step": RULE} if moves_latents else {}) | {"refinement": None, "search": {"most": 3}} | more
+    wanted = ({"step": RULE} if moves_latents else {}) | {"refinement": None, "search": {"max_steps": 3}} | more
     return control(**{key: value for key, value in wanted.items() if key in known})
 
 

@@ -136,7 +136,7 @@ def test_a_push_follows_what_objectives_do() -> None:
             ],
         ),
         ("heun", [AttentionSegregation(step=SMALL)]),
-        ("ddim", [InitialNoise(search={"most": 2})]),
+        ("ddim", [InitialNoise(search={"max_steps": 2})]),
         ("ddim", [TokenMerging(entropy_steps=2, binding_steps=0, thresholds=(0.0,), window=Window())]),
     ],
     ids=["objectives and pushes", "samples thrown away", "a search", "text rows"],

@@ -86,7 +86,7 @@ def above_otsu(chart: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def learned(heard: Heard, steps: int, size: tuple[int, int], memory: float) -> list[list[Tensor]]:
+def learned(heard: Heard, steps: int, size: tuple[int, int], ema: float) -> list[list[Tensor]]:
     """Where cat and dog are in scene and portraits after each evaluation: Otsu, largest share, memory."""
     held: list[Tensor] = []
     found = []
@@ -99,10 +99,10 @@ def learned(heard: Heard, steps: int, size: tuple[int, int], memory: float) -> l
     return found
 
 
-@pytest.mark.parametrize("memory", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("ema", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("build", [sd, sdxl])
-def test_regions_are_those_of_the_maps_of_the_evaluations_before(build: Any, memory: float) -> None:
-    pipe, settings = build(), ONLINE | {"memory": memory}
+def test_regions_are_those_of_the_maps_of_the_evaluations_before(build: Any, ema: float) -> None:
+    pipe, settings = build(), ONLINE | {"ema": ema}
     heard, size = heard_in(pipe, PROMPTS, settings, steps=3), (16, 16) if build is sd else (8, 8)
     places = learned(heard, 2, size, memory)
     assert any(not torch.equal(one, other) for one, other in zip(*places, strict=True))

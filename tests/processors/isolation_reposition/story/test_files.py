@@ -102,7 +102,7 @@ def test_a_story_can_be_told_again_from_any_of_its_files(tmp_path: Path, capsys:
     assert printed.out.split() == [*(str(told_once / f"{name}.png") for name in names), str(told_once / "story.json")]
     assert "4 generations (2 portraits, 2 scenes)" in printed.err
     settings = read_settings(told_once / "scene-2.png")
-    assert settings["picture"] == "scene-2" and settings["story"]["control"]["ref_dropout"] == 0.25
+    assert settings["image"] == "scene-2" and settings["story"]["control"]["ref_dropout"] == 0.25
     assert {"pipeline", "versions", "parser", "controls"} <= settings.keys()
     assert json.loads((told_once / "story.json").read_text())["generations"] == {"portraits": 2, "scenes": 2}
     for number, source in enumerate(("scene-1.png", "sheet.png", "story.json")):
