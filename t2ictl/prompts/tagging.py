@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Container, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -39,6 +38,7 @@ _PENN = {
 
 _COMBINING = "\udc00"  # a surrogate that stands for every combining character while a text is split
 _MODIFIERS = "\ufe0e\ufe0f\u20e3\U0001f3fb-\U0001f3ff"  # of an emoji
+_TYPEWRITER = str.maketrans("\u2018\u2019\u2010\u2011", "''--")
 _WORD = re.compile(
     rf"(?P<mark>(?<=[^\W_])['\u2019]s(?!\w))"
     rf"|(?P<word>[^\W_](?:[^\W_]|[{_COMBINING}{_MODIFIERS[:3]}]|(?!['\u2019]s(?!\w))[-\u2010\u2011'\u2019](?=[^\W_]))*)"
@@ -47,8 +47,7 @@ _WORD = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Word:
+class Word(NamedTuple):
     """A word or a mark of the text, with its half-open character range.
 
     Args:
@@ -113,8 +112,9 @@ def _word(text: str, match: re.Match[str]) -> Word:
 
 
 def _key(text: str) -> str:
-    folded = text.casefold() if text.isascii() else unicodedata.normalize("NFC", text).casefold()
-    return re.sub("[\u2018\u2019]", "'", re.sub("[\u2010\u2011]", "-", folded))
+    if text.isascii():
+        return text.casefold()
+    return unicodedata.normalize("NFC", text).casefold().translate(_TYPEWRITER)
 
 
 @lru_cache(maxsize=256)
@@ -136,9 +136,7 @@ def tagged_words(text: str, names: tuple[str, ...] = ()) -> tuple[Word, ...]:
 
     words, known = split_words(text, names), {name.casefold() for name in names}
     found = parser.find_tags([word.key for word in words])
-    return tuple(
-        Word(**vars(word) | {"tag": _tag(word, penn, known)}) for word, (_, penn) in zip(words, found, strict=True)
-    )
+    return tuple(word._replace(tag=_tag(word, penn, known)) for word, (_, penn) in zip(words, found, strict=True))
 
 
 def _tag(word: Word, penn: str, names: Collection[str]) -> str:
@@ -200,12 +198,12 @@ class RuleBook:
         """
         places, keys = range(len(keys)), [*keys, ""]  # the empty key stands after the last word, and before the first
         for index in reversed(places) if backwards else places:
-            gives = self._tags_for(tags, keys, index)
-            tags = tags[: index + 1 - len(gives)] + gives + tags[index + 1 :]
+            if gives := self._gives(tags, keys, index):
+                tags = tags[: index + 1 - len(gives)] + gives + tags[index + 1 :]
         return tags
 
-    def _tags_for(self, tags: str, keys: Sequence[str], index: int) -> str:
-        """The new tag of one word, or its old one; the left context is sought some forty words far."""
+    def _gives(self, tags: str, keys: Sequence[str], index: int) -> str:
+        """What the first rule that fits gives a word, or nothing; the left context is sought some forty words far."""
         for rule, left, right in self._by_tag[tags[index]]:
             if (
                 right.match(tags, index + 1)
@@ -216,4 +214,4 @@ class RuleBook:
                 and left.search(tags, max(0, index - 40), index)
             ):
                 return rule.gives
-        return tags[index]
+        return ""

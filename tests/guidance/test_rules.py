@@ -128,6 +128,8 @@ def test_window_and_target_of_an_objective() -> None:
 
 def test_one_latent_has_one_rule() -> None:
     check_one_step_size([])
-    check_one_step_size([objective(name="a", step_size=StepSize(scale=3)), objective(name="b", step_size=StepSize(scale=3.0))])
+    check_one_step_size(
+        [objective(name="a", step_size=StepSize(scale=3)), objective(name="b", step_size=StepSize(scale=3.0))]
+    )
     with pytest.raises(ControlConflict, match="a and b both own the step"):
         check_one_step_size([objective(name="a"), objective(name="b", step_size=StepSize(scale=3))])

@@ -25,7 +25,7 @@ def test_words_have_the_tags_of_our_lists_or_of_the_tagger(text: str, tags: str)
 def test_tagging_leaves_the_words_as_they_were_split() -> None:
     text, names = "The  T-shirt of a running <toy> <toy>_1", ("running", "<toy>", "<toy>_1")
     found = tagged_words(text, names)
-    assert [vars(word) | {"tag": ""} for word in found] == [vars(word) for word in split_words(text, names)]
+    assert [word._replace(tag="") for word in found] == split_words(text, names)
     assert "".join(word.tag for word in found) == "dJFdnn"
     assert not any(word.tag for word in split_words(text, names))
 
