@@ -15,7 +15,7 @@ from PIL import Image
 from t2ictl.errors import BadSetting
 from t2ictl.evaluation.judges import Judge, open_judge
 from t2ictl.evaluation.judges.shapes import ShapesJudge
-from t2ictl.shapes import Placed, RowSubset, Scene, render
+from t2ictl.shapes import Look, Placed, Scene, render
 from tests.tiny import tokenizer
 
 THINGS = ["red circle", "blue square", "cat"]
@@ -188,7 +188,7 @@ def test_a_judge_is_given_back_as_it_is() -> None:
 
 def scene(*looks: tuple[Any, ...]) -> Image.Image:
     placed = [
-        Placed(look=RowSubset(shape=shape, color=color, texture=texture), x=16 + 32 * number, y=32, radius=10)
+        Placed(look=Look(shape=shape, color=color, texture=texture), x=16 + 32 * number, y=32, radius=10)
         for number, (shape, color, texture) in enumerate(looks)
     ]
     return Image.fromarray(np.asarray(render(Scene(objects=tuple(placed)))))
