@@ -182,7 +182,7 @@ def _overlap(record: CachedRecord, look: MapChoice, read: ReadPrompt | None) -> 
     pairs = [(overlap_NN[row][column], words[row], words[column]) for row in range(len(words)) for column in range(row)]
     value, one, other = max(pairs)
     st.caption(
-        f"Most shared: **{plain(one)}** and **{plain(other)}**, {value:.0%} of their attention lies in the same "
+        f"Most shared: **{plain(one)}** and **{plain(other)}**, {value:.0%} of their attention lies at the same "
         "positions."
     )
     percent_NN = [[round(100 * value) for value in row] for row in overlap_NN]
