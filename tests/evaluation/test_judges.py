@@ -18,6 +18,7 @@ from t2ictl.errors import BadSetting
 from t2ictl.evaluation.judges import Judge, open_judge
 from t2ictl.evaluation.judges.shapes import ShapesJudge
 from t2ictl.shapes import Look, Placed, Scene, render
+from tests.evaluation.judge_cases import SIDE, VISION, drawings, heard, text_part
 from tests.tiny import tokenizer
 
 THINGS = ["red circle", "blue square", "cat"]

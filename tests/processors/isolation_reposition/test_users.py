@@ -87,12 +87,12 @@ def above_otsu(chart: Tensor) -> Tensor:
 
 @torch.no_grad()
 def learned(heard: Heard, steps: int, size: tuple[int, int], ema: float) -> list[list[Tensor]]:
-    """Where cat and dog are in scene and portraits after each evaluation: Otsu, largest share, memory."""
+    """Where cat and dog are in scene and portraits after each evaluation: Otsu, largest share, average."""
     held: list[Tensor] = []
     found = []
     for step in range(steps):
         fresh = word_maps(heard, step, size)
-        held = [memory * a + (1 - memory) * b for a, b in zip(held or fresh, fresh, strict=True)]
+        held = [ema * a + (1 - ema) * b for a, b in zip(held or fresh, fresh, strict=True)]
         share = [each / each.mean() for each in held]
         cat, dog, alone_cat, alone_dog = (above_otsu(each) for each in held)
         found.append([cat & (share[0] >= share[1]), dog & (share[1] >= share[0]), alone_cat, alone_dog])
@@ -104,7 +104,7 @@ def learned(heard: Heard, steps: int, size: tuple[int, int], ema: float) -> list
 def test_regions_are_those_of_the_maps_of_the_evaluations_before(build: Any, ema: float) -> None:
     pipe, settings = build(), ONLINE | {"ema": ema}
     heard, size = heard_in(pipe, PROMPTS, settings, steps=3), (16, 16) if build is sd else (8, 8)
-    places = learned(heard, 2, size, memory)
+    places = learned(heard, 2, size, ema)
     assert any(not torch.equal(one, other) for one, other in zip(*places, strict=True))
     for layer in heard.at(0).layers:
         assert torch.equal(layer.out, layer.plain)
@@ -266,7 +266,7 @@ def test_image_prompts_and_masks_are_refused_and_everything_is_put_back() -> Non
     assert not set(vars(pipe.unet)) & {"_t2ictl", "forward"} and "encode_prompt" not in vars(pipe)
 
 
-# -- memory -----------------------------------------------------------------------------------------------------------
+# -- memory of the machine -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("settings", "steps"), [(CAST | {"strength": 0.5}, 1), (ONLINE, 2)], ids=["given", "learned"])
