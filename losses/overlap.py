@@ -1,8 +1,8 @@
 """Soft overlap of concept maps: the segregation loss of A-STAR.
 
-Two concepts that look at the same place share mass. The overlap of two maps is the mass that they share, divided by
-the mass that they have together. That denominator is a sum and not a union, so a pair lies in [0, 0.5], and a
-threshold made for an intersection-over-union is wrong by a factor of two.
+Two concepts with attention at the same position overlap. The overlap of two maps is the attention that they share,
+divided by the mass that they have together. That denominator is a sum and not a union, so a pair lies in [0, 0.5], and
+a threshold made for an intersection-over-union is wrong by a factor of two.
 
 The two checks at the end are shared by all losses on concept maps.
 

@@ -1,6 +1,6 @@
 """Presence of concepts in their maps: the loss of Attend-and-Excite.
 
-A concept that no place attends to will not be drawn. The loss looks at the most neglected concept only, and in its map
+A concept that no place attends to will not be drawn. The loss reads the most neglected concept only, and in its map
 at the strongest cell only. Smooth the maps first: a single cell that stands out would otherwise satisfy the loss.
 
 Legend: B batch row, N concept, Y X map rows and columns.

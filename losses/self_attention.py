@@ -33,7 +33,7 @@ def gathered(self_BYXP: Tensor, weights_BNYX: Tensor) -> Tensor:
         ShapeMismatch: self-attention and weights are not of one image.
 
     Example:
-        >>> attention = torch.eye(4).view(1, 2, 2, 4)  # each place looks at itself
+        >>> attention = torch.eye(4).view(1, 2, 2, 4)  # each position attends to itself
         >>> gathered(attention, torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]]))[0, 0]
         tensor([[0.5000, 0.5000],
                 [0.0000, 0.0000]])
@@ -92,7 +92,7 @@ def self_cross_loss(self_BNYX: Tensor, maps_BNYX: Tensor, mask_BN: Tensor | None
 
 
 def conflict_loss(self_BYXP: Tensor, maps_BNYX: Tensor, mask_BN: Tensor | None = None) -> Tensor:
-    """Return, for each row, how much the strongest places of its concepts look at the same places.
+    """Return, for each row, how much the strongest places of its concepts attend to the same positions.
 
     ``mean over pairs of sum(min(S_m, S_n)) / sum(S_m + S_n)`` with ``S_n`` the self-attention of the place where the
     map of concept ``n`` is largest.

@@ -35,7 +35,7 @@ def semantic_binding_loss(
             take it of predictions in float32, or multiply before the backward pass.
         target_GCYX: noise predicted under the phrase of each group, same shape; detached here.
         rows_G: the image that each group belongs to, int64 in [0, rows), in any order. Keep it on the CPU: its
-            numbers are checked there only, since elsewhere a look at them would wait for the device, and a group with
+            numbers are checked there only, since elsewhere reading them would wait for the device, and a group with
             a number outside the range is then left out.
         rows: number of images B.
         scale: "mean" of the squares over the elements of a group, or their "sum"; groups are summed either way.

@@ -1,7 +1,7 @@
 """Variation of maps and divergence of pairs: the losses of Divide and Bind.
 
 A concept that is there has a map with edges; the total variation of a map counts them all, where Attend-and-Excite
-looks at one cell. Differences run over all neighboring rows and all neighboring columns.
+reads one cell. Differences run over all neighboring rows and all neighboring columns.
 
 Legend: B batch row, N word, Y X map rows and columns.
 """

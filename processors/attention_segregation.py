@@ -131,7 +131,7 @@ class _Regions:
         self._fresh: tuple[int, Tensor] | None = None  # step and regions of the update's own pass
 
     def evaluate(self, maps_BYXT: Tensor, step: Step) -> Losses:
-        """Give the losses at one latent, from the mean maps of all tokens."""
+        """Return the losses at one latent, from the mean maps of all tokens."""
         settings, mask_BN = self._settings, self._maps.table.mask_BN
         maps_BNYX = self._maps(maps_BYXT)
         if settings.regions_from == "update":

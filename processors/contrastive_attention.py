@@ -85,7 +85,7 @@ class _Contrast:
         self._before: Tensor | None = None
 
     def loss(self, maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
-        """Give the loss at one latent."""
+        """Return the loss at one latent."""
         owner_BN = self._owner_BN
         if self._before is not None:
             maps_BNYX = torch.cat([maps_BNYX, self._before], dim=1)

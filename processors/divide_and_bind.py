@@ -1,6 +1,6 @@
 """Divide & Bind: latents move so that every object has a map with edges, and its attributes the same map.
 
-Idea. Attend-and-Excite looks at the strongest cell of a map; total variation looks at all of it, and so brings up
+Idea. Attend-and-Excite reads the strongest cell of a map; total variation reads all of it, and so brings up
 objects of which there is more than one. A divergence binds attributes.
 
 What differs from the published code, which is under a license that this project does not take code from and was not
@@ -38,7 +38,7 @@ PUBLISHED = Refinement(thresholds=((0.0, 0.05), (0.2, 0.2), (0.4, 0.3)), max_ite
 )
 @settings_class
 class DivideAndBind(LossControl):
-    """Give every object a map with edges, and its attributes the same map (Divide & Bind).
+    """Move latents so that every object has a map with edges, and its attributes the same map (Divide & Bind).
 
     ``L = -attendance min_n TV(A_n) + binding sum JSD(noun, modifier)``.
 

@@ -73,7 +73,7 @@ class InitialNoise(Control):
         spans = chosen_concepts(self.concepts, context, control=self.name)
 
         def loss(maps_BNYX: Tensor, mask_BN: Tensor, self_BYXP: Tensor) -> Losses:
-            """Take the weakest object, and what strongest places look at together."""
+            """Take the weakest object, and what strongest positions attend to together."""
             neglect_B = presence_loss(maps_BNYX, mask_BN)
             conflict_B = conflict_loss(self_BYXP, maps_BNYX, mask_BN)
             terms = {"presence": self.presence * neglect_B, "conflict": self.conflict * conflict_B}

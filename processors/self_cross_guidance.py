@@ -1,4 +1,4 @@
-"""Self-Cross guidance: latents move so that the places of one object do not look at the places of another.
+"""Self-Cross guidance: latents move so that the places of one object do not attend to the places of another.
 
 Idea. Similar objects are mixed in self-attention: the places of a cat read those of a tiger. For each object the
 self-attention of its places, found by its cross-attention map, is compared with the cross-attention maps of the others.
@@ -75,7 +75,7 @@ class SelfCrossGuidance(LossControl):
         spans = chosen_concepts(self.concepts, context, control=self.name)
 
         def loss(maps_BNYX: Tensor, mask_BN: Tensor, self_BYXP: Tensor) -> Losses:
-            """Compare what places of an object look at with where the others are."""
+            """Compare what positions of an object attend to with where the others are."""
             neglect_B = presence_loss(maps_BNYX, mask_BN)
             looks_BNYX = gathered(self_BYXP.float(), binarize(maps_BNYX))
             conflict_B = self_cross_loss(looks_BNYX, maps_BNYX, mask_BN)

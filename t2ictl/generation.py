@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from t2ictl.controls.registry import control_from_dict, control_to_dict
 from t2ictl.errors import BadSetting, Cancelled
 from t2ictl.families.loading import model_name
 from t2ictl.guidance.optimize import MoveTrace
+from t2ictl.maps.figures import image_uri
 from t2ictl.maps.record import AttentionRecord
 from t2ictl.maps.recorder import Recording
 from t2ictl.prompts.grammar import parser_version
@@ -70,7 +72,7 @@ class Request:
         return (1 if isinstance(self.prompt, str) else len(self.prompt)) * self.images_per_prompt
 
     def arguments(self) -> dict[str, Any]:
-        """Give the arguments of the pipeline call.
+        """Return the arguments of the pipeline call.
 
         Every image has a generator of its own, on the CPU: it comes out the same alone, in
         a batch, and on another device.
@@ -104,7 +106,7 @@ class Progress:
     latents: torch.Tensor
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Generation:
     """Images, and everything that made them.
 
@@ -121,6 +123,16 @@ class Generation:
     cost: Cost
     trace: tuple[MoveTrace, ...]
     record: AttentionRecord | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(each["control"] for each in self.settings["controls"]) or "no control"
+        count = f"{len(self.images)} image" + ("s" if len(self.images) != 1 else "")
+        return f"<Generation of {count} of {self.settings['request']['prompt']!r} with {names}>"
+
+    def _repr_html_(self) -> str:
+        """Show the images in a notebook."""
+        shown = "".join(f'<img src="{image_uri(each)}" style="margin:2px">' for each in self.images)
+        return f"<div>{shown}<p>{html.escape(repr(self))}</p></div>"
 
     @property
     def image(self) -> Image.Image:
@@ -214,7 +226,7 @@ def _settings(pipe: Any, request: Request, controls: Sequence[Control]) -> dict[
 
 
 def provenance(pipe: Any, parser: str) -> dict[str, Any]:
-    """Say what beside its settings makes an image what it is.
+    """Describe what beside its settings makes an image what it is.
 
     Args:
         pipe: the pipeline.
@@ -264,7 +276,7 @@ def replay(pipe: Any, settings: str | Path | Mapping[str, Any], *, record: bool 
 
 
 def _warn_of_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Say what is not as it was: the image may come out another one."""
+    """Describe what is not as it was: the image may come out another one."""
     differing = [
         f"{part}.{key} was {was!r}, is {now[part].get(key)!r}"
         for part in ("pipeline", "parser", "versions")

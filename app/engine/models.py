@@ -25,9 +25,9 @@ FAMILIES = {
     "StableDiffusionPipeline": "Stable Diffusion 1.x or 2.x",
     "StableDiffusionXLPipeline": "Stable Diffusion XL",
 }
-#: Folders of models lie at most this far below an allowed folder; what lies deeper is not looked for.
+#: Folders of models lie at most this far below an allowed folder; what lies deeper is not found.
 DEPTH = 3
-#: Folders are looked through again after this long (seconds).
+#: Folders are listed again after this long (seconds).
 LOOK_AGAIN = 2.0
 LARGEST_INDEX = 1_000_000  # bytes of a model_index.json; a real one has two thousand
 

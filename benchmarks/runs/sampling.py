@@ -58,7 +58,7 @@ class Sample:
             row: which image.
 
         Returns:
-            The number; a push, which looks at nothing, takes none.
+            The number; a perturbation, which reads nothing, takes none.
         """
         return sum(1 if each.forwards is None else int(each.forwards[row]) for each in self._looks(row))
 

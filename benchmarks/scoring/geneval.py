@@ -91,7 +91,7 @@ def broken_clauses(
 ) -> list[str]:
     """Check an image against the clauses of its prompt.
 
-    A clause of ``include`` looks at the ``count`` surest objects of its class: there must be so many, each of the
+    A clause of ``include`` reads the ``count`` surest objects of its class: there must be so many, each of the
     color it names, and each in its relation to each object of the earlier clause it names, which must hold itself. A
     clause of ``exclude`` is broken by ``count`` or more objects.
 

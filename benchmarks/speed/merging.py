@@ -1,7 +1,7 @@
 """What token merging costs over plain sampling: operations on real layer shapes.
 
-Counted on the ``meta`` device, piece by piece: one look at the entropy (forward to the last layer that is
-read, and back to the text rows), the prediction under a phrase, and one look at the semantic loss (a
+Counted on the ``meta`` device, piece by piece: one evaluation of the entropy (forward to the last layer that is
+read, and back to the text rows), the prediction under a phrase, and one evaluation of the semantic loss (a
 text of one position, whole U-Net, and back). Their sum over the steps of a preset, for two groups, stands beside
 plain guided sampling of 50 steps, which is 100 F; F is one plain forward pass of one row. The published way runs
 the whole U-Net with explicit softmax every time, three semantic updates, and one more pass a group and step for

@@ -140,7 +140,7 @@ def theirs(pipe: Any, call: dict[str, Any], steps: int) -> Times:
 
     stock._update_latent = timed
     hook, processors = pipe.unet.register_forward_pre_hook(begin), pipe.unet.attn_processors
-    size = call["latents"].shape[-1] // find_adapter(pipe).semantic_stride  # the maps that ours look at
+    size = call["latents"].shape[-1] // find_adapter(pipe).semantic_stride  # the maps that ours read
     prompt = t2ictl.parse(pipe, PROMPT)
     indices = [prompt.find(word).tokens[0] for word in WORDS]
     start = now()

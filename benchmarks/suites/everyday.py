@@ -1,4 +1,4 @@
-"""Forty-eight prompts of our own about everyday things, for a first look at a model with no files at hand.
+"""Forty-eight prompts of our own about everyday things, for a first impression of a model with no files at hand.
 
 Each category asks for one kind of binding. They are few: for figures to publish take a published set.
 """

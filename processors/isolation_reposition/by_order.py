@@ -39,7 +39,7 @@ def ordered_processors(
     size: tuple[int, int] | None = None,
     images_per_prompt: int = 1,
 ) -> dict[str, Any]:
-    """Give plain attention processors that make a control's edits in self-attention too.
+    """Return plain attention processors that make a control's edits in self-attention too.
 
     Args:
         pipe: a diffusers pipeline.
@@ -54,7 +54,7 @@ def ordered_processors(
     Raises:
         UnsupportedPipeline: if the pipeline is of no supported family.
         ControlConflict: if it has an open session.
-        NeedsSession: if the plan has to look at maps, or moves latents.
+        NeedsSession: if the plan has to read maps, or moves latents.
     """
     adapter, prompts = find_adapter(pipe), listed(prompts)
     check_free(adapter)
@@ -62,7 +62,7 @@ def ordered_processors(
     plan = control.plan(context)
     if plan.map_hooks:
         raise NeedsSession(
-            f"{type(control).__name__} would have to look at the maps of words to know where they are.",
+            f"{type(control).__name__} would have to read the maps of words to know where they are.",
             "Give every one a region, or use a session.",
         )
     if plan.objectives or plan.perturb is not None or plan.fixed_latents is not None or plan.text is not None:
@@ -81,7 +81,7 @@ def ordered_processors(
 
 
 class OrderedRows:
-    """Says what each batch row is by its place, and finds out whether that is true.
+    """Identifies each batch row by its position, and finds out whether that is true.
 
     Args:
         context: prompts and images.
@@ -100,7 +100,7 @@ class OrderedRows:
         self._match, self._latest = RowMatcher(encoded_PKC), TensorCache()
 
     def batch(self, rows: int) -> BatchLayout:
-        """Give what the rows of a batch are.
+        """Return what the rows of a batch are.
 
         Raises:
             UnsupportedPipeline: if it has neither one nor two rows an image.

@@ -193,7 +193,7 @@ class IsolationReposition(Control):
         images_per_prompt: int = 1,
         **settings: Any,
     ) -> dict[str, Any]:
-        """Give plain attention processors that do the same without a session; every region has to be given.
+        """Return plain attention processors that do the same without a session; every region has to be given.
 
         What drops out follows from how often a processor was called, so a second call of the pipeline draws anew:
         make new processors for the same image again.

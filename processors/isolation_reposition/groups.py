@@ -1,4 +1,4 @@
-"""Who may look at what when several subjects share an image: labels of positions, and the groups that follow.
+"""Which positions may attend to which when several subjects share an image: labels, and the groups that follow.
 
 Legend: ``S`` subject, ``N`` position of a map, ``Y`` ``X`` its rows and columns, ``M`` position taken from a reference.
 """

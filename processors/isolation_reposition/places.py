@@ -1,4 +1,4 @@
-"""Where the subjects of each image are: given regions, or those that their words look at.
+"""Where the subjects of each image are: given regions, or those of their words' attention maps.
 
 Legend: ``B`` image, ``N`` subject, ``Y`` ``X`` map rows and columns, ``T`` prompt token.
 """
@@ -17,7 +17,7 @@ __all__ = ["SubjectRegions"]
 
 
 class SubjectRegions:
-    """Where the subjects of each image are: given regions, or those that their words look at.
+    """Where the subjects of each image are: given regions, or those of their words' attention maps.
 
     Maps are averaged over the evaluations, each new one with the weight ``1 - memory``. A cell belongs to the subject
     whose map, over its own mean, is largest there, if it lies above that map's Otsu threshold.
@@ -51,7 +51,7 @@ class SubjectRegions:
         self.version += 1
 
     def region(self, image: int, number: int) -> Region | None:
-        """Give where a subject is, as far as that is known.
+        """Return where a subject is, as far as that is known.
 
         Args:
             image: the image.
@@ -68,7 +68,7 @@ class SubjectRegions:
         return Region(word=word, mask=tuple(map(tuple, mask_YX.int().tolist()))) if mask_YX.any() else None
 
     def found(self, image: int, number: int) -> Tensor:
-        """Give where the maps show a subject.
+        """Return where the maps show a subject.
 
         Args:
             image: the image.
@@ -87,7 +87,7 @@ class SubjectRegions:
         return most_YX == most_YX.max()
 
     def coverage(self, image: int, size: tuple[int, int]) -> Tensor:
-        """Give the share of each cell of a map that each subject of an image covers.
+        """Return the share of each cell of a map that each subject of an image covers.
 
         Args:
             image: the image.

@@ -65,7 +65,7 @@ class ReferenceBank:
         self._states[subject, call.step.index, call.layer.address, role] = kept_MC
 
     def inside(self, subject: str, call: AttentionCall) -> Tensor:
-        """Give where a subject was in its portrait when this evaluation was made.
+        """Return where a subject was in its portrait when this evaluation was made.
 
         Args:
             subject: whose portrait.
@@ -80,7 +80,7 @@ class ReferenceBank:
         return self._found(self._inside, (subject, call.step.index, call.size))
 
     def states(self, subject: str, call: AttentionCall, role: str, like: Tensor) -> Tensor:
-        """Give what a layer saw of a portrait, zero where the subject was not.
+        """Return what a layer saw of a portrait, zero where the subject was not.
 
         Args:
             subject: whose portrait.

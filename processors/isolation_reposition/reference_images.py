@@ -26,7 +26,7 @@ ASPECT_TOLERANCE = 0.02
 
 
 class ReferenceImages:
-    """Gives the given images of a call, once its size is known.
+    """Opens the given images of a call, once its size is known.
 
     Args:
         assignment: who is in which image.
@@ -43,7 +43,7 @@ class ReferenceImages:
                 self.by_image[image] = partial(_portrait, own[0])
 
     def coverage(self, image: int, size: tuple[int, int]) -> Tensor | None:
-        """Give how much of each cell of a map the subjects of a composite cover.
+        """Return how much of each cell of a map the subjects of a composite cover.
 
         Args:
             image: the image.

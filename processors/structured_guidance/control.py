@@ -147,7 +147,7 @@ class StructuredGuidance(Control):
 
     @classmethod
     def attn_processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
-        """Give plain attention processors that do the same without a session, on the rows of these prompts.
+        """Return plain attention processors that do the same without a session, on the rows of these prompts.
 
         Args:
             pipe: a diffusers pipeline.

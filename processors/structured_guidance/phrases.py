@@ -47,14 +47,14 @@ class ResolvedPhrase:
     level: int = 0
 
     def holds(self, other: ResolvedPhrase) -> bool:
-        """Tell whether another phrase lies inside this one."""
+        """Return whether another phrase lies inside this one."""
         return self is not other and self.start <= other.start and other.end <= self.end
 
 
 def resolve_phrases(
     named: PhraseNames, levels: Levels, prompts: Sequence[Prompt], adapter: Adapter, *, control: str
 ) -> tuple[tuple[ResolvedPhrase, ...], ...]:
-    """Give the phrases of each prompt: those named by the user, or the noun phrases that the parser finds.
+    """Return the phrases of each prompt: those named by the user, or the noun phrases that the parser finds.
 
     A phrase that is the whole prompt is left out, since it says nothing new; and so, with a warning, is one that the
     token limit cut, one whose words a control merged, one that the tokenizer splits in another way when it stands

@@ -140,7 +140,7 @@ class TokenFlow(Control):
 
     @classmethod
     def embeds(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Tensor]:
-        """Give repaired embeddings for a call without a session.
+        """Return repaired embeddings for a call without a session.
 
         Args:
             pipe: a diffusers pipeline.

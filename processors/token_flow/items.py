@@ -67,7 +67,7 @@ class ResolvedItem:
     is_causal: bool = True
 
     def may_read(self, other: ResolvedItem) -> bool:
-        """Tell whether its rows can have read another item."""
+        """Return whether its rows can have read another item."""
         return not self.is_causal or min(other.rows) < max(self.rows)
 
     @property

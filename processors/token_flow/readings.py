@@ -126,7 +126,7 @@ def stacked(rows: Sequence[Row], dtype: torch.dtype) -> tuple[Tensor, Tensor | N
 
 
 def bare(reading: EncodedVariant) -> EncodedVariant:
-    """Give a reading that hides nothing in its one form."""
+    """Return a reading that hides nothing in its one form."""
     return EncodedVariant(text=reading.text, depth=reading.depth) if reading.is_plain else reading
 
 

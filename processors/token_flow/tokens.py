@@ -31,7 +31,7 @@ class Token:
     is_cut: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON data."""
+        """Return it as plain JSON data."""
         return asdict(self)
 
 

@@ -201,7 +201,7 @@ class TokenMerging(Control):
 
     @classmethod
     def embeds(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Tensor]:
-        """Give merged embeddings for a call without a session: the merge, without the losses.
+        """Return merged embeddings for a call without a session: the merge, without the losses.
 
         Args:
             pipe: a diffusers pipeline.
@@ -244,7 +244,7 @@ class _MergedPrompt:
 
 @dataclass
 class _Merging:
-    """The merge of one call: rewrites the rows, then looks at the composites."""
+    """The merge of one call: rewrites the rows, then measures the composites."""
 
     settings: TokenMerging
     context: PlanContext

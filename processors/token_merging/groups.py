@@ -70,7 +70,7 @@ class ResolvedGroup:
 
 
 def resolve_groups(groups: WordGroups, context: PlanContext, *, control: str) -> tuple[tuple[ResolvedGroup, ...], ...]:
-    """Give the groups of each prompt: those named by the user, or all that the parser finds.
+    """Return the groups of each prompt: those named by the user, or all that the parser finds.
 
     Args:
         groups: named groups for every prompt; or one list for each prompt; or nothing.

@@ -28,7 +28,7 @@ class TensorCache:
         self._known: tuple[weakref.ref[Tensor], int, Hashable, Any] | None = None
 
     def __call__(self, tensor: Tensor, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Give the result.
+        """Return the result.
 
         Args:
             tensor: what it is made of.

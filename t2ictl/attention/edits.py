@@ -77,7 +77,7 @@ class Edit:
     STAGES = ("tokens", "values", "project", "attend", "scores", "weights", "output")
 
     def acts(self, step: Step) -> bool:
-        """Tell whether this edit has anything to do at a step; where none has, the call is not touched."""
+        """Return whether this edit has anything to do at a step; where none has, the call is not touched."""
         return True
 
     def tokens(self, call: AttentionCall, hidden_BQC: Tensor, context_BKC: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class Grouping:
             raise ShapeMismatch("The groups do not hold every position once.", "Give each position one group.")
 
     def to(self, device: torch.device | str) -> Grouping:
-        """Give the same groups with their positions on a device; what groups share stays shared."""
+        """Return the same groups with their positions on a device; what groups share stays shared."""
         every = {id(source): source for group in self.groups for source in group.sources}
         moved = {key: _moved(source, device) for key, source in every.items()}
         return Grouping(

@@ -19,7 +19,7 @@ class Layer:
     Args:
         address: ``block.number.attention.layer.kind``, for example ``up.1.0.0.cross``.
         module: name of the attention module inside the denoiser.
-        kind: ``"cross"`` (image looks at text) or ``"self"`` (image looks at itself).
+        kind: ``"cross"`` (the image attends to text) or ``"self"`` (it attends to itself).
         block: ``"down"``, ``"mid"`` or ``"up"``.
         stride: latent cells per map cell along each side (1, 2, 4, ...).
         order: position in the order in which the denoiser runs its layers.
@@ -35,7 +35,7 @@ class Layer:
     heads: int
 
     def size(self, latent_size: tuple[int, int]) -> tuple[int, int]:
-        """Give the height and width of this layer's maps.
+        """Return the height and width of this layer's maps.
 
         Each level of a U-Net halves a side and rounds up, so odd sizes come out right.
 

@@ -20,7 +20,7 @@ __all__ = ["attention_and_map", "summed_attention", "scores", "softmax"]
 
 
 def scores(q_BHQD: Tensor, k_BHKD: Tensor, mask: Tensor | None, scale: float, *, upcast: bool) -> Tensor:
-    """Give the logits of attention.
+    """Return the logits of attention.
 
     Args:
         q_BHQD: queries.
@@ -40,7 +40,7 @@ def scores(q_BHQD: Tensor, k_BHKD: Tensor, mask: Tensor | None, scale: float, *,
 
 
 def softmax(scores_BHQK: Tensor) -> Tensor:
-    """Give the softmax over keys in at least float32: half precision loses the small weights that maps are made of.
+    """Return the softmax over keys in at least float32: half precision loses the small weights that maps are made of.
 
     Args:
         scores_BHQK: logits.
@@ -53,7 +53,7 @@ def softmax(scores_BHQK: Tensor) -> Tensor:
 
 
 def summed_attention(q_BHQD: Tensor, k_BHKD: Tensor, mask: Tensor | None, scale: float, *, upcast: bool) -> Tensor:
-    """Give attention weights summed over heads.
+    """Return attention weights summed over heads.
 
     Args:
         q_BHQD: queries.
@@ -76,7 +76,7 @@ def summed_attention(q_BHQD: Tensor, k_BHKD: Tensor, mask: Tensor | None, scale:
 def attention_and_map(
     q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, mask: Tensor | None, scale: float, *, upcast: bool
 ) -> tuple[Tensor, Tensor]:
-    """Give the result of a layer and its map from one softmax, which is not kept for the backward pass.
+    """Return the result of a layer and its map from one softmax, which is not kept for the backward pass.
 
     ``out = P v`` and ``mass = sum_h P`` with ``P = softmax(scale q k^T + mask)``.
 
@@ -108,7 +108,7 @@ class _AttentionAndMass(torch.autograd.Function):
     def forward(
         ctx: Any, q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, mask: Tensor | None, scale: float, upcast: bool
     ) -> tuple[Tensor, Tensor]:
-        """Give the layer's result and its map; the weights are let go."""
+        """Return the layer's result and its map; the weights are let go."""
         ctx.save_for_backward(q_BHQD, k_BHKD, v_BHKD, mask)
         ctx.scale, ctx.upcast = scale, upcast
         weights_BHQK = softmax(scores(q_BHQD, k_BHKD, mask, scale, upcast=upcast))

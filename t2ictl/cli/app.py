@@ -106,7 +106,7 @@ def maps(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Make an image and show what each word looked at, on one scale."""
+    """Make an image and write the heat map of each word, on one scale."""
     work = importlib.import_module("t2ictl.cli.commands")
     request = work.request_of(prompt, None, seed, steps, size, guidance_scale, negative_prompt, parser)
     controls = work.controls_of(control, set_, None)
@@ -126,7 +126,7 @@ def controls(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what is installed and what works here; each attention kernel is run once."""
+    """Describe what is installed and what works here; each attention kernel is run once."""
     examine = importlib.import_module("t2ictl.cli.doctor").examine
     findings = examine()
     if as_json:

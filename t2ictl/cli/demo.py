@@ -34,7 +34,7 @@ SEED, STEPS, GUIDANCE = 135, 25, 4.0
 
 
 def demo_controls() -> list[Control]:
-    """Give the control that the demo shows: A-STAR in the first half, with settings for a small model.
+    """Return the control that the demo shows: A-STAR in the first half, with settings for a small model.
 
     The embedded model parks its attention on the first word, so the words of the prompt compete
     without padding; and steps are a share of the latent's norm, which needs no size of its own.
@@ -45,7 +45,7 @@ def demo_controls() -> list[Control]:
 
 
 def seen(image: Image.Image, prompt: str) -> str:
-    """Say in a few words what the judge saw.
+    """Describe in a few words what the judge saw.
 
     Args:
         image: an image of the embedded model.

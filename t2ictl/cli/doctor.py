@@ -21,7 +21,7 @@ EXTRAS = {"app": "streamlit", "bench": "pandas", "ray": "ray", "xformers": "xfor
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     Args:
         topic: ``"package"``, ``"extra"``, ``"device"``, ``"kernel"``, ``"parser"`` or ``"model"``.
@@ -38,12 +38,12 @@ class Finding:
     needed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the finding as plain data."""
+        """Return the finding as plain data."""
         return asdict(self)
 
 
 def examine() -> list[Finding]:
-    """Look at packages, devices, attention kernels, the prompt parser and the embedded model.
+    """Examine packages, devices, attention kernels, the prompt parser and the embedded model.
 
     Returns:
         The findings. An attention kernel counts as working only if it was run once and gave the

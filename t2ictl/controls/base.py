@@ -86,7 +86,7 @@ class Plan:
         objectives: what moves the latents.
         edits: pairs of the layers of an edit and the edit.
         owns: things that only one control can set (``"cross.values"``, ...); two owners conflict.
-        perturb: moves the latents without a look at the maps. Gets the scaled latents ``x_BCYX``, one row a
+        perturb: moves the latents without reading maps. Gets the scaled latents ``x_BCYX``, one row a
             image, and the step; gives the moves ``dx_BCYX`` to make one after the other, or none. They are made where
             objectives would make theirs, after these.
         fixed_latents: puts other latents in the place of some images'. Gets the scaled latents ``x_BCYX``, one row an
@@ -133,7 +133,7 @@ class Control:
 
     @classmethod
     def attn_processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
-        """Give plain attention processors that work without a session, where the method allows it.
+        """Return plain attention processors that work without a session, where the method allows it.
 
         Args:
             pipe: a diffusers pipeline.
@@ -153,7 +153,7 @@ class Control:
 
     @classmethod
     def embeds(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
-        """Give text embeddings that work without a session, where the method allows it.
+        """Return text embeddings that work without a session, where the method allows it.
 
         Args:
             pipe: a diffusers pipeline.

@@ -204,7 +204,7 @@ class ConceptMaps:
         )
 
     def __call__(self, maps_BYXT: Tensor) -> Tensor:
-        """Give the concept maps.
+        """Return the concept maps.
 
         Args:
             maps_BYXT: mean attention maps of all tokens.

@@ -104,7 +104,7 @@ class Region:
             box_mask(self.box, 1, 1)  # raises for edges in the wrong order
 
     def cells(self, height: int, width: int) -> Tensor:
-        """Give the region as a boolean map.
+        """Return the region as a boolean map.
 
         Args:
             height: rows of the map.
@@ -177,7 +177,7 @@ class Layout:
         return torch.where(given_BN[..., None, None], masks_BNYX.to(learned_BNYX.dtype), learned_BNYX)
 
     def masks(self, maps_BNYX: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the regions at the size of some maps.
+        """Return the regions at the size of some maps.
 
         Args:
             maps_BNYX: the maps.
@@ -201,7 +201,7 @@ class Layout:
 
 
 def strips(rows: Sequence[Sequence[Span]]) -> Layout:
-    """Give each concept of an image an equal strip, from left to right.
+    """Return each concept of an image an equal strip, from left to right.
 
     Args:
         rows: the concepts of each image.

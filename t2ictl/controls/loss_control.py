@@ -6,7 +6,7 @@ Legend: ``B`` image, ``N`` word, ``Y`` ``X`` map rows and columns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -67,6 +67,22 @@ class LossControl(Control):
     step: StepSize = setting(
         default=StepSize(mode="normalized", scale=0.05, final_scale_sq=1.0), help="how far latents move"
     )
+
+    if TYPE_CHECKING:  # what type checkers see; below, fields are checked as in every settings class
+
+        def __init__(
+            self,
+            loss: LossFunction,
+            /,
+            *,
+            concepts: Concepts = ...,
+            strength: float = ...,
+            smoothing: Smoothing = ...,
+            normalize_over: NormalizeOver = ...,
+            layers: tuple[str, ...] = ...,
+            window: Window = ...,
+            step: StepSize = ...,
+        ) -> None: ...
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""

@@ -74,7 +74,7 @@ def register_control(name: str, *, paper: str, families: tuple[str, ...] = ("sd"
 
 
 def _is_same_class(known: type, cls: type) -> bool:
-    """Tell whether two classes are one: defined again, or found under a second module name (a stray double import)."""
+    """Return whether two classes are one: defined again, or found under a second name."""
     if known.__qualname__ != cls.__qualname__:
         return False
     homes = [getattr(sys.modules.get(each.__module__), "__file__", None) for each in (known, cls)]

@@ -73,7 +73,7 @@ class Adapter(ABC):
     @staticmethod
     @abstractmethod
     def matches(pipe: Any) -> bool:
-        """Tell whether a pipeline is of this family."""
+        """Return whether a pipeline is of this family."""
 
     @property
     @abstractmethod
@@ -277,7 +277,7 @@ def hook_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def has_clip(pipe: Any, suffix: str, kind: type) -> bool:
-    """Tell whether a pipeline has a CLIP text encoder, or had one and was left only its tokenizer.
+    """Return whether a pipeline has a CLIP text encoder, or had one and was left only its tokenizer.
 
     Args:
         pipe: a diffusers pipeline.
@@ -314,7 +314,7 @@ def refuse_compiled(denoiser: Any) -> None:
 
 
 def listed(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Give a prompt argument as a tuple: one string, a list of strings, or nothing."""
+    """Return a prompt argument as a tuple: one string, a list of strings, or nothing."""
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)

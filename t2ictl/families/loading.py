@@ -70,7 +70,7 @@ def _embedded_path() -> Path:
 
 
 def model_name(pipe: Any) -> str:
-    """Tell which model a pipeline was loaded from, for the settings of an image.
+    """Return which model a pipeline was loaded from, for the settings of an image.
 
     Args:
         pipe: a diffusers pipeline.

@@ -49,7 +49,7 @@ def input_scale(scheduler: Any, timestep: Any) -> float:
 
 
 def noise_levels(scheduler: Any, timestep: float) -> tuple[float, float]:
-    """Give the shares of image and noise in the latents that the denoiser sees at a timestep.
+    """Return the shares of image and noise in the latents that the denoiser sees at a timestep.
 
     All schedulers of the supported families hand the denoiser ``x = sqrt(a) z0 + sqrt(1 - a) eps``, with ``a`` the
     cumulated alpha: those with samples ``z0 + sigma eps`` scale them by ``1 / sqrt(1 + sigma^2)``. Between two whole
@@ -95,7 +95,7 @@ def noise_levels(scheduler: Any, timestep: float) -> tuple[float, float]:
 
 
 def discards_sample(scheduler: Any) -> bool:
-    """Tell whether the scheduler's next ``step`` ignores the sample that it is given.
+    """Return whether the scheduler's next ``step`` ignores the sample that it is given.
 
     Two-stage schedulers keep the sample of their first evaluation and go on from that one at
     the second: every second evaluation of Heun and KDPM2, the second evaluation of PNDM's

@@ -20,7 +20,7 @@ class StableDiffusionAdapter(Adapter):
 
     @staticmethod
     def matches(pipe: Any) -> bool:
-        """Tell whether a pipeline has one CLIP text encoder and a U-Net."""
+        """Return whether a pipeline has one CLIP text encoder and a U-Net."""
         return (
             has_clip(pipe, "", CLIPTextModel)
             and isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)

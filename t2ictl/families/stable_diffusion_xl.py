@@ -22,7 +22,7 @@ class StableDiffusionXLAdapter(Adapter):
 
     @staticmethod
     def matches(pipe: Any) -> bool:
-        """Tell whether a pipeline has SDXL's second text encoder and a U-Net."""
+        """Return whether a pipeline has SDXL's second text encoder and a U-Net."""
         return (
             has_clip(pipe, "_2", CLIPTextModelWithProjection)
             and isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)

@@ -18,7 +18,7 @@ __all__ = ["masked_tokens", "visible_except", "seen_without_pairs"]
 
 
 def visible_except(hidden: Sequence[Sequence[int]], length: int) -> Tensor:
-    """Say which positions of each text an encoder may read: all but the hidden ones.
+    """Return which positions of each text an encoder may read: all but the hidden ones.
 
     Args:
         hidden: for each text the hidden positions.
@@ -38,7 +38,7 @@ def visible_except(hidden: Sequence[Sequence[int]], length: int) -> Tensor:
 
 
 def seen_without_pairs(readers: Sequence[Sequence[int]], hidden: Sequence[Sequence[int]], length: int) -> Tensor:
-    """Say which positions may read which: some readers do not see some positions, and all else is as ever.
+    """Return which positions may read which: some readers do not see some positions, and all else is as ever.
 
     What reaches a reader through a third word stays; :func:`visible_except` takes that away too.
 

@@ -42,7 +42,7 @@ def position_offset(encoders: Sequence[nn.Module], first: Sequence[int]) -> Iter
     def shift(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give the table of positions other ones than its own."""
+        """Return the table of positions other ones than its own."""
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         if len(ids) != len(first):
             raise UnsupportedPipeline(

@@ -34,7 +34,7 @@ class Encode(Protocol):
         seen: Sequence[Tensor] | None = None,
         depth: float = 1.0,
     ) -> PromptEmbeds:
-        """Give the states.
+        """Return the states.
 
         ``first`` is for each text the position from which on its words are read (None: 1), ``seen`` for each encoder
         ``seen_BK``, the positions that it may read (None: all), ``depth`` the share of its layers that read.

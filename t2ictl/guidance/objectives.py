@@ -87,11 +87,11 @@ class Objective:
         return self.layers + self.self_layers
 
     def read(self, maps: Sequence[Tensor], step: Step) -> Losses:
-        """Give the losses for the mean maps of its groups."""
+        """Return the losses for the mean maps of its groups."""
         return self.evaluate(tuple(maps) if self.self_layers else maps[0], step)
 
     def acts(self, step: Step) -> bool:
-        """Tell whether the step lies in this objective's window, and is one at which latents move."""
+        """Return whether the step lies in this objective's window, and is one at which latents move."""
         if self.search is not None:
             return step.index == 0
         if not self.window.contains(step.index, step.total):
@@ -99,7 +99,7 @@ class Objective:
         return self.step_size.every == 1 or (step.index - self.window.steps(step.total)[0]) % self.step_size.every == 0
 
     def target(self, step: Step) -> float | None:
-        """Give the presence to refine to at this step, or None."""
+        """Return the presence to refine to at this step, or None."""
         return None if self.refinement is None else self.refinement.target(step.index, step.total)
 
 

@@ -126,7 +126,7 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
 
 
 class RowSubset:
-    """Looks at the maps of the rows that still move; of the others it gives those that it saw last.
+    """Reads the maps of the rows that still move; of the others it keeps those of their last pass.
 
     Args:
         maps: runs the denoiser.
@@ -138,7 +138,7 @@ class RowSubset:
         self._held: list[Tensor] = []
 
     def __call__(self, x_BCYX: Tensor) -> list[Tensor]:
-        """Give ``maps_BYXT`` of each objective."""
+        """Return ``maps_BYXT`` of each objective."""
         if self._rows is None:
             found = list(self._maps(x_BCYX))
         else:
@@ -163,7 +163,7 @@ class RowSubset:
 
 
 def _is_over(objectives: Sequence[Objective], step: Step, passes: int) -> bool:
-    """Whether no row can go on, which is known without a look at the device."""
+    """Whether no row can go on, which is known without asking the device."""
     tries = [o.refinement.max_iterations for o in objectives if o.refinement is not None and o.target(step) is not None]
     return passes > max(tries, default=0)
 
@@ -249,7 +249,7 @@ def named_terms(objectives: Sequence[Objective], losses: Sequence[Losses]) -> di
 
 
 def weighted_total(objectives: Sequence[Objective], losses: Sequence[Losses]) -> Tensor:
-    """Give ``loss_B``, the sum of all objectives by their strengths."""
+    """Return ``loss_B``, the sum of all objectives by their strengths."""
     return torch.stack([o.strength * each.total for o, each in zip(objectives, losses, strict=True)]).sum(dim=0)
 
 

@@ -49,12 +49,12 @@ class StepSize:
     every: int = setting(default=1, help="move at every so many steps only; 2 halves the cost", low=1)
 
     def length(self, index: int, total: int) -> float:
-        """Give ``a_i`` for evaluation ``index`` of ``total``."""
+        """Return ``a_i`` for evaluation ``index`` of ``total``."""
         progress = index / (total - 1) if total > 1 else 0.0
         return float(self.scale * (1.0 - (1.0 - self.final_scale_sq) * progress) ** 0.5)
 
     def move(self, x_BCYX: Tensor, gradient_BCYX: Tensor, index: int, total: int, strength: float = 1.0) -> Tensor:
-        """Give the step for each row.
+        """Return the step for each row.
 
         Args:
             x_BCYX: the scaled latents.
@@ -115,7 +115,7 @@ class Refinement:
     check_every: int = setting(default=1, help="ask after every so many updates which images are good enough", low=1)
 
     def target(self, index: int, total: int) -> float | None:
-        """Give the presence demanded at evaluation ``index`` of ``total``, or None if it is not refined."""
+        """Return the presence demanded at evaluation ``index`` of ``total``, or None if it is not refined."""
         # The tolerance keeps 0.2 x 50 at step 10 whatever the rounding of 0.2.
         here = (presence for fraction, presence in self.thresholds if int(fraction * total + 1e-9) == index)
         return max(here, default=None)
@@ -123,7 +123,7 @@ class Refinement:
 
 @settings_class
 class NoiseSearch:
-    """How mean and variance of the initial latent are looked for.
+    """How mean and variance of the initial latent are searched.
 
     Args:
         max_steps: most updates.
@@ -149,7 +149,7 @@ class NoiseSearch:
 
 
 def kl_divergence(mean_BCYX: Tensor, log_variance_BCYX: Tensor) -> Tensor:
-    """Give the mean Kullback-Leibler kl_divergence of the numbers of a latent from the standard normal distribution.
+    """Return the mean Kullback-Leibler kl_divergence of the numbers of a latent from the standard normal distribution.
 
     ``mean of (v + m^2 - 1 - log v) / 2``.
 

@@ -86,14 +86,14 @@ class EmbedStep:
     )
 
     def length(self, index: int, total: int) -> float:
-        """Give ``a_i`` for evaluation ``index`` of ``total``."""
+        """Return ``a_i`` for evaluation ``index`` of ``total``."""
         progress = index / (total - 1) if total > 1 else 0.0
         return float(self.scale * (1.0 - (1.0 - self.final_scale) * progress))
 
     def move(
         self, embeds_BTC: Tensor, gradient_BKC: Tensor, mask_BK: Tensor, step: Step, strength: float = 1.0
     ) -> Tensor:
-        """Give the step of each row.
+        """Return the step of each row.
 
         Args:
             embeds_BTC: the text rows.

@@ -1,6 +1,6 @@
 """The inner loop for text rows: move them down the gradient of an objective, until each image is good enough.
 
-The loss is looked at before a row moves: an image that is good enough does not move at all.
+The loss is compared before a row moves: an image that is good enough does not move at all.
 
 Legend: ``B`` image, ``K`` position of the text row, ``C`` channels.
 """

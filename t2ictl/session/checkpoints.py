@@ -37,7 +37,7 @@ _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 
 
 def check_checkpointing(value: Checkpointing) -> Checkpointing:
-    """Give back the name of a known way.
+    """Return back the name of a known way.
 
     Args:
         value: ``"off"``, ``"feed_forward"`` or ``"all"``.

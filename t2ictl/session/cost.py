@@ -49,7 +49,7 @@ class Cost:
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the figures as plain data."""
+        """Return the figures as plain data."""
         return asdict(self)
 
 

@@ -42,7 +42,7 @@ class MapsOf(Protocol):
     def __call__(
         self, x_BCYX: Tensor, rows: Sequence[int] | None = None, *, embeds_BTC: Tensor | None = None
     ) -> list[Tensor]:
-        """Give one ``maps_BYXT`` a group; without ``rows`` for all images, without states for the pipeline's."""
+        """Return one ``maps_BYXT`` a group; without ``rows`` for all images, without states for the pipeline's."""
 
 
 def take_rows(value: Any, rows: Rows, total: int) -> Any:

@@ -40,7 +40,7 @@ class DenoiserHook(ModelHook):
         return self._before(*args, **kwargs)
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        """Tell the session that the pass is over."""
+        """Notify the session that the pass is over."""
         self._after()
         return output
 

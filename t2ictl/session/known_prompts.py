@@ -40,7 +40,7 @@ class PromptCache:
     seen: list[_Seen] = field(default_factory=list)
 
     def prompts_of(self, encoded: Encoded) -> tuple[Prompt, ...] | None:
-        """Give the parsed prompt of each text that the pipeline was given, or None where nobody knows the words.
+        """Return the parsed prompt of each text that the pipeline was given, or None where nobody knows the words.
 
         Args:
             encoded: what the pipeline encodes.
@@ -71,7 +71,7 @@ class PromptCache:
         return found * (rows // len(found))
 
     def are_edited(self, embeddings: Tensor | None) -> bool:
-        """Tell whether a control of this session has edited these embeddings already.
+        """Return whether a control of this session has edited these embeddings already.
 
         Args:
             embeddings: what the pipeline was given, or None.

@@ -83,7 +83,7 @@ class LossMonitor:
         return {layer for objective in self.plan.objectives for layer in objective.all_layers}
 
     def begin(self, step: Step, rows: Rows, is_discarded: bool) -> list[MapTap]:
-        """Say what to listen to in the pass that is about to run.
+        """Describe what to listen to in the pass that is about to run.
 
         Args:
             step: the evaluation.

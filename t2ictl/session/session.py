@@ -146,6 +146,8 @@ class Session:
         self._processors = AttnProcessorPatch(self.adapter.denoiser, self._active_pass)
         self._words = PromptCache(self.adapter, (words,) if isinstance(words, str) else words, parser)
         self._prompts: tuple[Prompt, ...] | None = None
+        self._layers: tuple[Layer, ...] = ()
+        self._is_open = False
         self._check()
 
     def _check(self) -> None:
@@ -164,7 +166,17 @@ class Session:
                 [layer for layer in self.adapter.layers if layer.kind == "cross"], where
             )
 
+    def __repr__(self) -> str:
+        names = ", ".join(type(control).__name__ for control in self.controls) or "no control"
+        state = "open" if self._is_open else "closed"
+        return f"<Session of {names} on {type(self._pipe).__name__}, {state}, {len(self._layers)} layers touched>"
+
     # -- results ----------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The attention layers at which the last pipeline call had a processor of ours, in the order they run."""
+        return self._layers
 
     @property
     def record(self) -> AttentionRecord:
@@ -213,12 +225,14 @@ class Session:
             undo.callback(self._active_pass.end)
             self._hook.install(self.adapter.denoiser)
             self._undo = undo.pop_all()
+        self._is_open = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._undo.close()
+        self._is_open = False
         self.cost.seconds += time.perf_counter() - self._started
         self.cost.peak_bytes = max(self.cost.peak_bytes, peak_bytes(self.adapter.device))
         if kind is None and self._call is not None:
@@ -266,7 +280,8 @@ class Session:
         monitors = tuple(LossMonitor(control, control.plan(context)) for control in self._measure)
         self._call = call = self._new_call(encoded, prompts, plans, monitors)
         self._hook.install(self.adapter.denoiser)
-        self._processors.place(acting_layers(plans) | call.listeners.layers)
+        self._layers = tuple(sorted(acting_layers(plans) | call.listeners.layers, key=lambda layer: layer.order))
+        self._processors.place(self._layers)
         self._unpatch_scheduler()
         self._scheduler_patch = SchedulerPatch(self._pipe.scheduler, call.replace)
 

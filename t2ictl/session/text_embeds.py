@@ -51,7 +51,7 @@ class EmbedsState:
     moved: Tensor | None = None
 
     def inputs(self, now: Evaluation) -> dict[str, Any]:
-        """Give the denoiser's arguments that differ from those of the pipeline.
+        """Return the denoiser's arguments that differ from those of the pipeline.
 
         Args:
             now: the evaluation, with the pipeline's own arguments.

@@ -103,7 +103,7 @@ def settings_class(cls: type[T]) -> type[T]:
 
 
 def describe(cls: type) -> dict[str, Any]:
-    """Give the JSON schema of a settings class: fields, types, ranges, defaults and help.
+    """Return the JSON schema of a settings class: fields, types, ranges, defaults and help.
 
     Command line, editor form and benchmark configuration are generated from it.
 

@@ -60,7 +60,7 @@ class Window:
         return cls(start=first / total, stop=last / total)
 
     def contains(self, index: int, total: int) -> bool:
-        """Tell whether step ``index`` of ``total`` lies inside.
+        """Return whether step ``index`` of ``total`` lies inside.
 
         Args:
             index: step, counted from 0.

@@ -61,7 +61,7 @@ __all__ = ["model_path", *_HOME]
 
 
 def model_path() -> Path:
-    """Say where the packaged diffusers folder is.
+    """Return where the packaged diffusers folder is.
 
     Returns:
         A folder for ``StableDiffusionPipeline.from_pretrained``.

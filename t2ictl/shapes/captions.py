@@ -153,7 +153,7 @@ def expectation_of(scene: Scene) -> Expectation:
 
 
 def sense_of(shapes: Sequence[str], index: int) -> str:
-    """Say which shape the noun at a place of a prompt means, given all nouns.
+    """Return which shape the noun at a place of a prompt means, given all nouns.
 
     Args:
         shapes: the nouns of the prompt.

@@ -61,7 +61,7 @@ def _polygon(angles: np.ndarray, reaches: np.ndarray, x_YX: np.ndarray, y_YX: np
 
 
 def inside(shape: str, x_YX: np.ndarray, y_YX: np.ndarray) -> np.ndarray:
-    """Say which points lie inside a shape of radius 1 at the origin.
+    """Return which points lie inside a shape of radius 1 at the origin.
 
     Args:
         shape: one of :data:`t2ictl.shapes.world.SHAPES`.
@@ -91,7 +91,7 @@ def inside(shape: str, x_YX: np.ndarray, y_YX: np.ndarray) -> np.ndarray:
 
 
 def inside_mark(kind: str, owner: str, x_YX: np.ndarray, y_YX: np.ndarray) -> np.ndarray:
-    """Say which points lie inside the mark of an owner of radius 1 at the origin.
+    """Return which points lie inside the mark of an owner of radius 1 at the origin.
 
     Args:
         kind: one of :data:`t2ictl.shapes.world.MARKS`.

@@ -52,7 +52,7 @@ def _bare(count: int) -> Iterator[Objects]:
 
 
 def _marked(objects: Objects) -> Iterator[Objects]:
-    """Give at least one of two owners a mark; no color comes twice."""
+    """Return at least one of two owners a mark; no color comes twice."""
     if any(wanted.shape not in OWNERS for wanted in objects):
         return
     free = [color for color in COLORS if color not in {wanted.color for wanted in objects}]
@@ -63,7 +63,7 @@ def _marked(objects: Objects) -> Iterator[Objects]:
 
 
 def _variants(kind: Kind, objects: Objects) -> Iterator[Objects]:
-    """Say bare objects as a kind of prompt does; nothing where that kind cannot say them."""
+    """Describe bare objects as a kind of prompt does; nothing where that kind cannot say them."""
     shapes = [wanted.shape for wanted in objects]
     if kind in ("single", "pair", "triple", "relation"):
         yield objects
@@ -87,7 +87,7 @@ def _variants(kind: Kind, objects: Objects) -> Iterator[Objects]:
 
 
 def _looks_of(objects: Objects) -> tuple[Look, ...]:
-    """Give the looks that a request names, for the hash.
+    """Return the looks that a request names, for the hash.
 
     A color that is left open becomes the first one that no other object has, in the order of the
     shapes, so that a request always falls into the same split, in either order.

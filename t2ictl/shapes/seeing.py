@@ -89,7 +89,7 @@ class Found:
 
 
 def hue_of(colors_C: np.ndarray) -> np.ndarray:
-    """Give the hue angle of colors.
+    """Return the hue angle of colors.
 
     Args:
         colors_C: any shape with three channels last.
@@ -153,7 +153,7 @@ def _elongation(spot_YX: np.ndarray) -> float:
 
 
 def _is_mark_like(spot_YX: np.ndarray, mask_YX: np.ndarray, owner_YX: np.ndarray) -> bool:
-    """Say whether a spot has the extent of a mark, and its owner's hue and not its owner's edge around it."""
+    """Return whether a spot has the extent of a mark, and its owner's hue and not its owner's edge around it."""
     rows, columns = np.nonzero(spot_YX)
     box = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
     around_YX = ndimage.binary_dilation(spot_YX) & ~spot_YX
@@ -188,7 +188,7 @@ def _find_mark(hues_YX: np.ndarray, mask_YX: np.ndarray, owner: int) -> tuple[Ma
 
 
 def _owner_hue(hues_YX: np.ndarray, core_YX: np.ndarray) -> int:
-    """Give the most frequent hue of the outer two pixels of the inside: a mark may hold most of the middle."""
+    """Return the most frequent hue of the outer two pixels of the inside: a mark may hold most of the middle."""
     outer_YX = core_YX & ~ndimage.binary_erosion(core_YX, iterations=2)
     return int(np.argmax(np.bincount(hues_YX[outer_YX & (hues_YX >= 0)], minlength=len(RGB))))
 

@@ -73,13 +73,13 @@ def normalize_silhouette(mask_YX: np.ndarray) -> np.ndarray:
 
 
 def _extremes(colors_YXC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give the largest and the smallest channel; several times as fast as reducing an axis of three."""
+    """Return the largest and the smallest channel; several times as fast as reducing an axis of three."""
     red, green, blue = (colors_YXC[..., channel] for channel in range(3))
     return np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
 
 
 def has_hue(colors_YXC: np.ndarray) -> np.ndarray:
-    """Say which pixels are colored enough for their hue to mean something.
+    """Return which pixels are colored enough for their hue to mean something.
 
     Args:
         colors_YXC: shape ``(Y, X, 3)`` in 0 to 1.
@@ -96,7 +96,7 @@ def has_hue(colors_YXC: np.ndarray) -> np.ndarray:
 
 
 def object_mask(colors_YXC: np.ndarray) -> np.ndarray:
-    """Say which pixels belong to an object rather than to the light background.
+    """Return which pixels belong to an object rather than to the light background.
 
     Args:
         colors_YXC: shape ``(Y, X, 3)`` in 0 to 1.

@@ -87,7 +87,7 @@ class Verdict:
         return all(getattr(self, outcome) for outcome in OUTCOMES)
 
     def outcomes(self) -> dict[str, bool]:
-        """Give the separate outcomes by name, and ``"is_strict"``, which is all of them.
+        """Return the separate outcomes by name, and ``"is_strict"``, which is all of them.
 
         Returns:
             Plain values in a fixed order.
@@ -102,7 +102,7 @@ class Verdict:
 
 
 def agrees(wanted: Wanted, found: Found, field: str) -> bool:
-    """Say whether a found object has what the prompt asks for in one respect.
+    """Return whether a found object has what the prompt asks for in one respect.
 
     Args:
         wanted: from the prompt. An open color, texture or size agrees with everything; a mark that
@@ -126,7 +126,7 @@ def agrees(wanted: Wanted, found: Found, field: str) -> bool:
 
 
 def stands(relation: str, one: Found, other: Found) -> bool:
-    """Say whether one object stands to another as asked: that direction leads, by however little.
+    """Return whether one object stands to another as asked: that direction leads, by however little.
 
     Args:
         relation: one of :data:`t2ictl.shapes.captions.RELATIONS`.

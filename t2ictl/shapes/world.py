@@ -108,7 +108,7 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """A look at a place on the canvas.
+    """An appearance at a place on the canvas.
 
     Args:
         look: what the object looks like.
@@ -212,7 +212,7 @@ def combination_key(looks: Sequence[Look]) -> str:
 
 
 def split_of(looks: Sequence[Look]) -> Split:
-    """Say which split a combination belongs to.
+    """Return which split a combination belongs to.
 
     The SHA-256 of the combination, modulo 100, falls into one of three ranges (40, 30 and
     30 points). Single objects are all seen in training: their two held-out ranges only

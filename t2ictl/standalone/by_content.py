@@ -22,7 +22,7 @@ SAME_STATES = 0.1
 
 
 class RowMatcher:
-    """Tells which prompt each row of a batch of text states belongs to.
+    """Matches each row of a batch of text states with its prompt.
 
     Args:
         encoded_PKC: the text states of the prompts.
@@ -37,11 +37,11 @@ class RowMatcher:
         self._encoded_PKC = encoded_PKC
 
     def fits(self, context_BKC: Tensor) -> bool:
-        """Tell whether the states have the shape of a prompt's."""
+        """Return whether the states have the shape of a prompt's."""
         return context_BKC.shape[1:] == self._encoded_PKC.shape[1:]
 
     def __call__(self, context_BKC: Tensor) -> tuple[int | None, ...]:
-        """Give the number of the prompt for each row, None for a row of no known prompt."""
+        """Return the number of the prompt for each row, None for a row of no known prompt."""
         if not self.fits(context_BKC):
             return (None,) * len(context_BKC)
         states_BKC = context_BKC.detach().float()
@@ -58,7 +58,7 @@ class RowMatcher:
 
 
 class MatchedLayout:
-    """Says what each batch row is by its text states; the layers of one pass ask about the very same tensor.
+    """Identifies each batch row by its text states; the layers of one pass ask about the very same tensor.
 
     It warns once if the first rows that come are all strangers: then most likely the pipeline encodes its prompts in
     another way than the processors did, and nothing would be edited.
@@ -72,7 +72,7 @@ class MatchedLayout:
         self._is_told = False
 
     def __call__(self, context_BKC: Tensor) -> BatchLayout:
-        """Give the batch; a row of no known prompt counts as unconditional."""
+        """Return the batch; a row of no known prompt counts as unconditional."""
         batch: BatchLayout = self._latest(context_BKC, None, lambda: self._lanes(context_BKC))
         return batch
 

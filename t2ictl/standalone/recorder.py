@@ -67,7 +67,7 @@ def encode(adapter: Adapter, prompts: Sequence[str]) -> Tensor:
 
 
 def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str = "grammar") -> dict[str, Tensor]:
-    """Give the text states that a control makes of prompts, for a call without a session.
+    """Return the text states that a control makes of prompts, for a call without a session.
 
     Args:
         pipe: a diffusers pipeline.
@@ -98,7 +98,7 @@ def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str
 
 
 def attention_processors(pipe: Any, control: Control, prompts: Sequence[str]) -> dict[str, Any]:
-    """Give plain attention processors that make a control's edits on the rows of some prompts.
+    """Return plain attention processors that make a control's edits on the rows of some prompts.
 
     Args:
         pipe: a diffusers pipeline.
@@ -263,7 +263,7 @@ class MapRecorder:
         return self._recorder.record
 
     def processors(self) -> dict[str, Any]:
-        """Give the processors for ``unet.set_attn_processor``: listening ones where words are recorded, else those set.
+        """Return processors for ``unet.set_attn_processor``: listening where words are recorded, else those set.
 
         Returns:
             A new dict with one processor for each attention layer (diffusers empties the one that it is given).
@@ -321,11 +321,11 @@ class MapRecorder:
         self._active_pass.end()
 
     def is_first(self, layer: Layer) -> bool:
-        """Tell whether the denoiser comes to this layer first."""
+        """Return whether the denoiser comes to this layer first."""
         return layer == self._layers[0]
 
     def is_last(self, layer: Layer) -> bool:
-        """Tell whether the denoiser comes to this layer last."""
+        """Return whether the denoiser comes to this layer last."""
         return layer == self._layers[-1]
 
 

@@ -1,1 +1,1 @@
-"""The report of a run: tables, plots, contact sheets, and a page to look at images side by side."""
+"""The report of a run: tables, plots, contact sheets, and a page that shows images side by side."""

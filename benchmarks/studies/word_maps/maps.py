@@ -1,4 +1,4 @@
-"""Measure whether words look at their objects: ``t2ictl bench study word-maps --model DIR``.
+"""Measure whether the maps of words lie on their objects: ``t2ictl bench study word-maps --model DIR``.
 
 Generated: what users see, the maps of :func:`t2ictl.controlled` with ``record=True``, mean over all
 steps, on images that the judge finds right. Teacher-forced: drawn images are encoded, noised to

@@ -22,6 +22,6 @@ def story(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Tell a story: several images in which the same subjects stay themselves."""
+    """Make a story: several images in which the same subjects stay themselves."""
     work = importlib.import_module("t2ictl.processors.isolation_reposition.story.files")
     work.story_files(file, out, model, device=device, dtype=dtype, only_check=check, as_json=as_json)

@@ -25,7 +25,7 @@ __all__ = ["story_files"]
 def story_files(
     file: Path, out: Path, model: str, *, device: str | None, dtype: str, only_check: bool, as_json: bool
 ) -> None:
-    """Tell the story of a file and write its images, a contact sheet and ``story.json``.
+    """Make the story of a file and write its images, a contact sheet and ``story.json``.
 
     Each image is written as soon as it is made, and those of this very story that are there are not made again: after
     a crash the same command goes on.

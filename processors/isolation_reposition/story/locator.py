@@ -50,7 +50,7 @@ class SubjectLocator(Control):
         return Plan(map_hooks=(MapHook(layers=maps.layers, take=look),))
 
     def region(self, image: int, number: int) -> Region:
-        """Give where a subject was found.
+        """Return where a subject was found.
 
         Args:
             image: the image.

@@ -39,7 +39,7 @@ class StoryImage:
     places: Mapping[str, Region]
 
     def belongs_to(self, settings: Mapping[str, Any]) -> bool:
-        """Tell whether the image was made by the story with these settings, on the same pipeline and versions."""
+        """Return whether the image was made by the story with these settings, on the same pipeline and versions."""
         keys = ("story", "controls", "pipeline", "parser", "versions")
         return all(self.settings.get(key) == settings.get(key) for key in keys)
 

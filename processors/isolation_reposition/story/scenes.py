@@ -48,7 +48,7 @@ class Scene:
         subjects: names of those who are in it; empty for all that the prompt names.
         boxes: where some of them are, by name: left, top, right and bottom edge as fractions.
         masks: where others are, by name: image file, image, array or nested list of the size of the image, above
-            one half inside. Who has neither is looked for.
+            one half inside. A subject with neither is found.
         seed: of its noise; None for one that follows from the story's.
 
     Raises:
@@ -73,7 +73,7 @@ class Scene:
             raise BadSetting(f"In {self.prompt!r} {both[0]!r} has a box and a mask.", "Give one of them.")
 
     def region(self, name: str) -> Region | None:
-        """Give the region of a subject, or None if there is none.
+        """Return the region of a subject, or None if there is none.
 
         Args:
             name: the subject.

@@ -26,7 +26,7 @@ class StorySettings:
     Args:
         subjects: who is in it.
         scenes: its images.
-        places: where a scene does not say where its subjects are: they are looked for while it is made (``"online"``),
+        places: where a scene does not say where its subjects are: they are found while it is made (``"online"``),
             or in a plain run of the same noise before it (``"rehearsal"``), which composites need.
         rehearsal: share of the steps after which such a run ends; with a detector it goes to the end.
         seed: of the first portrait; the other portraits, then the scenes, have the next ones.
@@ -56,7 +56,7 @@ class StorySettings:
     memory_mb: float = setting(default=4096.0, help="most memory for what is kept of portraits (MiB)", low=0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the settings as plain JSON data."""
+        """Return the settings as plain JSON data."""
         data: dict[str, Any] = TypeAdapter(StorySettings).dump_python(self, mode="json")
         return data
 

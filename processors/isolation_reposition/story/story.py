@@ -35,7 +35,7 @@ def story(
     finished: Sequence[StoryImage] = (),
     **settings: Any,
 ) -> Story:
-    """Tell a story: make its images so that the subjects stay apart, and stay themselves.
+    """Make the images of a story so that the subjects stay apart, and stay themselves.
 
     With ``reposition="resample"`` this takes S + T generations for S subjects and T scenes, a rehearsal of the scenes
     its share of T more. With ``"latent"`` it takes S + 2T, or S + 3T with whole rehearsals: each scene reads one

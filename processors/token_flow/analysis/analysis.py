@@ -60,7 +60,7 @@ def flow(
         judge: tells what is to be seen: a name as for :func:`t2ictl.evaluation.judges.open_judge`, or a judge; None: no
             images are judged, and only the screen and the word maps are made.
         seeds: images of each condition. No-leak claims need many: the upper bound of 0 in 8 is 32 %, of 0 in 20 16 %.
-        confirm: further seeds on which a repair must hold; 0: none is looked for.
+        confirm: further seeds on which a repair must hold; 0: none is sought.
         operators: how tokens are removed: ``"clean_pad"`` (the paper's), ``"encoder_mask"``, ``"drop"``.
         depths: shares of the encoder's layers whose reading of the prompt is shown, too, as 0.5 (Diffusion Lens).
         folder: where images are kept, so that a stopped analysis goes on; None: nowhere.
@@ -95,7 +95,7 @@ def flow(
 
 
 def _check(seeds: int, confirm: int, batch: int, operators: Sequence[Removal], depths: Sequence[float]) -> None:
-    """Say what cannot be, before any image is made."""
+    """Refuse what cannot be, before any image is made."""
     if seeds < 1 or confirm < 0 or batch < 1:
         raise BadSetting(f"seeds={seeds}, confirm={confirm}, batch={batch}.", "Use 1 or more; confirm may be 0.")
     if not operators or set(operators) - set(get_args(Removal)):

@@ -42,12 +42,12 @@ class Estimate:
     p_value: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON data."""
+        """Return it as plain JSON data."""
         return asdict(self)
 
 
 def share(values_S: Array) -> Estimate:
-    """Give the mean of probabilities over seeds: Wilson's interval where they are all yes or no.
+    """Return the mean of probabilities over seeds: Wilson's interval where they are all yes or no.
 
     Args:
         values_S: in [0, 1], one a seed.
@@ -77,7 +77,7 @@ def share(values_S: Array) -> Estimate:
 
 
 def difference(one_S: Array, other_S: Array) -> Estimate:
-    """Give the mean of paired differences ``one - other``, with the interval that the benchmarks use.
+    """Return the mean of paired differences ``one - other``, with the interval that the benchmarks use.
 
     Args:
         one_S: in [0, 1], one a seed.
@@ -131,7 +131,7 @@ def paired_p_value(one_S: Array, other_S: Array, alternative: str = "two-sided")
 
 
 def adjusted(estimates: list[Estimate]) -> list[float]:
-    """Give the p-values of a family of tests, adjusted for their number by Holm's procedure.
+    """Return the p-values of a family of tests, adjusted for their number by Holm's procedure.
 
     Args:
         estimates: all of the family; one without a p-value is no test.

@@ -50,19 +50,19 @@ class Scores:
         self.questions, self.by_condition = tuple(questions), dict(by_condition)
 
     def of(self, condition: str, question: str) -> Array:
-        """Give ``p_S`` of a condition and a question."""
+        """Return ``p_S`` of a condition and a question."""
         found: Array = self.by_condition[condition][:, self.questions.index(question)]
         return found
 
     def every(self, condition: str, questions: Sequence[str]) -> Array:
-        """Give ``p_S`` that all of some things are to be seen; with a judge of probabilities, their product."""
+        """Return ``p_S`` that all of some things are to be seen; with a judge of probabilities, their product."""
         product: Array = self.of(condition, questions[0]).copy()
         for question in questions[1:]:
             product *= self.of(condition, question)
         return product
 
     def to_dict(self) -> dict[str, Any]:
-        """Give them as plain JSON data."""
+        """Return them as plain JSON data."""
         return {name: values.round(6).tolist() for name, values in self.by_condition.items()}
 
 
@@ -88,7 +88,7 @@ class TokenCell:
     verdict: Literal["carrier", "redundant", "no carrier", "open"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON data."""
+        """Return it as plain JSON data."""
         return asdict(self)
 
 
@@ -129,7 +129,7 @@ class LeakCell:
     verdict: Literal["leaks", "denoiser", "impossible", "not shown"] = "not shown"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON data."""
+        """Return it as plain JSON data."""
         return asdict(self)
 
 
@@ -190,7 +190,7 @@ def carrier_set(keep: Mapping[int, float], pairs: Mapping[tuple[int, int], float
 
 
 def leak_cells(scores: Scores, items: Sequence[ResolvedItem]) -> tuple[LeakCell, ...]:
-    """Give the leakage matrix: all pairs by presence, and by sense where an item has one for the other.
+    """Return the leakage matrix: all pairs by presence, and by sense where an item has one for the other.
 
     Args:
         scores: of ``keep:``, ``iso:`` and ``cut:`` conditions.
@@ -222,7 +222,7 @@ def leak_cell(
     before_S: Array,
     clean_S: Array,
 ) -> LeakCell:
-    """Give one cell of the matrix, not adjusted for the others.
+    """Return one cell of the matrix, not adjusted for the others.
 
     Args:
         target: the item whose rows may have read too much.

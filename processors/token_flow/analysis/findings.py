@@ -1,4 +1,4 @@
-"""What an analysis found, to look at, to save and to use."""
+"""What an analysis found: to read, to save and to use."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class FlowFindings:
         return None if accepted is None else TokenFlow(**accepted.settings())
 
     def leak(self, target: str, source: str) -> LeakCell:
-        """Give a cell of the matrix: by sense where there is one, else by presence.
+        """Return a cell of the matrix: by sense where there is one, else by presence.
 
         Args:
             target: an item.
@@ -99,7 +99,7 @@ class FlowFindings:
         return max(found, key=lambda each: each.form == "sense")
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything but images and maps as plain JSON data.
+        """Return everything but images and maps as plain JSON data.
 
         Returns:
             What ``report.json`` holds.

@@ -170,7 +170,7 @@ class ImageCache:
 
 
 def fingerprint(pipe: Any) -> dict[str, Any]:
-    """Tell a pipeline from another one: class, scheduler, precision, and a sample of the denoiser's weights.
+    """Identify a pipeline: class, scheduler, precision, and a sample of the denoiser's weights.
 
     Args:
         pipe: the pipeline.

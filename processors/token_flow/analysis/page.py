@@ -51,7 +51,7 @@ def write_report(result: FlowFindings, folder: Path) -> Path:
 
 
 def summary(result: FlowFindings) -> list[str]:
-    """Say in sentences what was found, and what could not be decided.
+    """Describe in sentences what was found, and what could not be decided.
 
     Args:
         result: the analysis.

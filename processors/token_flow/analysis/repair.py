@@ -93,7 +93,7 @@ class RepairOutcome:
     trials: tuple[Trial, ...] = ()
 
     def settings(self) -> dict[str, Any]:
-        """Give the fields of ``TokenFlow`` that make this repair.
+        """Return the fields of ``TokenFlow`` that make this repair.
 
         Returns:
             Keyword arguments; empty where the repair was not accepted.
@@ -104,7 +104,7 @@ class RepairOutcome:
         return {"items": (self.target,), "sources": (self.source,), **asdict(self.chosen), **pooled}
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON data."""
+        """Return it as plain JSON data."""
         return {**asdict(self), "settings": self.settings()}
 
 
@@ -182,7 +182,7 @@ class _Repair:
         return self.conditions.keep(f"keep:{self._target.name}", self._target.rows)
 
     def intent(self, scores: Scores, condition: str) -> Array:
-        """Give ``p_S`` that all items are seen."""
+        """Return ``p_S`` that all items are seen."""
         return scores.every(condition, self._asked)
 
     def trials(self, candidates: Sequence[Candidate], score: Score) -> tuple[Trial, ...]:

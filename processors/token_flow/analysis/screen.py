@@ -52,7 +52,7 @@ class ScreenCell:
     z: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON data."""
+        """Return it as plain JSON data."""
         return asdict(self)
 
 
@@ -71,7 +71,7 @@ class TokenScreen:
     on_ends: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON data."""
+        """Return it as plain JSON data."""
         return asdict(self)
 
 

@@ -31,7 +31,7 @@ _HOME = {
 
 @runtime_checkable
 class Judge(Protocol):
-    """Tells whether things are to be seen in images. Any callable with a name will do.
+    """Judges whether things are to be seen in images. Any callable with a name will do.
 
     ``judge(images, things)`` gives ``p_IQ`` in [0, 1], one row an image and one column a thing. The same image must
     get the same answer whatever else is asked for in the call.
@@ -40,7 +40,7 @@ class Judge(Protocol):
     name: str
 
     def __call__(self, images: Sequence[Image.Image], things: Sequence[str]) -> Probabilities:
-        """Give ``p_IQ``, the probability that each thing is to be seen in each image."""
+        """Return ``p_IQ``, the probability that each thing is to be seen in each image."""
 
 
 def open_judge(judge: str | Judge, **options: Any) -> Judge:

@@ -48,7 +48,7 @@ class ClipMarginJudge:
         self._template, self._foil, self._batch = template, foil, batch
 
     def __call__(self, images: Sequence[Image.Image], things: Sequence[str]) -> Probabilities:
-        """Give the probabilities."""
+        """Return the probabilities."""
         texts = [self._foil, *(self._template.format(thing=thing) for thing in things)]
         inputs = self._processor(text=texts, return_tensors="pt", padding=True, truncation=True)
         text_QC = self._unit(self._model.get_text_features(**inputs.to(self._model.device)))

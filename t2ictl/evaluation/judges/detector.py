@@ -34,7 +34,7 @@ class DetectorJudge:
         self._template, self._batch = template, batch
 
     def __call__(self, images: Sequence[Image.Image], things: Sequence[str]) -> Probabilities:
-        """Give the best scores."""
+        """Return the best scores."""
         texts = [self._template.format(thing=thing) for thing in things]
         parts = []
         for part in batches(images, self._batch):

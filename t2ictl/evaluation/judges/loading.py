@@ -45,6 +45,6 @@ def loaded(kind: Any, model: str, device: str) -> tuple[Any, Any]:
 
 
 def batches(images: Sequence[Image.Image], size: int) -> Iterator[Sequence[Image.Image]]:
-    """Give images a batch at a time, in RGB."""
+    """Return images a batch at a time, in RGB."""
     for start in range(0, len(images), size):
         yield [each.convert("RGB") for each in images[start : start + size]]

@@ -29,7 +29,7 @@ class _Asking:
         self._tokenizer = getattr(self._processor, "tokenizer", self._processor)
 
     def first_token(self, image: Image.Image, question: str) -> torch.Tensor:
-        """Give ``p_V``."""
+        """Return ``p_V``."""
         content = [{"type": "image"}, {"type": "text", "text": question}]
         if getattr(self._processor, "chat_template", None):
             text = self._processor.apply_chat_template(
@@ -68,7 +68,7 @@ class YesNoJudge:
             raise BadSetting(f"The model {model!r} begins yes and no with the same token.", "Use another model.")
 
     def __call__(self, images: Sequence[Image.Image], things: Sequence[str]) -> Probabilities:
-        """Give the probabilities."""
+        """Return the probabilities."""
         answers = np.empty((len(images), len(things)))
         for row, image in enumerate(images):
             for column, thing in enumerate(things):
@@ -95,7 +95,7 @@ class ChoiceJudge:
         self._asking, self._question = _Asking(model, device), question
 
     def __call__(self, images: Sequence[Image.Image], things: Sequence[str]) -> Probabilities:
-        """Give the probabilities; those of an image add up to at most 1."""
+        """Return the probabilities; those of an image add up to at most 1."""
         if len(things) > 25:
             raise BadSetting(f"There are {len(things)} things to choose from.", "Ask for at most 25.")
         choices = [*things, "none of these"]

@@ -33,7 +33,7 @@ class ShapesJudge:
     name = "shapes"
 
     def __call__(self, images: Sequence[Image.Image], things: Sequence[str]) -> Probabilities:
-        """Give 1 for what is there and 0 for what is not."""
+        """Return 1 for what is there and 0 for what is not."""
         asked = [_wanted(thing) for thing in things]
         answers = []
         for image in images:

@@ -84,7 +84,7 @@ def _student_point(prompts: NDArray[np.int_]) -> Array:
 
 
 def wilson_bounds(share: Array, trials: Array, point: Array) -> tuple[Array, Array]:
-    """Give Wilson's score interval, for any real number of trials.
+    """Return Wilson's score interval, for any real number of trials.
 
     Args:
         share: successes over trials, 0 to 1.
@@ -110,7 +110,7 @@ def wilson_bounds(share: Array, trials: Array, point: Array) -> tuple[Array, Arr
 
 
 def share_bounds(means_PC: Array) -> Bounds:
-    """Give intervals of mean shares: Wilson's formula with the effective number of independent images.
+    """Return intervals of mean shares: Wilson's formula with the effective number of independent images.
 
     With ``v`` the squared standard error of the mean over prompts, as many independent images as
     ``share (1 - share) / v`` would be as precise; they take the place of the number of trials, and Student's
@@ -141,7 +141,7 @@ def share_bounds(means_PC: Array) -> Bounds:
 
 
 def difference_bounds(values_PC: Array, resamples: int, entropy: list[int]) -> Differences:
-    """Give intervals of paired differences.
+    """Return intervals of paired differences.
 
     - ``bootstrap``: percentiles of means of resampled prompts, expanded for small samples: percentiles of a
       bootstrap are too narrow by ``sqrt((n - 1) / n)`` and by the ratio of the normal to Student's point.
@@ -188,7 +188,7 @@ def _percentiles(resampled_R: Array, point: float) -> tuple[float, float]:
 
 
 def combine(parts: Sequence[Bounds]) -> Bounds:
-    """Give the interval of a mean over categories from the intervals of the categories.
+    """Return the interval of a mean over categories from the intervals of the categories.
 
     The distances of the estimates from their bounds are added like standard errors (squared), below and above
     apart, so skewed intervals and categories in which all prompts are alike keep their say.
@@ -222,7 +222,7 @@ def combine(parts: Sequence[Bounds]) -> Bounds:
 
 
 def macro_differences(parts: Sequence[Differences]) -> Bounds:
-    """Give intervals of the mean over categories of paired differences.
+    """Return intervals of the mean over categories of paired differences.
 
     Prompts are resampled within their category, and percentiles are expanded as for one category, with
     Satterthwaite's degrees of freedom. Where a category cannot be resampled (fewer than :data:`FEW_CHANGED`

@@ -19,7 +19,7 @@ TOLERANCE = 1e-9
 
 
 def seed_of(category: str, seed: int) -> list[int]:
-    """Give the seed of a category's resamples: it does not depend on which other categories there are.
+    """Return the seed of a category's resamples: it does not depend on which other categories there are.
 
     Args:
         category: its name.
@@ -36,7 +36,7 @@ def seed_of(category: str, seed: int) -> list[int]:
 
 
 def resampled_means(values_PC: Array, resamples: int, entropy: list[int]) -> Array:
-    """Give the means of bootstrap samples of prompts; all columns of the same prompts share the samples.
+    """Return the means of bootstrap samples of prompts; all columns of the same prompts share the samples.
 
     Args:
         values_PC: one value a prompt and column, NaN where the prompt does not take part.
@@ -63,7 +63,7 @@ def resampled_means(values_PC: Array, resamples: int, entropy: list[int]) -> Arr
 
 
 def flipped_means(values_PC: Array, resamples: int, entropy: list[int]) -> Array:
-    """Give means after the sign of every prompt's difference was drawn anew; all columns share the signs.
+    """Return means after the sign of every prompt's difference was drawn anew; all columns share the signs.
 
     Args:
         values_PC: one difference a prompt and column, NaN where the prompt does not take part.
@@ -88,7 +88,7 @@ def flipped_means(values_PC: Array, resamples: int, entropy: list[int]) -> Array
 
 
 def sign_flip_p_values(estimate_C: Array, flipped_RC: Array) -> Array:
-    """Give two-sided p-values: how often a mean with random signs is as far from 0 as the one that was seen.
+    """Return two-sided p-values: how often a mean with random signs is as far from 0 as the one that was seen.
 
     If an arm makes no difference, both outcomes of a prompt could as well have been the other arm's, so every
     sign is equally probable and the test is exact. The seen signs count as one draw, so p is never 0.

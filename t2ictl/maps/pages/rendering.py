@@ -20,7 +20,7 @@ def render(template: str, folders: Sequence[Path] = (), **values: Any) -> str:
 
     Args:
         template: name of its file.
-        folders: where it is looked for before this package's own folder.
+        folders: searched before this package's own folder.
         **values: what it shows; ``data`` is also there for its script, as JSON.
 
     Returns:

@@ -266,7 +266,7 @@ def test_image_prompts_and_masks_are_refused_and_everything_is_put_back() -> Non
     assert not set(vars(pipe.unet)) & {"_t2ictl", "forward"} and "encode_prompt" not in vars(pipe)
 
 
-# -- memory of the machine -----------------------------------------------------------------------------------------------------------
+# -- memory of the machine ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("settings", "steps"), [(CAST | {"strength": 0.5}, 1), (ONLINE, 2)], ids=["given", "learned"])
