@@ -11,7 +11,7 @@ __all__ = ["per_prompt"]
 
 
 def per_prompt(values: Sequence[Any], prompts: int, *, setting: str, things: str) -> list[tuple[Any, ...]]:
-    """Give the list of each prompt: its own, or the one that holds for all.
+    """Return the list of each prompt: its own, or the one that holds for all.
 
     Args:
         values: things, or one tuple of them for each prompt.

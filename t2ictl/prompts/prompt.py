@@ -102,7 +102,7 @@ class Merge:
         return min(self.parts)[0], max(end for _, end in self.parts)
 
     def holds(self, start: int, end: int) -> bool:
-        """Tell whether a character range lies in what was merged."""
+        """Return whether a character range lies in what was merged."""
         return any(part[0] <= start and end <= part[1] for part in self.parts)
 
 
