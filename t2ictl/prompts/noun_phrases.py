@@ -23,8 +23,8 @@ _OPENED = "[dDpP]Q* (?:N(?=A))? [RAEC,Q]*"  # from a determiner to where its nou
 _LISTED_COLOR = "A (?:C?A)*"
 
 _RULES = RuleBook(
-    Rule("N", "d <.>", word={"can", "set"}),
-    Rule("N", "[NEA] <.> (?:[FXC,]|$)", word={"can", "set"}),
+    Rule("N", "d <.>", word={"can", "set"}),  # "a can"
+    Rule("N", "[NEA] <.> (?:[FXC,]|$)", word={"can", "set"}),  # "a television set"
     # In -ing: a noun, or (G) what somebody does.
     Rule("GG", f"[NE] <G> (?!{_NOUN})", word=DEEDS, before={"snow", "surf"}),  # "a man snow boarding"
     Rule("GN", "[NE] <G> (?![NE])", word=DEEDS, before={"snow", "surf"}),
@@ -32,53 +32,52 @@ _RULES = RuleBook(
     Rule("G", f"[NE] <G> (?!{_NOUN})", word=DEEDS),
     Rule("N", f"{_OPENED} <G>", word=DEEDS),
     Rule("G", "[^NE] <G> (?:I|$)", word=DEEDS),
-    Rule("G", "[NE] <G> [dO]", word=GERUNDS),
-    Rule("N", "<G>", word=GERUNDS),
+    Rule("G", "[NE] <G> [dO]", word=GERUNDS),  # "a woman serving the cake"
+    Rule("N", "<G>", word=GERUNDS),  # "a dining table"
     # A participle describes the noun after it (A), or opens a clause (G).
-    Rule("G", "<GT> [dO]"),
+    Rule("G", "<GT> [dO]"),  # "riding a wave"
     Rule("G", "<GT>", word=lists.TAKING),
     Rule("G", "[VG] <G>"),
-    Rule("A", "E <T> N"),
-    Rule("AA", "[NE] <T> [ATE]*(?:C[AE]+)?[NE]", word=lists.COMPOUNDING),
+    Rule("A", "E <T> N"),  # "an orange covered plate"
+    Rule("AA", "[NE] <T> [ATE]*(?:C[AE]+)?[NE]", word=lists.COMPOUNDING),  # "a snow covered roof"
     Rule("AA", "N <T> N", word={"painted"}),
-    Rule("G", "[NE] <GT>"),
+    Rule("G", "[NE] <GT>"),  # "a bench painted blue"
     Rule("G", f"(?:^|[IC]) {_LISTED_COLOR} <G>", unless=lists.STATES),  # "a man in black riding"
-    Rule("A", f"<T> {_NOUN}"),
-    Rule("A", f"<G> {_NOUN}", word=lists.STATES),
-    Rule("A", f"{_OPENED} <G> {_NOUN}"),
+    Rule("A", f"<T> {_NOUN}"),  # "glazed tiles"
+    Rule("A", f"<G> {_NOUN}", word=lists.STATES),  # "sleeping cats"
+    Rule("A", f"{_OPENED} <G> {_NOUN}"),  # "a rolling stone"
     Rule("N", f"d <G> (?!{_NOUN})"),
     Rule("G", "A <G>", before=lists.ATTRIBUTES),
     Rule("N", f"{_OPENED} (?<=A) <G>"),  # "a public gathering"
     Rule("G", "<GT>"),
-    # A finite verb, or a noun of the same form: "a man stands", "a fruit stand".
-    # "a girl knits a scarf"
+    # A finite verb, or a noun of the same form: "a man stands", "a fruit stand". The first: "a girl knits a scarf".
     Rule("V", "[NE] <NU> [dDOIA]", word=_PLURAL, unless=WORN, before=CREATURES - lists.PLURALS),
-    Rule("N", "[dP] <UYS>"),
+    Rule("N", "[dP] <UYS>"),  # "the rest"
     Rule("V", f"I {_LISTED_COLOR} <UYS> (?:[IdO]|$)"),  # "a man in white looks up"
     Rule("N", "[dDP][RAECQ,]* (?<=A) <YS> [NFE]"),
     Rule("V", "A <YS>"),
     Rule("N", "[AE] <U>"),
-    Rule("V", "[WO] <UY>"),
-    Rule("V", "<UY>", before=lists.MODALS),
-    Rule("V", "<S>"),
+    Rule("V", "[WO] <UY>"),  # "that wear", "they sit"
+    Rule("V", "<UY>", before=lists.MODALS),  # "to sit"
+    Rule("V", "<S>"),  # "stands", if nothing above made it a noun
     Rule("V", "(?:[RX,]|^) <UY> [dID]"),
     Rule("V", "C <Y> [dID]"),
     Rule("V", "C <U> [dID]", word=_THIRD_PERSON, unless=lists.COUNTED),
     Rule("N", "(?:[^NE]|^) <UY>"),
-    Rule("V", "<UY> [dO]"),
+    Rule("V", "<UY> [dO]"),  # "men ride the horses"
     Rule("V", "<U> D", word=_THIRD_PERSON),
-    Rule("N", "<U>", word=lists.COUNTED),
+    Rule("N", "<U>", word=lists.COUNTED),  # "stone steps"
     Rule("V", "<U>", word=_THIRD_PERSON),
-    Rule("V", "<UY>", before=lists.PLURALS),
+    Rule("V", "<UY>", before=lists.PLURALS),  # "people rest"
     Rule("V", "<UY>", before=_PLURAL),
-    Rule("V", "C[dA]*N <UY>"),
+    Rule("V", "C[dA]*N <UY>"),  # "a cat and a dog rest"
     Rule("V", "<Y> I"),
-    Rule("V", "<U> I", before=CREATURES),
+    Rule("V", "<U> I", before=CREATURES),  # "a deer stand in"
     Rule("V", "<Y>", word={"play", "roam"}),
     Rule("N", "<UY>"),
     # Words that are not what they are elsewhere.
-    Rule("d", "(?:[^NE]|^) <.> [AENTG]", word={"that"}),
-    Rule("N", "[dD][RAEC,]*[AE] <.>", word={"one", "ones"}),
+    Rule("d", "(?:[^NE]|^) <.> [AENTG]", word={"that"}),  # "wears that coat"
+    Rule("N", "[dD][RAEC,]*[AE] <.>", word={"one", "ones"}),  # "a red one"
     Rule("A", f"d <IXR> {_NOUN}", unless={"up", "down"}),  # "a nearby tree"
     Rule("N", "d <I>", unless={"up", "down"}),  # "the inside"
     Rule("R", f"[dR] <p> {_NOUN}"),  # "an all white kitchen"
