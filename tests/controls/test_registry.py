@@ -8,7 +8,6 @@ import pkgutil
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 
 import t2ictl
 import t2ictl.processors
-from t2ictl.controls import registry
 from t2ictl.controls.base import Control
 from t2ictl.controls.registry import (
     broken_controls,
@@ -73,22 +71,6 @@ class Soften(Control):
             return Plan()
         return Plan(edits=((select_layers(context.adapter.layers, self.layers), _Soften(self.strength)),))
 '''
-
-
-@pytest.fixture
-def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put the registry back, and forget what was imported from a temporary folder."""
-    list_controls()
-    known, broken, modules = dict(registry._REGISTRY), dict(registry._BROKEN), set(sys.modules)
-    yield
-    registry._REGISTRY.clear()
-    registry._REGISTRY.update(known)
-    registry._BROKEN.clear()
-    registry._BROKEN.update(broken)
-    for name in set(sys.modules) - modules:
-        if name.startswith(("t2ictl.processors.", "stray_")):
-            del sys.modules[name]
-            vars(t2ictl.processors).pop(name.rpartition(".")[2], None)
 
 
 @pytest.fixture

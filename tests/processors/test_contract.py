@@ -21,11 +21,11 @@ from t2ictl.errors import BadSetting, ControlConflict, NeedsSession, SpanNotFoun
 from t2ictl.families import find_adapter
 from t2ictl.settings.fields import describe
 from tests.processors.composition_cases import ONE_STEP, WORKS, published_pairs
-from tests.tiny import run, sd, sdxl
+from tests.session.session_cases import pipeline
+from tests.tiny import run
 
 PROMPT = "a red circle and a blue square"
 CONTROLS = list(list_controls().values())
-FAMILIES = {"sd": sd, "sdxl": sdxl}
 ONE_RULE = {"mode": "normalized", "scale": 0.05, "final_scale_sq": 1.0}
 
 
@@ -150,7 +150,7 @@ def test_bad_values_name_field_and_value(cls: Any) -> None:
 
 @every_control
 def test_strength_0_is_an_empty_plan_and_the_plain_image(cls: Any) -> None:
-    pipe = sd()
+    pipe = pipeline("sd")
     control = cls(strength=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -166,7 +166,7 @@ def test_strength_0_is_an_empty_plan_and_the_plain_image(cls: Any) -> None:
     [pytest.param(cls, family, id=f"{cls.name}-{family}") for cls in CONTROLS for family in cls.families],
 )
 def test_it_acts_the_same_each_time_and_leaves_everything_as_it_was(cls: Any, family: str) -> None:
-    pipe = FAMILIES[family]()
+    pipe = pipeline(family)
     control, prompts = made(cls), [PROMPT, "a cat and a dog"]
     before = (copy.deepcopy(control), list(prompts), dict(pipe.unet.attn_processors), set(vars(pipe.unet)))
     plain, noise = run(pipe, prompts, steps=2), torch.get_rng_state()
@@ -185,13 +185,13 @@ def test_it_acts_the_same_each_time_and_leaves_everything_as_it_was(cls: Any, fa
 
 @every_control
 def test_it_says_whether_it_has_losses(cls: Any) -> None:
-    own = plan(cls(), sd())
+    own = plan(cls(), pipeline("sd"))
     assert cls.has_losses == bool(own.objectives or (own.text is not None and own.text.objectives))
 
 
 @every_control
 def test_two_plans_share_no_state(cls: Any) -> None:
-    pipe = sd()
+    pipe = pipeline("sd")
     first, second = plan(cls(), pipe), plan(cls(), pipe)
     pairs = list(zip(parts(first), parts(second), strict=True))
     assert pairs and all(one != other for one, other in pairs)  # methods are equal where their objects are the same
@@ -210,7 +210,7 @@ MOVING = [cls for cls in CONTROLS if cls.has_losses and not cls.moves_words and 
 
 @pytest.mark.parametrize("cls", MOVING, ids=named)
 def test_what_moves_latents_needs_a_session(cls: Any) -> None:
-    pipe = sd()
+    pipe = pipeline("sd")
     assert plan(cls(), pipe).objectives
     with pytest.raises(NeedsSession, match=cls.__name__):
         cls.attn_processors(pipe, [PROMPT])
@@ -218,7 +218,7 @@ def test_what_moves_latents_needs_a_session(cls: Any) -> None:
 
 @pytest.mark.parametrize("cls", [cls for cls in CONTROLS if has(cls, "concepts")], ids=named)
 def test_a_word_that_is_not_there_is_named_before_the_first_step(cls: Any) -> None:
-    pipe = sd()
+    pipe = pipeline("sd")
     with t2ictl.controlled(pipe, [cls(concepts=("turtle",))]) as session:
         with pytest.raises(SpanNotFound, match="turtle"):
             run(pipe, PROMPT, steps=2)
@@ -229,7 +229,7 @@ def test_a_word_that_is_not_there_is_named_before_the_first_step(cls: Any) -> No
 
 @every_control
 def test_recording_beside_it_changes_nothing(cls: Any) -> None:
-    pipe, found = sd(), []
+    pipe, found = pipeline("sd"), []
     for record in (False, True):
         with t2ictl.controlled(pipe, [made(cls)], record=record):
             found.append(run(pipe, PROMPT, steps=2))
@@ -256,7 +256,7 @@ def outcome(pipe: Any, first: Any, second: Any) -> str:
 
 @every_control
 def test_it_goes_with_the_others_as_the_page_tells(cls: Any) -> None:
-    pipe, page = sd(), published_pairs()
+    pipe, page = pipeline("sd"), published_pairs()
     found = {other.name: outcome(pipe, cls, other) for other in CONTROLS}
     told = {other: verdict for (name, other), verdict in page.items() if name == cls.name}
     # The page names two owners in alphabetical order, a session in that of its controls.

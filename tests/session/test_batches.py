@@ -182,11 +182,11 @@ def settings_of(name: str, **more: Any) -> Control:
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_strength_acts_from_nothing_on(family: str, name: str) -> None:
     pipe = pipeline(family)
-    plain = tiny.run(pipe, PROMPT, steps=3)
+    plain = tiny.run(pipe, PROMPT, steps=2)
     away = {}
     for strength in (0.0, 1e-4, 0.25, 0.5, 1.0):
         with t2ictl.controlled(pipe, [settings_of(name, strength=strength)]) as session:
-            moved = tiny.run(pipe, PROMPT, steps=3)
+            moved = tiny.run(pipe, PROMPT, steps=2)
         away[strength] = distance(moved, plain)
         if strength == 0:
             assert torch.equal(moved, plain)
