@@ -34,7 +34,8 @@ from t2ictl.benchmarks.speed.models import (
 )
 from t2ictl.families.unet import unet_layers
 from t2ictl.maps.recorder import MapTap
-from t2ictl.processors.token_merging.control import PRESETS, TokenMerging, published_layers
+from t2ictl.processors.token_merging.control import TokenMerging
+from t2ictl.processors.token_merging.presets import PRESETS, published_layers
 
 __all__ = ["measure", "run"]
 

@@ -26,7 +26,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from t2ictl.attention.layers import Layer
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.concepts import ConceptMaps
 from t2ictl.controls.registry import register_control
@@ -36,6 +35,7 @@ from t2ictl.guidance.text_objectives import EmbedLosses, EmbedObjective, EmbedSt
 from t2ictl.losses.entropy import entropy_loss, mean_entropy_share
 from t2ictl.losses.semantic_binding import semantic_binding_loss
 from t2ictl.processors.token_merging.groups import ResolvedGroup, WordGroups, resolve_groups
+from t2ictl.processors.token_merging.presets import PRESETS, Preset, published_layers
 from t2ictl.processors.token_merging.rows import Removal, RowMerging, row_mask
 from t2ictl.prompts.accessories import merged_text
 from t2ictl.prompts.prompt import Prompt
@@ -49,29 +49,6 @@ __all__ = ["TokenMerging"]
 SEMANTIC_WEIGHT = 1e4
 # Published schedules have 50 steps; targets are given for each of them.
 PUBLISHED_STEPS = 50
-# Official code: three layers of the first decoder block, 32 x 32 at 1024. Elsewhere the decoder at the semantic size.
-SDXL_LAYERS = tuple(f"up.0.1.{layer}.cross" for layer in (1, 2, 3))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Preset:
-    """What the official code sets apart for attributes and for objects with accessories."""
-
-    window: Window
-    entropy: int
-    substitutes: bool
-
-
-PRESETS = {
-    "attribute": _Preset(window=Window(stop=0.1), entropy=4, substitutes=False),
-    "object": _Preset(window=Window(stop=0.14), entropy=6, substitutes=True),
-}
-
-
-def published_layers(family: str, layers: Sequence[Layer], factor: int) -> tuple[str, ...]:
-    """Layer filter for the entropy: the published layers of SDXL, elsewhere the decoder at the semantic factor."""
-    is_published = family == "sdxl" and set(SDXL_LAYERS) <= {layer.address for layer in layers}
-    return SDXL_LAYERS if is_published else (f"up.*@{factor}",)
 
 
 @register_control(
@@ -239,7 +216,7 @@ class _MergedPrompt:
     rows: RowMerging
     composites: tuple[int, ...]
     text: str
-    preset: _Preset
+    preset: Preset
 
 
 @dataclass
@@ -396,10 +373,10 @@ class _Merging:
             [bool(each.groups) and self._window(each.preset).contains(step.index, step.total) for each in self.images]
         )
 
-    def _most(self, preset: _Preset) -> int:
+    def _most(self, preset: Preset) -> int:
         return preset.entropy if self.settings.entropy_steps is None else self.settings.entropy_steps
 
-    def _window(self, preset: _Preset) -> Window:
+    def _window(self, preset: Preset) -> Window:
         return self.settings.window or preset.window
 
     def _layers(self) -> tuple[str, ...]:

@@ -73,14 +73,13 @@ def controlled(
         controls: what to do; their order is part of the settings.
         record: keep the attention maps of words (nothing is recorded otherwise).
         prompt: the words, where the pipeline is called with ``prompt_embeds`` only.
-        parser: how objects and attributes are found: ``"grammar"`` or ``"spacy"``.
+        parser: finds objects and attributes: ``"grammar"`` or ``"spacy"``.
         on_nonfinite: skip the update of an image whose loss is not finite, with a warning, or raise.
         measure: controls that only look on: their losses on the maps of the pass that makes the image are
             in ``session.measured``, at no further pass; they move and edit nothing.
         checkpointing: compute ``"feed_forward"`` layers, or ``"all"`` in which nobody listens, a second time in place
             of keeping them for the backward pass: the same images, less memory, more work (docs/speed.md).
-        on_move: called with the trace of each move of latents or text embeddings, its step included, before the
-            denoiser runs on what was moved. What it raises ends the call.
+        on_move: called with the trace of each move, before the denoiser runs on it. What it raises ends the call.
 
     Returns:
         The session, to be used in a ``with`` statement.
