@@ -19,7 +19,7 @@ from t2ictl.controls.attributes import resolve_concepts
 from t2ictl.controls.base import Plan, PlanContext
 from t2ictl.controls.concepts import Concepts, Smoothing
 from t2ictl.controls.loss_control import LossControl
-from t2ictl.controls.loss_plan import loss_plan
+from t2ictl.controls.planning import loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import StepSize

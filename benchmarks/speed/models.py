@@ -124,7 +124,7 @@ def listen(unet: UNet2DConditionModel, layers: Sequence[Layer]) -> ActivePass:
         layers: the layers.
 
     Returns:
-        The active_pass that tells them which pass is in progress.
+        Which tells them which pass is in progress.
     """
     active_pass = ActivePass()
     for layer in layers:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from t2ictl.controls.layouts import Layout as Layout
     from t2ictl.controls.layouts import Region as Region
     from t2ictl.controls.loss_control import LossControl as LossControl
-    from t2ictl.controls.loss_plan import loss_plan as loss_plan
+    from t2ictl.controls.planning import loss_plan as loss_plan
     from t2ictl.controls.registry import control_from_dict as control_from_dict
     from t2ictl.controls.registry import control_to_dict as control_to_dict
     from t2ictl.controls.registry import get_control as get_control
@@ -62,7 +62,7 @@ _HOME = {
     "t2ictl.controls.concepts": ("Concepts", "NormalizeOver", "Smoothing", "chosen_concepts"),
     "t2ictl.controls.layouts": ("Layout", "Region"),
     "t2ictl.controls.loss_control": ("LossControl",),
-    "t2ictl.controls.loss_plan": ("loss_plan",),
+    "t2ictl.controls.planning": ("loss_plan",),
     "t2ictl.controls.registry": (
         "control_from_dict",
         "control_to_dict",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
-from t2ictl.controls.loss_plan import loss_plan
+from t2ictl.controls.planning import loss_plan
 from t2ictl.errors import BadSetting
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import StepSize

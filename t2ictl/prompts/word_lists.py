@@ -85,7 +85,7 @@ OBJECT_LEXICON = LEXICON | _tagged(
 PLACES = _words("""left right top bottom front back side sides middle center centre edge corner foreground background
     distance upper lower hand end inside outside""")
 COMPOUNDS = _words("""hot-dog hot-dogs potted-plant potted-plants polar-bear polar-bears ice-cream soda-can paper-clip
-    paper-clips paper-towel light-bulb light-fixture light-active_pass cream-cheese watering-can""")
+    paper-clips paper-towel light-bulb light-fixture light-switch cream-cheese watering-can""")
 # Before a noun what it is for, not what it does: "a cutting board", but "a sleeping cat".
 PURPOSES = _words("living cutting serving measuring mixing frying hiking magnifying sewing swimming")
 # Verbs that the tagger takes for nouns: "the clouds drift over the lake".
@@ -97,7 +97,7 @@ PHRASE_LEXICON = LEXICON | _tagged(
     ("N", """bears bristles doily leaves mop moped peel picks sail sink sinks sprinkles stem stems stick stop tabby
         trim trolly turn watch bed flatbed shed sled seed feed speed hundred chop urinal"""),
     ("U", """rest snatches take paint jump swim wait show sleep follow pull ride hit talk line tows surfs squints sails
-        leaps chases grazes stretches balances steps swings drinks presses map_hooks perches sports skis ties rolls tops
+        leaps chases grazes stretches balances steps swings drinks presses watches perches sports skis ties rolls tops
         contrasts sprawls faces covers handles"""),
     ("Y", "hang"), ("V", "is are was were be am has have had can do sat stood held wore lay"),
     ("S", """stares talks jumps proceeds rides drives features smiles sits stands lays lies holds looks flies plays eats
@@ -122,7 +122,7 @@ TAKING = _words("""wearing holding carrying riding having using pulling eating p
 COMPOUNDING = _words("""covered lined shaped colored coloured haired striped checkered themed tiled sized sleeved
     handled wheeled flavored framed trimmed sliced stuffed eyed capped clothed clad drawn""")
 # Plurals of things that are verbs only before a determiner; the next are hardly ever nouns.
-COUNTED = _words("steps drinks crosses covers faces flops handles map_hooks skis ties rolls tops")
+COUNTED = _words("steps drinks crosses covers faces flops handles watches skis ties rolls tops")
 STRONG = _words("sit hold lie graze wear eat look hang play roam")
 MODALS = _words("to can could will would may must")
 PLURALS = _words("people men women children cattle sheep geese mice fish deer")

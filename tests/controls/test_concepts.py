@@ -9,7 +9,7 @@ import torch
 
 from t2ictl.attention.batch import BatchLayout
 from t2ictl.controls.base import PlanContext
-from t2ictl.controls.concepts import ConceptMaps, chosen_concepts, concept_table
+from t2ictl.controls.concepts import ConceptMaps, NormalizeOver, chosen_concepts, concept_table
 from t2ictl.errors import AmbiguousWord, BadSetting, NoLayerMatched, SpanNotFound
 from t2ictl.families import find_adapter
 from t2ictl.prompts.prompt import Span
@@ -85,14 +85,17 @@ def test_which_tokens_compete() -> None:
     assert ends == (8, 3, 15, 2)  # an empty prompt keeps its end token: a softmax over nothing has no meaning
 
 
+CHOICES: tuple[NormalizeOver, ...] = ("auto", "all_tokens", "prompt_words", "none")
+
+
 def test_the_tokens_that_compete_can_be_chosen() -> None:
     pipe, raw_BYXT = sd(), torch.rand(1, 2, 2, 16, generator=torch.Generator().manual_seed(0)) / 20
     here = context(pipe, PROMPTS[0])
     rows = chosen_concepts(("circle",), here, control="x")
-    made = {name: ConceptMaps.from_context(here, rows, (), "none", name) for name in ("auto", "row", "words", "none")}
+    made = {name: ConceptMaps.from_context(here, rows, (), "none", name) for name in CHOICES}
     (place,) = rows[0][0].tokens
-    assert made["auto"].ends == made["row"].ends == (15,) and made["words"].ends == (8,)
-    for name, last in (("row", 15), ("words", 8)):
+    assert made["auto"].ends == made["all_tokens"].ends == (15,) and made["prompt_words"].ends == (8,)
+    for name, last in zip(CHOICES[1:3], (15, 8), strict=True):
         by_hand = torch.softmax(100 * raw_BYXT[..., 1:last], -1)[..., place - 1]
         torch.testing.assert_close(made[name](raw_BYXT)[:, 0], by_hand)
     assert torch.equal(made["none"](raw_BYXT)[:, 0], raw_BYXT[..., place])

@@ -79,21 +79,3 @@ def test_a_package_that_cannot_be_imported_takes_nothing_down(
     (installed / "my_controls" / "centered.py").write_text("import no_such_module_at_all\n")
     assert main(["controls"]) == 0
     assert "attend_and_excite" in capsys.readouterr().out
-
-
-def test_the_example_for_contributors_moves_latents(tmp_path: Path) -> None:
-    (example,) = re.findall(
-        r'```python\n(""".*?)```', (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL
-    )
-    (tmp_path / "my_method.py").write_text(example)
-    script = (
-        "import my_method, t2ictl; pipe = t2ictl.load('shapes', device='cpu')\n"
-        "print(len(t2ictl.generate(pipe, 'a red circle and a blue square', [my_method.MyMethod()], steps=2).trace))"
-    )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300)
-    assert (made.returncode, made.stdout) == (0, "2\n"), made.stderr
-
-
-def test_the_commands_of_the_page_are_those_that_are_tested() -> None:
-    assert "t2ictl controls centered" in block("bash") and "centered.strength=2" in block("bash")

@@ -66,7 +66,7 @@ def test_answers_are_probabilities_that_depend_on_image_and_thing_alone(
 def test_clip_margin_is_its_formula(clip: Path) -> None:
     image = drawings(1)[0]
     model, processor = transformers.CLIPModel.from_pretrained(clip), transformers.CLIPProcessor.from_pretrained(clip)
-    inputs = processor(text=["an image", "an image of a cat"], images=image, return_tensors="pt", padding=True)
+    inputs = processor(text=["a picture", "a picture of a cat"], images=image, return_tensors="pt", padding=True)
     with torch.no_grad():
         made = model(**inputs)
     cosines = torch.nn.functional.cosine_similarity(made.image_embeds, made.text_embeds)

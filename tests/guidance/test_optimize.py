@@ -141,7 +141,7 @@ def test_the_device_is_asked_once_a_look_and_never_without_a_target() -> None:
     for look, expected in ((1, 19), (6, 3)):
         passes = Passes()
         with Synchronizations() as asked:
-            optimize(start(0.3, 3.0), [objective(refinement=target(0.5, look=look))], passes, STEP)
+            optimize(start(0.3, 3.0), [objective(refinement=target(0.5, check_every=look))], passes, STEP)
         assert asked.count == expected == len(passes.seen) // look
 
 

@@ -178,7 +178,7 @@ ARMS: dict[str, Arm] = {
     "latent": StoryArm({"reposition": "latent"}, REHEARSED),
     "latent-untold": StoryArm({"reposition": "latent", "cross": 0.0}, REHEARSED),
     "read-only": StoryArm({"ref_layers": ["self"], "ref_dropout": 0.0, "ref_strength": 10.0, "cross": 0.0}),
-    "spliced": StoryArm({"reposition": "off", "isolation": 0.0, "subject_text": "spliced", "cross": 1.0}),
+    "spliced": StoryArm({"reposition": "off", "isolation": 0.0, "subject_text": "inserted", "cross": 1.0}),
     "tuned": StoryArm({"reposition": "off", "isolation": 0.5, "subject_text": "in_full", "cross": 1.0}),
     "gather": ControlledArm(_gather, {"control": KeyGather.name, "dropout": 0.5, "memory": 0.5, "first": 1}),
 }

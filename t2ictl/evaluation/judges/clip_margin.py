@@ -19,7 +19,9 @@ __all__ = ["ClipMarginJudge"]
 
 
 class ClipMarginJudge:
-    """``p = sigmoid(scale (cos(image, "an image of a THING") - cos(image, "an image")))``.
+    """Judges by how much nearer an image is to a text with the thing than to one without it.
+
+    ``p = sigmoid(scale (cos(image, "a picture of a THING") - cos(image, "a picture")))``.
 
     CLIP's own logit scale makes a probability of the margin; it is not calibrated, and compares images of the same
     thing better than things with each other.
@@ -36,8 +38,8 @@ class ClipMarginJudge:
         self,
         model: str,
         *,
-        template: str = "an image of a {thing}",
-        foil: str = "an image",
+        template: str = "a picture of a {thing}",
+        foil: str = "a picture",
         device: str = "cpu",
         batch: int = 16,
     ) -> None:

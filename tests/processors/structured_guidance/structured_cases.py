@@ -25,7 +25,7 @@ NESTED = "photo of a cat with a hat and a dog"  # start photo of a cat with a ha
 NONE = "a bird"
 PROMPTS = [PROMPT, NONE, NESTED]
 PHRASES = (("a red circle", "a blue square"), (), ("a cat with a hat", "a cat", "a hat", "a dog"))
-NEGATIVES = ["image of a blue square and a red circle", NONE, "image of a dog and a cat with a hat"]
+NEGATIVES = ["picture of a blue square and a red circle", NONE, "picture of a dog and a cat with a hat"]
 
 SubjectRegions = Mapping[str, tuple[int, ...]]
 Encode = Callable[[Any, str, int], Tensor]

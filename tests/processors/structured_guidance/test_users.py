@@ -370,7 +370,7 @@ def test_embeddings_with_the_words_named_and_made_inside(build: Any, settings: d
 
 def test_a_negative_prompt_that_came_as_embeddings_is_left_alone() -> None:
     pipe = sd()
-    call = {"negative_prompt_embeds": embeds(pipe, "image of a blue square and a red circle")["prompt_embeds"]}
+    call = {"negative_prompt_embeds": embeds(pipe, "picture of a blue square and a red circle")["prompt_embeds"]}
     assert torch.equal(
         controlled_run(pipe, PROMPT, OWN | {"branch": "uncond"}, **call), run(pipe, PROMPT, steps=2, **call)
     )
@@ -393,7 +393,7 @@ def test_a_second_prompt_may_differ_only_where_no_phrase_stands() -> None:
     for second in ("a " + PROMPT, "photo of a blue square and a red circle", "photo of a cat"):
         with pytest.raises(AmbiguousWord):
             controlled_run(pipe, PROMPT, OWN, prompt_2=second)
-    heard = heard_in(pipe, PROMPT, OWN, prompt_2="image of a red circle and a blue square")
+    heard = heard_in(pipe, PROMPT, OWN, prompt_2="picture of a red circle and a blue square")
     plain = encoded(pipe, PROMPT)
     assert torch.equal(heard[0].context[1, :, :32], plain[:, :32])
     assert (heard[0].context[1, :, 32:] - plain[:, 32:]).abs().max() > 0.1

@@ -28,7 +28,7 @@ def test_all_kept_is_the_prompt_and_nothing_kept_the_empty_one(build: Any) -> No
         (case.make.keep("keep:none", ()), ""),
     ):
         row, stock = case.row(condition), case.stock(text)
-        assert torch.equal(row.states, stock.rows[0]), condition.name
+        assert torch.equal(row.states, stock.embeds[0]), condition.name
         if stock.pooled is not None and condition.name in ("full", "empty"):
             assert row.pooled is not None and torch.equal(row.pooled, stock.pooled[0])
 
@@ -37,7 +37,7 @@ def test_all_kept_is_the_prompt_and_nothing_kept_the_empty_one(build: Any) -> No
 def test_kept_rows_are_the_prompts_and_all_others_the_empty_ones(build: Any) -> None:
     case = Case(build())
     row = case.row(case.make.keep("keep:circle", case.items[0].rows))
-    full, empty = case.stock(PROMPT).rows[0], case.stock("").rows[0]
+    full, empty = case.stock(PROMPT).embeds[0], case.stock("").embeds[0]
     assert case.items[0].rows == (3,)
     assert torch.equal(row.states[3], full[3])
     assert torch.equal(row.states[[0, 1, 2, *range(4, LENGTH)]], empty[[0, 1, 2, *range(4, LENGTH)]])
@@ -60,7 +60,7 @@ def test_removal_operators_differ(build: Any) -> None:
     case = Case(build())
     padded = case.row(case.make.remove("drop:circle", (3,), "clean_pad"))
     hidden = case.row(case.make.remove("drop:circle", (3,), "encoder_mask"))
-    full, empty = case.stock(PROMPT).rows[0], case.stock("").rows[0]
+    full, empty = case.stock(PROMPT).embeds[0], case.stock("").embeds[0]
     for row in (padded, hidden):
         assert torch.equal(row.states[3], empty[3])
     assert torch.equal(padded.states[4:], full[4:]) and not torch.equal(hidden.states[4:], full[4:])
@@ -71,7 +71,7 @@ def test_the_denoiser_does_not_know_the_order_of_text_rows(build: Any) -> None:
     case = Case(build())
     stock = case.stock(PROMPT)
     order = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(1))
-    one, other = case.noise(stock.rows, stock.pooled), case.noise(stock.rows[:, order], stock.pooled)
+    one, other = case.noise(stock.embeds, stock.pooled), case.noise(stock.embeds[:, order], stock.pooled)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
@@ -108,8 +108,8 @@ def test_masked_rows_equal_the_phrase_alone_at_its_places() -> None:
 def test_alone_rows_are_those_of_the_phrase_alone() -> None:
     case = Case(sd())
     row = case.row(case.make.repair("repair:x", [(case.items[1], ())], how="alone")).states
-    assert torch.equal(row[7], case.stock("blue square").rows[0, 2])
-    assert torch.equal(row[:7], case.stock(PROMPT).rows[0, :7])
+    assert torch.equal(row[7], case.stock("blue square").embeds[0, 2])
+    assert torch.equal(row[:7], case.stock(PROMPT).embeds[0, :7])
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
@@ -121,10 +121,10 @@ def test_strength_is_a_straight_line_for_rows_and_pooled(strength: float) -> Non
     )
     full = case.stock(PROMPT)
     clean = read_all([case.make.without(case.items[0])], case.encode, LENGTH)[case.make.without(case.items[0])]
-    wanted = full.rows[0] + strength * (clean.states - full.rows[0])
+    wanted = full.embeds[0] + strength * (clean.states - full.embeds[0])
     changed = [7, *case.make.special]
     torch.testing.assert_close(row.states[changed], wanted[changed], rtol=0, atol=1e-6)
-    assert torch.equal(row.states[[0, 1, 2, 3, 4, 5, 6]], full.rows[0, :7])
+    assert torch.equal(row.states[[0, 1, 2, 3, 4, 5, 6]], full.embeds[0, :7])
     assert row.pooled is not None and clean.pooled is not None
     torch.testing.assert_close(
         row.pooled, full.pooled[0] + strength * (clean.pooled - full.pooled[0]), rtol=0, atol=1e-6
@@ -135,8 +135,8 @@ def test_swapped_prompt_gives_its_rows_at_its_own_places() -> None:
     items = (Item(words="circle", swap="skateboard"), Item(words="square"))  # two tokens for one
     case = Case(sd(), items=items)
     cut = case.row(case.make.cut(case.items[1], case.items[0])).states
-    swapped = case.stock("a red skateboard and a blue square").rows[0]
-    full = case.stock(PROMPT).rows[0]
+    swapped = case.stock("a red skateboard and a blue square").embeds[0]
+    full = case.stock(PROMPT).embeds[0]
     assert torch.equal(cut[7], swapped[8]) and torch.equal(cut[:7], full[:7]) and torch.equal(cut[8:], full[8:])
     assert torch.equal(case.row(case.make.swap(case.items[0])).states, swapped)
 
@@ -180,8 +180,8 @@ def test_special_rows_and_pooled_states_follow_their_policies() -> None:
     without = read_all([case.make.without(case.items[0])], case.encode, LENGTH)[case.make.without(case.items[0])]
     assert without.pooled is not None
     for policy, rows, pooled in (
-        ("keep", full.rows[0], full.pooled[0]),
-        ("empty", empty.rows[0], empty.pooled[0]),
+        ("keep", full.embeds[0], full.pooled[0]),
+        ("empty", empty.embeds[0], empty.pooled[0]),
         ("masked", without.states, without.pooled),
     ):
         row = case.row(case.make.repair("repair:x", pair, how="masked", special=policy, pooled=policy))
@@ -204,4 +204,4 @@ def test_ends_never_lose_an_item_that_is_cleaned_itself() -> None:
     assert torch.equal(row[ends], wanted[ends])
     every = [*both, (bear, (cat, dog))]
     whole = case.row(case.make.repair("repair:x", every, how="pairwise", special="masked")).states
-    assert torch.equal(whole[ends], case.stock(case.prompt.text).rows[0, ends])
+    assert torch.equal(whole[ends], case.stock(case.prompt.text).embeds[0, ends])

@@ -52,7 +52,7 @@ def test_embeds_give_the_image_of_the_session(build: Any, settings: dict[str, An
 def test_masked_rows_are_the_isolated_ones_and_the_rest_is_untouched(build: Any) -> None:
     case = Case(build())
     rows = embeds(case.pipe, PROMPT, how="masked")[0]
-    full = case.stock(PROMPT).rows[0]
+    full = case.stock(PROMPT).embeds[0]
     for item in case.items:
         reading = case.make.isolated(item)
         wanted = read_all([reading], case.encode, LENGTH)[reading].states
@@ -63,7 +63,7 @@ def test_masked_rows_are_the_isolated_ones_and_the_rest_is_untouched(build: Any)
 
 def test_strength_is_graded() -> None:
     pipe = sd()
-    plain = Case(pipe).stock(PROMPT).rows[0]
+    plain = Case(pipe).stock(PROMPT).embeds[0]
     whole, half = (embeds(pipe, PROMPT, strength=strength)[0] for strength in (1.0, 0.5))
     torch.testing.assert_close(half, plain + 0.5 * (whole - plain), rtol=0, atol=1e-6)
     tiny = embeds(pipe, PROMPT, strength=1e-6)[0]
@@ -72,7 +72,7 @@ def test_strength_is_graded() -> None:
 
 def test_named_items_alone_are_cleaned_and_named_sources_alone_go() -> None:
     pipe = sd()
-    plain = Case(pipe).stock("a cat and a dog and a bear").rows[0]
+    plain = Case(pipe).stock("a cat and a dog and a bear").embeds[0]
     rows = embeds(pipe, "a cat and a dog and a bear", items=("bear",), sources=("dog",), how="pairwise")[0]
     assert [place for place in range(LENGTH) if not torch.equal(rows[place], plain[place])] == [8]
     all_others = embeds(pipe, "a cat and a dog and a bear", items=("bear",), how="pairwise")[0]
@@ -81,7 +81,7 @@ def test_named_items_alone_are_cleaned_and_named_sources_alone_go() -> None:
 
 def test_causal_rows_have_nothing_to_lose_to_later_items() -> None:
     pipe = sd()
-    plain = Case(pipe).stock(PROMPT).rows[0]
+    plain = Case(pipe).stock(PROMPT).embeds[0]
     first = embeds(pipe, PROMPT, items=("circle",), how="pairwise")[0]
     torch.testing.assert_close(first, plain, rtol=0, atol=1e-6)
 
@@ -149,7 +149,7 @@ def test_alone_takes_the_text_that_is_given() -> None:
     pipe = sd()
     with pytest.warns(UserWarning):
         rows = embeds(pipe, PROMPT, how="alone", items=(Item(words="square", alone="a big square"),))[0]
-    assert torch.equal(rows[7], Case(pipe).stock("a big square").rows[0, 3])
+    assert torch.equal(rows[7], Case(pipe).stock("a big square").embeds[0, 3])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.tiny import sd, sd2, sdxl
 def test_screen_equals_its_formula(build: Any) -> None:
     case = Case(build())
     cell = next(c for c in screen(case.make, case.items, case.encode) if (c.target, c.source) == ("square", "circle"))
-    full, empty = case.stock(PROMPT).rows[0, 7].double(), case.stock("").rows[0, 7].double()
+    full, empty = case.stock(PROMPT).embeds[0, 7].double(), case.stock("").embeds[0, 7].double()
     hidden = case.encode([PROMPT], seen=[_without(3)] * len(case.prompt.encodings)).embeds[0, 7].double()
     assert cell.total == pytest.approx(float((full - hidden).norm() / (full - empty).norm()), rel=1e-4)
     assert cell.is_possible and cell.direct is not None and cell.direct > 0
@@ -42,8 +42,8 @@ def test_screen_knows_what_a_causal_encoder_makes_impossible(build: Any) -> None
 def test_screen_compares_with_the_swap_at_its_own_places(build: Any) -> None:
     case = Case(build(), items=(Item(words="circle", swap="skateboard"), Item(words="square")))  # two tokens for one
     cells = {(c.target, c.source): c for c in screen(case.make, case.items, case.encode)}
-    full, empty = case.stock(PROMPT).rows[0, 7].double(), case.stock("").rows[0, 7].double()
-    other = case.stock("a red skateboard and a blue square").rows[0, 8].double()
+    full, empty = case.stock(PROMPT).embeds[0, 7].double(), case.stock("").embeds[0, 7].double()
+    other = case.stock("a red skateboard and a blue square").embeds[0, 8].double()
     wanted = float((full - other).norm() / (full - empty).norm())
     assert cells["square", "circle"].swapped == pytest.approx(wanted, rel=1e-4)
     assert cells["circle", "square"].swapped is None and cells[ENDS, "circle"].swapped is None
