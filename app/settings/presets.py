@@ -97,8 +97,8 @@ def what_changed(before: dict[str, Any], after: dict[str, Any]) -> str:
         Markdown, a line; empty if nothing is.
 
     Example:
-        >>> what_changed({"normalize_over": "auto"}, {"normalize_over": "prompt_words"})
-        'normalize_over auto → words'
+        >>> what_changed({"window": "auto"}, {"window": "late"})
+        'window auto → late'
     """
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return "; ".join(f"{plain(name)} {_shown(before, name)} → {_shown(after, name)}" for name in names)

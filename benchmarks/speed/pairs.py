@@ -106,7 +106,7 @@ def print_ratios(title: str, found: Mapping[str, Sequence[float]], base: str = "
         base: what the ways were compared with.
 
     Example:
-        >>> print_ratios("a story", {"subject_text": [1.0, 1.5, 2.0]})
+        >>> print_ratios("a story", {"told": [1.0, 1.5, 2.0]})
         <BLANKLINE>
         | time, a story | x plain | 95 % interval | pairs |
         |---|---|---|---|

@@ -133,7 +133,7 @@ class NoiseSearch:
         kl_weight: of what is farther.
 
     Example:
-        >>> NoiseSearch().most
+        >>> NoiseSearch().max_steps
         50
 
     Reference:

@@ -87,9 +87,8 @@ def test_presets_touch_their_method_only_and_can_be_undone(driver: Driver) -> No
     driver.press("preset/attention_segregation/As published")
     draft = driver.page.draft
     assert draft.prompt == "a green star" and draft.fields["attention_segregation"] == {}
-    assert (
-        "normalize_over prompt_words → default" in driver.texts() and draft.control("attention_segregation") != before
-    )
+    assert "normalize_over prompt_words → default" in driver.texts().replace("\\", "")
+    assert draft.control("attention_segregation") != before
     driver.press("undo/attention_segregation")
     assert driver.page.draft.control("attention_segregation") == before
     assert driver.widget("text_area", "Prompt").value == "a green star"

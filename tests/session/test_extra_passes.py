@@ -95,7 +95,7 @@ def test_images_that_are_good_enough_leave_the_batch_and_come_out_as_alone(besid
 def test_looking_seldom_gives_the_same_images() -> None:
     pipe, made = sd(), []
     for look in (1, 4):
-        with t2ictl.controlled(pipe, [refining(look=look)]):
+        with t2ictl.controlled(pipe, [refining(check_every=look)]):
             made.append(run(pipe, [PROMPT, MORE], steps=2))
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-4)
 

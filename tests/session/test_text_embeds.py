@@ -119,8 +119,8 @@ def test_a_normalized_step_is_a_share_of_the_row_in_the_session_too() -> None:
 def test_moved_rows_lessen_the_losses_that_they_were_moved_for() -> None:
     pipe = sd(dtype=torch.float64)
     small = EmbedStep(scale=1e-4, final_scale=1.0)
-    for kind in ("entropy", "semantic"):
-        counts = {"entropy_steps": 0, "binding_steps": 0} | {kind: 3}
+    for kind, field in (("entropy", "entropy_steps"), ("semantic", "binding_steps")):
+        counts = {"entropy_steps": 0, "binding_steps": 0} | {field: 3}
         with t2ictl.controlled(pipe, [paper(**ALWAYS, **counts, step=small, semantic_step=small)]) as session:
             run(pipe, PROMPT, steps=1)
         values = [float(each.terms[f"token_merging.{kind}"]) for each in session.trace]

@@ -176,7 +176,7 @@ def test_another_pipeline_right_after_encoding() -> None:
     pipe = tiny.sd()
     with t2ictl.controlled(pipe, [MOVES]) as session:
         pipe.encode_prompt(PROMPT, "cpu", 1, True)
-        with pytest.raises(ForeignCall, match="text states"):
+        with pytest.raises(ForeignCall, match="text embeddings"):
             tiny.run(sibling(pipe), "a cat")
     assert session.cost.forwards == 0
 

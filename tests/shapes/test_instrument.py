@@ -63,10 +63,10 @@ def test_any_byte_and_any_name_of_the_weights_counts(tmp_path: Path) -> None:
     assert len(set(digests)) == 3
 
 
-def copied(folder: Path) -> ModuleType:
-    """The module from a folder of its own, beside copies of the sources that it hashes, and without a record."""
+def copied(folder: Path, *names: str) -> ModuleType:
+    """The module from a folder of its own, beside copies of the sources that it hashes."""
     folder.mkdir()
-    for name in ("instrument.py", *instrument.WORLD_FILES, *instrument.JUDGE_FILES):
+    for name in ("instrument.py", *names, *instrument.WORLD_FILES, *instrument.JUDGE_FILES):
         shutil.copy(Path(instrument.__file__).with_name(name), folder)
     spec = spec_from_file_location("copied_instrument", folder / "instrument.py")
     assert spec is not None and spec.loader is not None
@@ -75,21 +75,23 @@ def copied(folder: Path) -> ModuleType:
     return module
 
 
-def test_line_ends_do_not_count_and_all_else_does(tmp_path: Path) -> None:
+def test_words_and_line_ends_do_not_count_and_all_code_does(tmp_path: Path) -> None:
+    harmless = ((b"\n", b"\r\n"), (b'"""The ', b'"""Another '), (b"from __future__", b"# a comment\nfrom __future__"))
     found = [instrument.instrument_hashes()]
-    for number, (old, new) in enumerate(((b"\n", b"\r\n"), (b"import", b"import "))):
-        module = copied(tmp_path / str(number))
+    for number, (old, new) in enumerate((*harmless, (b"return ", b"return 0 or "))):
+        module = copied(tmp_path / str(number), "instrument.json")
         path = tmp_path / str(number) / "world.py"
+        assert old in path.read_bytes()
         path.write_bytes(path.read_bytes().replace(old, new))
         found.append(module.instrument_hashes())
-    assert found[1] == found[0]
-    assert {part for part, digest in found[2].items() if digest != found[0][part]} == {"world"}
+    assert found[1:4] == [found[0]] * 3
+    assert {part for part, digest in found[4].items() if digest != found[0][part]} == {"world"}
 
 
 def test_command_says_whether_it_is_frozen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = copied(tmp_path / "shapes")
+    module = copied(tmp_path / "shapes")  # without a record
     assert module.main([]) == 1
     assert module.main(["--record"]) == 0
     assert module.main([]) == 0
-    assert capsys.readouterr().out.count(instrument_id()) == 3
+    assert capsys.readouterr().out.count(module.instrument_id()) == 3
     assert json.loads((tmp_path / "shapes" / "instrument.json").read_text()).keys() == {instrument.INSTRUMENT_VERSION}
