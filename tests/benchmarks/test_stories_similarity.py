@@ -43,7 +43,7 @@ def write(folder: Path, scenes: list[Image.Image], places: dict[str, Any]) -> Pa
         image.save(folder / f"{name}.png")
     data = {
         "story": {"subjects": [{"name": "cat"}, {"name": "dog"}], "scenes": [{}] * len(scenes)},
-        "there": [["cat", "dog"]] * len(scenes),
+        "subjects_by_scene": [["cat", "dog"]] * len(scenes),
         "places": {"portrait-1": {"cat": LEFT}, "portrait-2": {"dog": LEFT}, **places},
     }
     (folder / "story.json").write_text(json.dumps(data))

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import t2ictl
 from t2ictl import Region
 from t2ictl.errors import BadSetting
 from t2ictl.evaluation.statistics.intervals import difference_bounds
@@ -136,7 +137,7 @@ def likenesses(folder: Path, embed: Embed) -> tuple[Likeness, ...]:
         BadSetting: if the folder holds no story, or the place of a subject in its own portrait is not known.
     """
     try:
-        data = json.loads((folder / "story.json").read_text(encoding="utf-8"))
+        data = t2ictl.read_settings(folder / "story.json")
         places, subjects = data["places"], [subject["name"] for subject in data["story"]["subjects"]]
     except (OSError, ValueError, KeyError) as error:
         raise BadSetting(f"{str(folder)!r} holds no story ({error}).", "Give a folder of `t2ictl story`.") from None
@@ -149,7 +150,7 @@ def likenesses(folder: Path, embed: Embed) -> tuple[Likeness, ...]:
     portraits_SD = embed([image for image in shown.values() if image is not None])
     found = []
     for number in range(1, len(data["story"]["scenes"]) + 1):
-        own = {name: _cut(folder, places, f"scene-{number}", name) for name in data["there"][number - 1]}
+        own = {name: _cut(folder, places, f"scene-{number}", name) for name in data["subjects_by_scene"][number - 1]}
         found += _compared(number, own, subjects, portraits_SD, embed)
     return tuple(found)
 

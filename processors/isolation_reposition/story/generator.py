@@ -62,7 +62,7 @@ class StoryGenerator:
         method: settings of the method.
         others: further controls.
         detector: finds subjects in images, or None.
-        there: names of the subjects of each scene.
+        subjects_by_scene: names of the subjects of each scene.
         on_image: gets each image as soon as it is made.
         finished: images of an earlier run; those of this very story are not made again.
     """
@@ -72,7 +72,7 @@ class StoryGenerator:
     method: IsolationReposition
     others: tuple[Control, ...]
     detector: Detector | None
-    there: tuple[tuple[str, ...], ...]
+    subjects_by_scene: tuple[tuple[str, ...], ...]
     on_image: Callable[[StoryImage], Any] | None = None
     finished: Sequence[StoryImage] = ()
     cost: Cost = field(default_factory=Cost)
@@ -105,7 +105,7 @@ class StoryGenerator:
             scenes=[made[number] for number in range(len(self.wanted.scenes))],
             captions=tuple(scene.prompt for scene in self.wanted.scenes),
             places=dict(sorted(self.places.items())),
-            there=self.there,
+            subjects_by_scene=self.subjects_by_scene,
             settings=self.settings,
             cost=self.cost,
             generations=self.generations,
@@ -158,7 +158,7 @@ class StoryGenerator:
         control = replace(
             self.method,
             subjects=tuple(subject for subject in wanted.subjects if subject.name in known),
-            concepts=(*((subject.name,) for subject in shown), *(self.there[number] for number in told)),
+            concepts=(*((subject.name,) for subject in shown), *(self.subjects_by_scene[number] for number in told)),
             layout=(*(() for _ in shown), *(regions[number] for number in told)) if any(regions) else (),
         )
         names = (*(f"portrait|{subject.name}" for subject in shown), *(f"scene|{number}" for number in told))
@@ -233,7 +233,7 @@ class StoryGenerator:
             control = replace(
                 self.method,
                 subjects=subjects,
-                concepts=tuple(self.there[number] for number in twice),
+                concepts=tuple(self.subjects_by_scene[number] for number in twice),
                 layout=tuple(regions[number] for number in twice),
             )
             names = tuple(f"{what}|{number}" for number in numbers for what in ("composite", "scene"))
@@ -254,9 +254,9 @@ class StoryGenerator:
         """The regions of each scene: given, rehearsed, or left to be found while it is made."""
         given = [
             {name: region for name in names if (region := scene.region(name)) is not None}
-            for scene, names in zip(self.wanted.scenes, self.there, strict=True)
+            for scene, names in zip(self.wanted.scenes, self.subjects_by_scene, strict=True)
         ]
-        open_ = [number for number in self._scenes_open if len(given[number]) < len(self.there[number])]
+        open_ = [number for number in self._scenes_open if len(given[number]) < len(self.subjects_by_scene[number])]
         if open_ and (is_latent or self.wanted.places == "rehearsal"):
             for part in _parts(open_, self.wanted.batch):
                 for number, found in zip(part, self._rehearsed(part), strict=True):
@@ -266,7 +266,7 @@ class StoryGenerator:
     def _rehearsed(self, part: Sequence[int]) -> list[dict[str, Region]]:
         """Where the subjects are in a plain run of the same noise."""
         wanted = self.wanted
-        lookout = SubjectLocator([self.there[number] for number in part], self.method.ema)
+        lookout = SubjectLocator([self.subjects_by_scene[number] for number in part], self.method.ema)
         share = 1.0 if self.detector is not None else wanted.rehearsal
         prompts = [wanted.scenes[number].prompt for number in part]
         images = self._call([lookout], prompts, [self._scene_seed(number) for number in part], share)
@@ -274,7 +274,7 @@ class StoryGenerator:
         self._count("rehearsals", len(part) * math.ceil(share * evaluations) / evaluations)
         found = []
         for place, number in enumerate(part):
-            names = self.there[number]
+            names = self.subjects_by_scene[number]
             looked = {name: lookout.region(place, each) for each, name in enumerate(names)}
             found.append({**looked, **(self._detected(images[place], names) if images else {})})
         return found
@@ -295,7 +295,7 @@ class StoryGenerator:
     def _note_places(self, story_context: StoryContext, scenes: Mapping[int, int]) -> None:
         """Keep where the subjects of scenes are, by their image in the call."""
         for image, number in scenes.items():
-            for place, name in enumerate(self.there[number]):
+            for place, name in enumerate(self.subjects_by_scene[number]):
                 self._note(f"scene-{number + 1}", name, story_context, image, place)
 
     def _note(self, given_image: str, name: str, story_context: StoryContext, image: int, place: int) -> None:

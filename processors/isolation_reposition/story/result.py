@@ -93,7 +93,7 @@ class Story:
         captions: their prompts.
         places: where the subjects of each image are, as it was given, rehearsed or found; by the name of the image
             (``"portrait-1"``, ``"scene-1"``) and the subject's. One that was found nowhere is left out.
-        there: names of the subjects of each scene.
+        subjects_by_scene: names of the subjects of each scene.
         settings: subjects, scenes, control, request, pipeline and versions as plain JSON data.
         cost: the work of all calls together.
         generations: how many images' worth of denoising each part took; a rehearsal that ended early counts as the
@@ -104,7 +104,7 @@ class Story:
     scenes: list[Image.Image]
     captions: tuple[str, ...]
     places: Mapping[str, Mapping[str, Region]]
-    there: tuple[tuple[str, ...], ...]
+    subjects_by_scene: tuple[tuple[str, ...], ...]
     settings: dict[str, Any]
     cost: Cost
     generations: Mapping[str, float]
@@ -140,7 +140,7 @@ class Story:
             paths.append(StoryImage(name=name, image=image, settings=self.settings, places=places).save(folder))
         data = {
             **self.settings,
-            "there": [list(names) for names in self.there],
+            "subjects_by_scene": [list(names) for names in self.subjects_by_scene],
             "places": {name: _plain(own) for name, own in self.places.items()},
             "cost": self.cost.to_dict(),
             "generations": dict(self.generations),
