@@ -31,7 +31,7 @@ def same(first: Image.Image, second: Image.Image) -> bool:
     return first.tobytes() == second.tobytes()
 
 
-def test_a_image_of_a_batch_is_the_one_of_its_own_seed() -> None:
+def test_an_image_of_a_batch_is_the_one_of_its_own_seed() -> None:
     pipe = sd()
     batch = generate(pipe, [PROMPT, "a cat"], seed=5, images_per_prompt=2, **SMALL)
     assert len(batch.images) == 4

@@ -16,15 +16,13 @@ from torch import Tensor
 
 from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.cache import TensorCache
-from t2ictl.attention.edits import AttentionCall, Edit
+from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import Layer
-from t2ictl.attention.passes import ActivePass
-from t2ictl.attention.processor import Inputs, edited_attention
+from t2ictl.attention.processor import Inputs
 from t2ictl.controls.base import Control, PlanContext
 from t2ictl.errors import NeedsSession, ShapeMismatch, UnsupportedPipeline
 from t2ictl.families import find_adapter
 from t2ictl.families.base import listed
-from t2ictl.settings.windows import Step
 from t2ictl.standalone.by_content import RowMatcher
 from t2ictl.standalone.recorder import WithoutSession, check_free, edits_by_layer, encode, plan_context, standing
 
@@ -137,11 +135,11 @@ class OrderedRows:
 
 
 class _Ordered(WithoutSession):
-    """A processor that edits rows by their order, and counts the evaluations by its own calls."""
+    """A processor that edits rows by their order."""
 
     def __init__(self, layer: Layer, previous: Any, edits: Sequence[Edit], rows: OrderedRows) -> None:
-        super().__init__(layer, previous, ActivePass())
-        self._edits, self._rows, self._calls = edits, rows, 0
+        super().__init__(layer, previous, edits)
+        self._rows = rows
 
     def __call__(
         self,
@@ -162,9 +160,4 @@ class _Ordered(WithoutSession):
         if self.layer.kind == "cross":
             context = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
             self._rows.check(context, batch)
-        if not self._edits:
-            return inputs.send(self.previous)
-        step = Step(index=self._calls, total=1, timestep=0.0)
-        self._calls += 1
-        call = AttentionCall(layer=self.layer, size=size, batch=batch, step=step, attention=attn)
-        return edited_attention(self.previous, call, self._edits, inputs)
+        return self.edited(inputs, batch, size) if self.edits else inputs.send(self.previous)

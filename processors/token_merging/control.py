@@ -20,7 +20,7 @@ and columns, ``T`` prompt token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -229,7 +229,6 @@ class _Merging:
     _later: Tensor | None = None
     _anchors_GKC: Tensor | None = None
     _target: tuple[int, Tensor] | None = None
-    _tries: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         cond = self.context.batch.only("cond").rows
@@ -302,7 +301,7 @@ class _Merging:
         presets = [each.preset for each in self.images]
         cross = tuple(layer for layer in adapter.layers if layer.kind == "cross")
         self._maps = ConceptMaps.from_context(self.context, self._spans(), self._layers(), "none", "none")
-        most = max(self._most(each) for each in presets)
+        most_B = torch.tensor([self._most(each) for each in presets])
         window = Window(stop=max(self._window(each).stop for each in presets), start=self._window(presets[0]).start)
         rows_BK = row_mask([each.composites for each in self.images], self.images[0].rows.length)
         shared: dict[str, Any] = {
@@ -317,15 +316,19 @@ class _Merging:
                 EmbedObjective(
                     layers=cross,
                     evaluate=self.semantic,
-                    max_updates=settings.binding_steps,
+                    max_updates_B=torch.full((len(self.images),), settings.binding_steps),
                     step_size=settings.semantic_step,
                     **shared,
                 )
             )
-        if most:
+        if most_B.any():
             found.append(
                 EmbedObjective(
-                    layers=self._maps.layers, evaluate=self.entropy, max_updates=most, step_size=settings.step, **shared
+                    layers=self._maps.layers,
+                    evaluate=self.entropy,
+                    max_updates_B=most_B,
+                    step_size=settings.step,
+                    **shared,
                 )
             )
         return tuple(found)
@@ -336,12 +339,10 @@ class _Merging:
         maps_BNYX = self._maps(passes.maps(self._maps.layers, embeds_BTC))
         share_B = mean_entropy_share(maps_BNYX.detach(), mask_BN, stretch=settings.stretch)
         place = min(int(step.index / step.total * PUBLISHED_STEPS + 1e-9), len(settings.thresholds) - 1)
-        tries = self._tries["entropy", step.index] = self._tries.get(("entropy", step.index), 0) + 1
-        spent_B = torch.tensor([tries > self._most(each.preset) for each in self.images], device=share_B.device)
         is_on_B = self._is_on(step).to(share_B.device)
         loss_B = entropy_loss(maps_BNYX, mask_BN, stretch=settings.stretch)
-        one_B = torch.ones_like(share_B) * (is_on_B & ~spent_B)
-        done_B = (share_B < settings.thresholds[place]) | spent_B | ~is_on_B
+        one_B = torch.ones_like(share_B) * is_on_B
+        done_B = (share_B < settings.thresholds[place]) | ~is_on_B
         return EmbedLosses(
             terms={"entropy": loss_B}, done=done_B, forwards=one_B, backwards=one_B, rows=len(self.images)
         )

@@ -160,7 +160,8 @@ def controls_of(names: Sequence[str], settings: Sequence[str], again: Path | Non
         The controls.
 
     Raises:
-        BadSetting: for an unknown control or field, a value out of range, or a setting of a control that is not used.
+        BadSetting: for an unknown control or field, a control named twice, a value out of range, or a setting of a
+            control that is not used.
 
     Example:
         >>> controls_of(["attention_segregation"], ["attention_segregation.strength=0.5"], None)[0].strength
@@ -168,6 +169,11 @@ def controls_of(names: Sequence[str], settings: Sequence[str], again: Path | Non
     """
     if not names and again is not None:
         return [control_from_dict(each) for each in read_settings(again).get("controls", [])]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadSetting(
+            f"--control {twice} is given twice.", "Name a control once; in Python a list may hold two of one class."
+        )
     data: dict[str, dict[str, Any]] = {name: {"control": get_control(name).name} for name in names}
     for each in settings:
         path, equals, value = each.partition("=")

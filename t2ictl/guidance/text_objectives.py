@@ -125,7 +125,7 @@ class EmbedObjective:
         layers: the layers that its passes must be able to read or shorten.
         evaluate: gets the passes, ``embeds_BTC`` and the step, gives the losses.
         movable: ``bool_BK``, the rows that may move.
-        max_updates: most updates in one evaluation.
+        max_updates_B: ``int_B``, most updates of each image in one evaluation.
         window: the part of the schedule in which it acts.
         step_size: how far rows move.
         strength: factor on the step.
@@ -135,7 +135,7 @@ class EmbedObjective:
     layers: tuple[Layer, ...]
     evaluate: Callable[[TextPasses, Tensor, Step], EmbedLosses]
     movable: Tensor
-    max_updates: int
+    max_updates_B: Tensor
     window: Window
     step_size: EmbedStep
     strength: float = 1.0

@@ -52,10 +52,11 @@ def update_embeds(
     """
     scale = FP16_LOSS_SCALE if dtype == torch.float16 else 1.0
     now_BKC = embeds_BTC.detach()
-    done_B = torch.zeros(len(now_BKC), dtype=torch.bool, device=now_BKC.device)
+    most_B = objective.max_updates_B.to(now_BKC.device)
+    done_B = most_B <= 0
     trace: list[MoveTrace] = []
     backwards = 0
-    while len(trace) < objective.max_updates:
+    while len(trace) < int(most_B.max()):
         with torch.enable_grad():
             leaf_BKC = now_BKC.detach().requires_grad_(True)
             losses = objective.evaluate(passes, leaf_BKC, step)
@@ -74,7 +75,7 @@ def update_embeds(
         now_BKC = now_BKC + move_BKC
         length_B, skipped_B = move_BKC.flatten(1).norm(dim=1), ~finite_B & ~done_B
         trace.append(_entry(objective, losses, step, len(trace), looked_B, length_B, skipped_B))
-        done_B = done_B | ~finite_B
+        done_B = done_B | ~finite_B | (most_B <= len(trace))
     return EmbedMove(rows=now_BKC, trace=tuple(trace), backwards=backwards)
 
 

@@ -26,7 +26,6 @@ __all__ = [
     "concept_maps",
     "gaussian_kernel",
     "head_mean",
-    "normalized_entropy",
     "otsu_threshold",
     "pair_overlap",
     "resize_maps",
@@ -273,30 +272,6 @@ def center_of_mass(maps: Tensor) -> Tensor:
     center_X = (torch.arange(width, device=share.device, dtype=share.dtype) + 0.5) / width
     center_Y = (torch.arange(height, device=share.device, dtype=share.dtype) + 0.5) / height
     return torch.stack([(share.sum(-2) * center_X).sum(-1), (share.sum(-1) * center_Y).sum(-1)], -1)
-
-
-def normalized_entropy(maps: Tensor) -> Tensor:
-    """Return how spread out each map is: 0 for a single cell, 1 for an even map.
-
-    ``- sum p log p / log(cells)`` with ``p`` the map divided by its sum.
-
-    Args:
-        maps: maps of shape (..., Y, X), not negative.
-
-    Returns:
-        Entropies of shape (...) in [0, 1]; 1 for an empty map, which has no position, and 0 for a map of one cell.
-
-    Raises:
-        ShapeMismatch: a map has no rows and columns.
-
-    Example:
-        >>> normalized_entropy(torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
-        tensor(0.5000)
-    """
-    share = spatial_distribution(maps)
-    cells = share.shape[-2] * share.shape[-1]
-    entropy: Tensor = torch.special.entr(share).sum((-2, -1))
-    return entropy / math.log(cells) if cells > 1 else entropy
 
 
 def spatial_distribution(maps: Tensor) -> Tensor:

@@ -160,15 +160,43 @@ def edits_by_layer(plan: Plan) -> dict[Layer, list[Edit]]:
 
 
 class WithoutSession(ControlledAttention):
-    """Base of processors that edit without a session; new ones take the place of those that are set."""
+    """Base of processors that edit without a session; new ones take the place of those that are set.
+
+    A processor comes by once in an evaluation, and sees no timestep: its calls are the only count of steps there is.
+
+    Args:
+        layer: address of the layer it stands at.
+        previous: the processor that was there.
+        edits: the edits of the layer.
+    """
+
+    def __init__(self, layer: Layer, previous: Any, edits: Sequence[Edit]) -> None:
+        super().__init__(layer, previous, ActivePass())
+        self.edits, self._evaluations = edits, 0
+
+    def edited(self, inputs: Inputs, batch: BatchLayout, size: tuple[int, int]) -> Tensor:
+        """Run the layer with its edits.
+
+        Args:
+            inputs: the arguments of the call.
+            batch: what each batch row is.
+            size: height and width of the image positions.
+
+        Returns:
+            The layer's result, shape of its image states.
+        """
+        step = Step(index=self._evaluations, total=1, timestep=0.0)
+        self._evaluations += 1
+        call = AttentionCall(layer=self.layer, size=size, batch=batch, step=step, attention=inputs.attn)
+        return edited_attention(self.previous, call, self.edits, inputs)
 
 
 class _Editor(WithoutSession):
     """A processor that edits the rows it recognizes, and hands over to the one before it where there is none."""
 
     def __init__(self, layer: Layer, previous: Any, edits: Sequence[Edit], batch: MatchedLayout) -> None:
-        super().__init__(layer, previous, ActivePass())
-        self._edits, self._batch = edits, batch
+        super().__init__(layer, previous, edits)
+        self._batch = batch
 
     def __call__(
         self,
@@ -183,14 +211,8 @@ class _Editor(WithoutSession):
         batch = self._batch(context)
         if not batch.indices("cond"):
             return inputs.send(self.previous)
-        call = AttentionCall(
-            layer=self.layer,
-            size=(1, hidden_states.shape[1]),  # a row of positions: a processor cannot know the image's shape
-            batch=batch,
-            step=Step(index=0, total=1, timestep=0.0),
-            attention=attn,
-        )
-        return edited_attention(self.previous, call, self._edits, inputs)
+        # A row of positions: a processor cannot know the image's shape.
+        return self.edited(inputs, batch, (1, hidden_states.shape[1]))
 
 
 class MapRecorder:

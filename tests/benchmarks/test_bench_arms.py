@@ -69,7 +69,7 @@ def test_what_the_base_edits_stays_in_its_random_arm(sampler: Sampler) -> None:
     assert pixels(still) == pixels(guided) != pixels(plain)
 
 
-def test_a_image_that_is_done_waits_for_the_others_of_its_batch(sampler: Sampler) -> None:
+def test_an_image_that_is_done_waits_for_the_others_of_its_batch(sampler: Sampler) -> None:
     step = [SimpleNamespace(index=index) for index in (0, 2)]
     lengths = [[0.5, 0.25, 1.0], [0.0, 0.75, 0.0], [0.5, 0.0, 0.125]]
     trace = [

@@ -103,7 +103,7 @@ def test_no_time_host_or_batch_is_in_rows_and_images(whole: Path, tmp_path: Path
     assert set(info) == {"t2ictl"} and not {"time", "date", "host", "batch"} & set(json.loads(info["t2ictl"]))
 
 
-def test_a_image_can_be_made_again_from_its_own_settings(whole: Path, tmp_path: Path) -> None:
+def test_an_image_can_be_made_again_from_its_own_settings(whole: Path, tmp_path: Path) -> None:
     for arm in ("attention_segregation", "best-of-2@attention_segregation"):
         path, again = whole / "images" / arm / "tune-pair-0001-1.png", tmp_path / "again.png"
         assert main(["generate", "--from", str(path), "--out", str(again), "--device", "cpu"]) == 0

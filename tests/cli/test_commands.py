@@ -43,7 +43,7 @@ def options(model: str) -> tuple[str, ...]:
     return ("--model", model, "--steps", "2", "--size", "64x48", "--device", "cpu")
 
 
-def test_generate_writes_a_image_that_can_be_made_again(run: Run, model: str, tmp_path: Path) -> None:
+def test_generate_writes_an_image_that_can_be_made_again(run: Run, model: str, tmp_path: Path) -> None:
     chosen = ("--control", "attention_segregation", "--set", "attention_segregation.step.size=5")
     status, out, _ = run("generate", PROMPT, *chosen, *options(model), "--seed", "7", "--out", "a.png")
     assert (status, out.split()) == (0, ["a.png"])
@@ -120,6 +120,7 @@ def test_doctor_believes_no_kernel(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         (["generate", PROMPT, "--out", "nowhere/a.png"], "does not exist"),
         (["generate", PROMPT, "--out", "a.jpg"], "a.jpg"),
         (["generate", PROMPT, "--set", "attention_segregation.strength=1"], "not used"),
+        (["generate", PROMPT, "--control", "attend_and_excite", "--control", "attend_and_excite"], "given twice"),
         (["generate", PROMPT, "-c", "attention_segregation", "--set", "attention_segregation.strength=9"], "strength"),
         (["generate", PROMPT, "-c", "attention_segregation", "--set", "attention_segregation.nope=1"], "nope"),
         (["generate", PROMPT, "-c", "attention_segregation", "--set", "strength"], "control.field=value"),

@@ -31,14 +31,14 @@ def test_a_normalized_step_moves_each_row_by_a_share_of_its_length() -> None:
     torch.testing.assert_close(moved_BKC, torch.tensor([[[0.0, -0.25], [0.1, 0.0], [0.0, 0.0]]]))
 
 
-def objective(evaluate: Any, most: int = 3, rule: EmbedStep | None = None) -> EmbedObjective:
+def objective(evaluate: Any, most: int | tuple[int, ...] = 3, rule: EmbedStep | None = None) -> EmbedObjective:
     mask_BK = torch.tensor([[True, False], [True, True], [True, True]])
     return EmbedObjective(
         name="mine",
         layers=(),
         evaluate=evaluate,
         movable=mask_BK,
-        max_updates=most,
+        max_updates_B=torch.tensor(most).expand(3),
         window=Window(),
         step_size=rule or EmbedStep(scale=0.25, mode="raw"),
     )
@@ -73,6 +73,14 @@ def test_each_image_moves_until_it_is_good_enough_and_its_other_rows_never() -> 
     assert torch.equal(start_BKC, torch.tensor([[[4.0], [1.0]], [[4.0], [4.0]], [[0.5], [0.5]]]))
 
 
+def test_each_image_has_its_own_most_updates() -> None:
+    start_BKC, never = torch.ones(3, 2, 1), lambda loss_B: loss_B < 0
+    found = update_embeds(start_BKC, objective(bowl(never), most=(2, 0, 3)), None, FIRST, torch.float32)  # type: ignore[arg-type]
+    expected = torch.tensor([[[0.75**2], [1.0]], [[1.0], [1.0]], [[0.75**3], [0.75**3]]])
+    torch.testing.assert_close(found.rows, expected)
+    assert [each.forwards.tolist() for each in found.trace] == [[1, 0, 1], [1, 0, 1], [0, 0, 1]]  # type: ignore[union-attr]
+
+
 def test_nothing_moves_where_all_is_good_enough() -> None:
     start_BKC = torch.ones(3, 2, 1)
     found = update_embeds(start_BKC, objective(bowl(lambda loss_B: loss_B < 5)), None, FIRST, torch.float32)  # type: ignore[arg-type]
@@ -80,7 +88,7 @@ def test_nothing_moves_where_all_is_good_enough() -> None:
     assert not found.trace[0].length.any() and not found.trace[0].skipped.any()
 
 
-def test_only_a_image_whose_loss_is_not_finite_stays() -> None:
+def test_only_an_image_whose_loss_is_not_finite_stays() -> None:
     def evaluate(passes: Any, embeds_BTC: Tensor, step: Step) -> EmbedLosses:
         loss_B = embeds_BTC.sum(dim=(1, 2)) * torch.tensor([1.0, float("nan"), 1.0])
         no_B = torch.zeros(3, dtype=torch.bool)

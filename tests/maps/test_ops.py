@@ -14,7 +14,6 @@ from t2ictl.maps.ops import (
     center_of_mass,
     concept_maps,
     gaussian_kernel,
-    normalized_entropy,
     pair_overlap,
     smooth,
     token_softmax,
@@ -199,15 +198,6 @@ def test_center_of_mass() -> None:
     maps[0, 3, 0] = 2.0
     maps[1] = 1.0
     torch.testing.assert_close(center_of_mass(maps), torch.tensor([[0.25, 0.875], [0.5, 0.5], [0.5, 0.5]]))
-
-
-def test_normalized_entropy() -> None:
-    maps = torch.zeros(4, 4, 4)
-    maps[0, 1, 1] = 3.0
-    maps[1] = 0.2
-    maps[2, :2, :2] = 1.0
-    torch.testing.assert_close(normalized_entropy(maps), torch.tensor([0.0, 1.0, 0.5, 1.0]))
-    assert normalized_entropy(torch.ones(1, 1)).item() == 0.0
 
 
 def test_pair_overlap_is_a_symmetric_table() -> None:

@@ -228,7 +228,7 @@ def test_layers_of_several_sizes_without_guidance() -> None:
     compare(pipe, wanted, control, PROMPT, noise(1), guidance_scale=1.0)
 
 
-def test_a_image_that_is_not_square() -> None:
+def test_an_image_that_is_not_square() -> None:
     pipe = sd(dtype=torch.float64)
     concepts = [tokens(pipe, PROMPT, "circle", "square")]
     wanted = Reference(prompts=[PROMPT], concepts=concepts, layers=[14 * 18])

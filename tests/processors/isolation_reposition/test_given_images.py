@@ -159,7 +159,7 @@ def test_errors_are_named_before_the_first_step(build: Any, prompts: Any, settin
     assert state(pipe) == before and torch.equal(run(pipe, prompts, steps=1), plain)
 
 
-def test_a_image_file_that_is_gone_and_an_offloaded_autoencoder(tmp_path: Any) -> None:
+def test_an_image_file_that_is_gone_and_an_offloaded_autoencoder(tmp_path: Any) -> None:
     accelerate = pytest.importorskip("accelerate")
     pipe, file = sd(), tmp_path / "cat.png"
     PHOTOS[0].save(file)

@@ -214,7 +214,7 @@ def _in_order(story: Story) -> Story:
     return {image: shown[::-1] if image % 2 else shown for image, shown in story.items()}
 
 
-def test_somebody_without_a_image_is_kept_apart_and_reads_nothing() -> None:
+def test_somebody_without_an_image_is_kept_apart_and_reads_nothing() -> None:
     pipe, prompt, low = sd(), "a cat and a dog and a frog", (0.3, 0.8, 0.7, 1.0)
     own = {
         "concepts": ("cat", "dog", "frog"),

@@ -313,7 +313,7 @@ def test_a_random_direction_holds_the_same_rows() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_the_pipeline_is_restored_when_a_image_fails(error: type[BaseException]) -> None:
+def test_the_pipeline_is_restored_when_an_image_fails(error: type[BaseException]) -> None:
     pipe = tiny.sd()
     plain, before = tiny.run(pipe, PROMPTS, steps=2), state(pipe)
 

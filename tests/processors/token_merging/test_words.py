@@ -108,7 +108,7 @@ def test_each_image_of_a_batch_has_the_preset_of_its_prompt() -> None:
     assert [counts(session.trace, "entropy", row)[:3] for row in (0, 1)] == [[4, 0, 0], [6, 6, 0]]
 
 
-def test_a_image_under_its_target_does_not_move() -> None:
+def test_an_image_under_its_target_does_not_move() -> None:
     pipe = sd()
     control = paper(binding_steps=0, entropy_steps=3, thresholds=(1.0,), window=Window())
     found, session = with_control(pipe, PROMPT, control, steps=2)

@@ -233,7 +233,7 @@ def test_images_stand_in_for_portraits(pipe: Any, reposition: str) -> None:
         assert np.array_equal(np.asarray(told.portraits["cat"]), np.asarray(photo("red")))
 
 
-def test_a_image_without_a_place_cannot_be_cut_out(pipe: Any) -> None:
+def test_an_image_without_a_place_cannot_be_cut_out(pipe: Any) -> None:
     with pytest.raises(BadSetting, match="nothing says where it is"):
         t2ictl.story(
             pipe,
