@@ -50,20 +50,26 @@ def layout_energy(maps_BNYX: Tensor, boxes_BNYX: Tensor, mask_BN: Tensor | None 
 
 
 def box_losses(
-    maps_BNYX: Tensor, boxes_BNYX: Tensor, mask_BN: Tensor | None = None, share: float = 0.2
+    maps_BNYX: Tensor,
+    boxes_BNYX: Tensor,
+    mask_BN: Tensor | None = None,
+    share: float = 0.2,
+    corner_cells: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each row, the inner-box, outer-box and corner losses.
 
     ``inner = sum over n of (1 - mean of the largest cells inside)`` and ``outer = sum over n of the mean of the largest
-    cells outside``, where the largest are the given share of the cells of the region, at least one. ``corner = sum over
-    n of the mean |max_rows A_n - max_rows box_n| + mean |max_columns A_n - max_columns box_n|``: seen from above and
-    from the side, a map is as wide and as high as its box. (The published code compares cells near the corners alone.)
+    cells outside``, where the largest are the given share of the cells of the region, rounded down, at least one.
+    ``corner = sum over n of the mean |max_rows A_n - max_rows box_n| + mean |max_columns A_n - max_columns box_n|``:
+    seen from above and from the side, a map is as wide and as high as its box. With ``corner_cells`` only cells at most
+    that far from an edge of the box are compared, as in the published code; the mean is still over all.
 
     Args:
         maps_BNYX: one map for each concept, in [0, 1].
         boxes_BNYX: the regions, 1 or true inside.
         mask_BN: true where a concept is real and has a region; None if all are.
         share: of the cells of a region, in (0, 1]; the published code has 0.2.
+        corner_cells: how far from an edge cells are compared; None for all.
 
     Returns:
         inner_B, outer_B and corner_B, in [0, N], [0, N] and [0, 2 N] for N real concepts.
@@ -86,7 +92,10 @@ def box_losses(
     maps_BNYX, boxes_BNYX, mask_BN = _checked(maps_BNYX, boxes_BNYX, mask_BN)
     inside_BN = _largest(maps_BNYX, boxes_BNYX > 0, share)
     outside_BN = _largest(maps_BNYX, boxes_BNYX <= 0, share)
-    corner_BN = sum((maps_BNYX.amax(side) - boxes_BNYX.amax(side)).abs().mean(-1) for side in (-2, -1))
+    corner_BN = sum(
+        ((maps_BNYX.amax(side) - profile_BNS).abs() * _near_edges(profile_BNS, corner_cells)).mean(-1)
+        for side, profile_BNS in ((side, boxes_BNYX.amax(side)) for side in (-2, -1))
+    )
     parts = (1 - inside_BN, outside_BN, torch.as_tensor(corner_BN))
     inner_B, outer_B, corner_B = (torch.where(mask_BN, part, 0.0).sum(1) for part in parts)
     return inner_B, outer_B, corner_B
@@ -96,9 +105,21 @@ def _largest(maps_BNYX: Tensor, region_BNYX: Tensor, share: float) -> Tensor:
     """Mean of the largest cells of a region; 0 for a region without cells."""
     inside_BNP = torch.where(region_BNYX, maps_BNYX, -torch.inf).flatten(2).sort(dim=-1, descending=True).values
     cells_BN = region_BNYX.sum((-2, -1))
-    taken_BN = (cells_BN * share).round().clamp(min=1).minimum(cells_BN)
+    taken_BN = (cells_BN * share).floor().clamp(min=1).minimum(cells_BN)
     is_taken_BNP = torch.arange(inside_BNP.shape[-1], device=maps_BNYX.device) < taken_BN[..., None]
     return torch.where(is_taken_BNP, inside_BNP, 0.0).sum(-1) / taken_BN.clamp(min=1)
+
+
+def _near_edges(profile_BNS: Tensor, cells: int | None) -> Tensor:
+    """1 at positions near the first or the one behind the last position of a profile that is 1 inside of a box."""
+    if cells is None:
+        return torch.ones_like(profile_BNS)
+    place_S = torch.arange(profile_BNS.shape[-1], device=profile_BNS.device)
+    inside_BNS = profile_BNS > 0
+    first_BN1 = torch.where(inside_BNS, place_S, place_S.numel()).amin(-1, keepdim=True)
+    stop_BN1 = torch.where(inside_BNS, place_S + 1, 0).amax(-1, keepdim=True)
+    is_near_BNS = ((place_S - first_BN1).abs() <= cells) | ((place_S - stop_BN1).abs() <= cells)
+    return is_near_BNS.to(profile_BNS)
 
 
 def _checked(maps_BNYX: Tensor, boxes_BNYX: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

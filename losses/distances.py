@@ -34,13 +34,14 @@ def shares(maps_BNYX: Tensor) -> Tensor:
     return torch.where(is_empty_BN1, even_BNP, flat_BNP / torch.where(is_empty_BN1, 1.0, sum_BN1))
 
 
-def symmetric_divergence(share_BNP: Tensor) -> Tensor:
+def symmetric_divergence(share_BNP: Tensor, floor: float = FLOOR) -> Tensor:
     """Return the symmetric Kullback-Leibler divergence of each two distributions, in nats.
 
-    ``(KL(p, q) + KL(q, p)) / 2``; logarithms of cells below 1e-10 are held there, so that it stays finite.
+    ``(KL(p, q) + KL(q, p)) / 2``; logarithms of cells below a floor are held there, so that it stays finite.
 
     Args:
         share_BNP: distributions over places.
+        floor: the smallest share in a logarithm.
 
     Returns:
         distance_BNN, symmetric, 0 on the diagonal, not negative up to rounding.
@@ -50,7 +51,7 @@ def symmetric_divergence(share_BNP: Tensor) -> Tensor:
         >>> symmetric_divergence(p)[0, 0, 1]  # (0.75 - 0.25) ln 3
         tensor(0.5493)
     """
-    log_BNP = share_BNP.clamp(min=FLOOR).log()
+    log_BNP = share_BNP.clamp(min=floor).log()
     cross_BNN = share_BNP @ log_BNP.transpose(1, 2)  # sum p log q
     own_BN = (share_BNP * log_BNP).sum(-1)
     return (own_BN[:, :, None] + own_BN[:, None, :] - cross_BNN - cross_BNN.transpose(1, 2)) / 2

@@ -41,7 +41,7 @@ def stretched(maps_BNYX: Tensor) -> Tensor:
     return torch.where(is_flat, 0.0, (maps_BNYX - low) / torch.where(is_flat, 1.0, high - low))
 
 
-def existence_loss(maps_BNYX: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+def existence_loss(maps_BNYX: Tensor, mask_BN: Tensor | None = None, offset: float | None = None) -> Tensor:
     """Return, for each row, how little it holds that every concept is somewhere.
 
     ``-sum over n of log(1 - exp(mean over places of log(1 - A_n)))``.
@@ -49,9 +49,11 @@ def existence_loss(maps_BNYX: Tensor, mask_BN: Tensor | None = None) -> Tensor:
     Args:
         maps_BNYX: degrees in [0, 1], one map for each concept.
         mask_BN: true where a concept is real; None if all are. Padded concepts add nothing and get no gradient.
+        offset: added inside of the logarithm, ``log(1 - A_n + offset)``, as published code does (1e-4); None holds
+            degrees below 1 instead.
 
     Returns:
-        loss_B, not negative; 0 for a row without concepts.
+        loss_B, not negative up to the offset; 0 for a row without concepts.
 
     Raises:
         ShapeMismatch: the maps are not four-dimensional, or the mask does not fit them.
@@ -66,12 +68,16 @@ def existence_loss(maps_BNYX: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         Models", CVPR 2024, arXiv 2311.16117, the loss of existence.
     """
     maps_BNYX, mask_BN = checked_maps(maps_BNYX, mask_BN)
-    nowhere_BN = _log_not(maps_BNYX).mean((-2, -1)).exp()
+    nowhere_BN = _log_not(maps_BNYX, offset).mean((-2, -1)).exp()
     return -torch.where(mask_BN, (1 - nowhere_BN).clamp(min=MARGIN).log(), 0.0).sum(1)
 
 
 def correspondence_loss(
-    maps_BNYX: Tensor, owner_BN: Tensor, noun_BN: Tensor, mask_BN: Tensor | None = None
+    maps_BNYX: Tensor,
+    owner_BN: Tensor,
+    noun_BN: Tensor,
+    mask_BN: Tensor | None = None,
+    offset: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return, for each row, how little modifiers hold where their nouns do, and how much where other nouns do.
 
@@ -84,6 +90,7 @@ def correspondence_loss(
         owner_BN: number of the object that a word belongs to.
         noun_BN: true where a word is the noun of its object.
         mask_BN: true where a word is real; None if all are. Padded words add nothing and get no gradient.
+        offset: as for :func:`existence_loss` (1e-20 in published code).
 
     Returns:
         same_B and leak_B, not negative; 0 where there are no such pairs.
@@ -104,13 +111,54 @@ def correspondence_loss(
     """
     maps_BNYX, mask_BN = checked_maps(maps_BNYX, mask_BN)
     checked_groups(maps_BNYX, owner_BN, noun_BN)
-    one_BNNP, other_BNNP = maps_BNYX.flatten(2)[:, :, None], maps_BNYX.flatten(2)[:, None]
-    same_BNN = -(_log_not(one_BNNP * (1 - other_BNNP)) + _log_not(other_BNNP * (1 - one_BNNP))).mean(-1)
-    leak_BNN = -_log_not(one_BNNP * other_BNNP).mean(-1)
     of_another_BNN = apart(owner_BN, mask_BN) & noun_BN[:, :, None] & ~noun_BN[:, None]
+    same_BNN, leak_BNN = possession_table(maps_BNYX, offset), leak_table(maps_BNYX, offset)
+    same_BNN = same_BNN + same_BNN.transpose(1, 2)
     same_B = torch.where(described(owner_BN, noun_BN, mask_BN), same_BNN, 0.0).sum((1, 2))
     return same_B, torch.where(of_another_BNN, leak_BNN, 0.0).sum((1, 2))
 
 
-def _log_not(degree: Tensor) -> Tensor:
-    return torch.log1p(-degree.clamp(max=1 - MARGIN))
+def possession_table(maps_BNYX: Tensor, offset: float | None = None) -> Tensor:
+    """Return how little "word N holds only where word M does" holds, for each two words.
+
+    ``-mean over places of log(1 - A_n (1 - A_m))``: the loss of possession, and either half of that of correspondence.
+
+    Args:
+        maps_BNYX: degrees in [0, 1], one map for each word.
+        offset: as for :func:`existence_loss`.
+
+    Returns:
+        loss_BNM, not negative.
+
+    Example:
+        >>> possession_table(torch.tensor([[[[0.5]], [[1.0]]]]))[0, 0]  # ln(4/3) for itself, 0 for a word everywhere
+        tensor([0.2877, -0.0000])
+    """
+    one_BNNP, other_BNNP = maps_BNYX.flatten(2)[:, :, None], maps_BNYX.flatten(2)[:, None]
+    return -_log_not(one_BNNP * (1 - other_BNNP), offset).mean(-1)
+
+
+def leak_table(maps_BNYX: Tensor, offset: float | None = None) -> Tensor:
+    """Return how much two words hold at the same places, for each two words: the loss of leaks.
+
+    ``-mean over places of log(1 - A_n A_m)``.
+
+    Args:
+        maps_BNYX: degrees in [0, 1], one map for each word.
+        offset: as for :func:`existence_loss`.
+
+    Returns:
+        loss_BNM, not negative, symmetric.
+
+    Example:
+        >>> leak_table(torch.tensor([[[[0.5]], [[0.5]]]]))[0, 0, 1]  # -ln 0.75
+        tensor(0.2877)
+    """
+    one_BNNP, other_BNNP = maps_BNYX.flatten(2)[:, :, None], maps_BNYX.flatten(2)[:, None]
+    return -_log_not(one_BNNP * other_BNNP, offset).mean(-1)
+
+
+def _log_not(degree: Tensor, offset: float | None) -> Tensor:
+    if offset is None:
+        return torch.log1p(-degree.clamp(max=1 - MARGIN))
+    return (1 - degree + offset).log()

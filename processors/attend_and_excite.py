@@ -26,6 +26,7 @@ from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.losses.presence import presence_loss
 from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.windows import Window
 
 __all__ = ["AttendAndExcite"]
 
@@ -34,6 +35,7 @@ __all__ = ["AttendAndExcite"]
     "attend_and_excite",
     paper="Chefer, Alaluf, Vinker, Wolf, Cohen-Or: Attend-and-Excite: Attention-Based Semantic Guidance for "
     "Text-to-Image Diffusion Models, SIGGRAPH 2023, arXiv 2301.13826",
+    published={"parity": True, "window": Window(stop=0.5, by="steps")},
 )
 @settings_class
 class AttendAndExcite(LossControl):

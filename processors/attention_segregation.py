@@ -8,8 +8,8 @@ the gradient of two losses on the maps: segregation (overlap of each pair) and r
 What differs from the paper. It leaves the step size, the number of steps, the preparation
 of the maps and the rule for the region open and released no code. Defaults here are the
 losses of the paper with the schedule and map preparation of Attend-and-Excite, whose protocol the
-paper adopts. The regions come from the conditional half of the guided pass, which costs
-no extra forward pass.
+paper adopts; ``published()`` is what a reimplementation chose. The regions come from the conditional
+half of the guided pass, which costs no extra forward pass.
 
 Legend: ``B`` image, ``N`` concept, ``T`` prompt token, ``Y`` ``X`` map rows and columns.
 """
@@ -29,10 +29,10 @@ from t2ictl.controls.registry import register_control
 from t2ictl.errors import BadSetting
 from t2ictl.guidance.objectives import Losses, Objective
 from t2ictl.guidance.rules import Refinement, StepSize
-from t2ictl.losses.overlap import overlap_loss
+from t2ictl.losses.overlap import Reduction, overlap_loss
 from t2ictl.losses.presence import presence_loss
 from t2ictl.losses.retention import retention_loss
-from t2ictl.maps.ops import binarize
+from t2ictl.maps.masks import BinarizeMethod, binarize
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Step, Window
 
@@ -43,6 +43,7 @@ __all__ = ["AttentionSegregation"]
     "attention_segregation",
     paper="Agarwal, Karanam, Joseph, Saxena, Goswami, Srinivasan: A-STAR: Test-time Attention Segregation and "
     "Retention for Text-to-image Synthesis, ICCV 2023, arXiv 2306.14544",
+    published={"reduction": "mean", "region": "otsu_8bit_peak"},
 )
 @settings_class
 class AttentionSegregation(LossControl):
@@ -60,7 +61,8 @@ class AttentionSegregation(LossControl):
         retention: weight of the distance from the region of the step before.
         presence: weight of Attend-and-Excite's loss, which pulls up the weakest concept (0 in the paper).
         layout: regions that replace ``B`` for their words, in every step from the first.
-        region: how a region is cut out of a map.
+        reduction: sum of the losses of pairs and concepts, as in the paper, or their mean.
+        region: how a region is cut out of a map; ``"otsu_8bit_peak"`` is the rule of a reimplementation.
         regions_from: ``"guided"``: maps of the pass that makes the image, after the move, at no
             cost; ``"update"``: maps of the update's own pass, before the move.
         smoothing: kernel on the maps.
@@ -88,7 +90,8 @@ class AttentionSegregation(LossControl):
     retention: float = setting(default=1.0, help="weight of staying in the region of the step before", low=0.0)
     presence: float = setting(default=0.0, help="weight of pulling up the weakest concept (0 in the paper)", low=0.0)
     layout: tuple[Region, ...] = setting(default=(), help="regions given by the user, for some words")
-    region: Literal["otsu", "half_max", "top20"] = setting(default="otsu", help="how a region is cut out of a map")
+    reduction: Reduction = setting(default="sum", help="sum of the losses of pairs and concepts, or their mean")
+    region: BinarizeMethod = setting(default="otsu", help="how a region is cut out of a map")
     regions_from: Literal["guided", "update"] = setting(default="guided", help="which maps give the regions")
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
     window: Window = setting(default=Window(), help="part of the schedule in which latents move")
@@ -136,11 +139,13 @@ class _Regions:
         maps_BNYX = self._maps(maps_BYXT)
         if settings.regions_from == "update":
             self._take_update(maps_BNYX, step)
-        terms = {"segregation": settings.segregation * overlap_loss(maps_BNYX, mask_BN)}
+        terms = {"segregation": settings.segregation * overlap_loss(maps_BNYX, mask_BN, settings.reduction)}
         if settings.retention:
             regions_BNYX = torch.zeros_like(maps_BNYX) if self._serving is None else self._serving
             regions_BNYX = self._layout.over(regions_BNYX)
-            terms["retention"] = settings.retention * retention_loss(maps_BNYX, regions_BNYX, mask_BN)
+            terms["retention"] = settings.retention * retention_loss(
+                maps_BNYX, regions_BNYX, mask_BN, settings.reduction
+            )
         presence = presence_loss(maps_BNYX, mask_BN) if settings.presence or settings.refinement else None
         if settings.presence and presence is not None:
             terms["presence"] = settings.presence * presence

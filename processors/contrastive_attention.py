@@ -17,7 +17,7 @@ from torch import Tensor
 
 from t2ictl.controls.attributes import resolve_concepts
 from t2ictl.controls.base import Plan, PlanContext
-from t2ictl.controls.concepts import Concepts, Smoothing
+from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing
 from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.planning import loss_plan
 from t2ictl.controls.registry import register_control
@@ -34,13 +34,14 @@ __all__ = ["ContrastiveAttention"]
     "contrastive_attention",
     paper="Meral, Simsar, Tombari, Yanardag: CONFORM: Contrast is All You Need For High-Fidelity Text-to-Image "
     "Diffusion Models, CVPR 2024, arXiv 2312.06059",
+    published={"window": Window(stop=0.6, by="steps")},
 )
 @settings_class
 class ContrastiveAttention(LossControl):
     """Pull maps of one object together and push those of different objects apart (CONFORM).
 
     ``L = mean over (i, j) of one object of -log(e^(c_ij/t) / (e^(c_ij/t) + sum_k e^(c_ik/t)))``, ``c`` the cosine of
-    maps, over the maps of this step and, with ``memory``, of the one before.
+    maps, over the maps of this step and, with ``previous_maps``, of the one before.
 
     Args:
         concepts: nouns; empty for all objects of each prompt; or one list for each prompt of a batch. What describes
@@ -49,6 +50,7 @@ class ContrastiveAttention(LossControl):
         previous_maps: whether maps of the step before count too. A prompt of one word to an object has positives
             through it alone.
         smoothing: kernel on the maps.
+        normalize_over: as for every loss; the published code has ``"none"``.
         window: the part of the schedule in which latents move.
         step: how far they move.
 
@@ -66,6 +68,7 @@ class ContrastiveAttention(LossControl):
     temperature: float = setting(default=0.5, help="of the contrast", low=0.01, high=10.0)
     previous_maps: bool = setting(default=True, help="whether maps of the step before count too")
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
+    normalize_over: NormalizeOver = setting(default="none", help="tokens that compete with a word for each position")
     window: Window = setting(default=Window(stop=0.6), help="part of the schedule in which latents move")
     step: StepSize = setting(default=StepSize(), help="how far latents move")
 

@@ -5,14 +5,15 @@ every object and the self-attention of the objects' strongest places does not ov
 always.
 
 What differs from the published code. The noise of the user's seed is kept and only its mean and variance move; nothing
-is drawn anew behind the user's back, so there are no rounds. No term for the outline of maps, and no updates in later
-steps: join Attend-and-Excite for those. Images of a batch search on their own.
+is drawn anew behind the user's back, so there are no rounds. No updates in later steps: join Attend-and-Excite for
+those. Distance from normal noise is a term of the loss, not a loop of its own. Images of a batch search on their own.
 
 Legend: ``B`` image, ``N`` concept, ``T`` prompt token, ``P`` place, ``Y`` ``X`` map rows and columns.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from t2ictl.controls.base import Control, Plan, PlanContext
@@ -22,16 +23,22 @@ from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import NoiseSearch
 from t2ictl.losses.presence import presence_loss
-from t2ictl.losses.self_attention import conflict_loss
+from t2ictl.losses.self_attention import conflict_loss, outside_peak_loss
+from t2ictl.maps.masks import binarize
+from t2ictl.maps.ops import smoothed_places
 from t2ictl.settings.fields import setting, settings_class
 
 __all__ = ["InitialNoise"]
+
+# Published code: added to sums; the neglect up to which the conflict counts; the conflict of an image that is good.
+SUM_OFFSET, LARGEST_NEGLECT, LARGEST_CONFLICT = 1e-6, 0.5, 0.3
 
 
 @register_control(
     "initial_noise",
     paper="Guo, Liu, Cui, Li, Yang, Huang: InitNO: Boosting Text-to-Image Diffusion Models via Initial Noise "
     "Optimization, CVPR 2024, arXiv 2404.04650",
+    published={"parity": True, "search": NoiseSearch(eps=1e-3)},
 )
 @settings_class
 class InitialNoise(Control):
@@ -50,6 +57,9 @@ class InitialNoise(Control):
         normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
         layers: layer filter of cross-attention; empty for the model's semantic size.
         search: how far and how long.
+        parity: compute as the published code does in its search: self-attention is smoothed, the conflict counts where
+            the loss of presence is at most one half, and cells outside of an object's places that outdo some inside are
+            a loss of their own; an image is good enough only if its conflict is below 0.3 too.
 
     Example:
         >>> InitialNoise(search=NoiseSearch(max_steps=10)).search.max_steps
@@ -67,6 +77,7 @@ class InitialNoise(Control):
     normalize_over: NormalizeOver = setting(default="auto", help="tokens that compete with a word for each place")
     layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: cross-attention at the semantic size")
     search: NoiseSearch = setting(default=NoiseSearch(), help="how far and how long")
+    parity: bool = setting(default=False, help="compute exactly as the published code does")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the objects of these prompts."""
@@ -79,4 +90,17 @@ class InitialNoise(Control):
             terms = {"presence": self.presence * neglect_B, "conflict": self.conflict * conflict_B}
             return Losses(terms=terms, presence=1 - neglect_B)
 
-        return loss_plan(self, context, spans, loss, self_attention=True)
+        def published(maps_BNYX: Tensor, mask_BN: Tensor, self_BYXP: Tensor) -> Losses:
+            """Take the joint loss of the published search."""
+            neglect_B = presence_loss(maps_BNYX, mask_BN)
+            places_BNYX = binarize(maps_BNYX, "otsu_8bit_peak")
+            conflict_B = conflict_loss(smoothed_places(self_BYXP), maps_BNYX, mask_BN, offset=SUM_OFFSET)
+            counted_B = torch.where(neglect_B > LARGEST_NEGLECT, 0.0, conflict_B)
+            terms = {
+                "presence": self.presence * neglect_B,
+                "conflict": self.conflict * counted_B,
+                "outside": outside_peak_loss(maps_BNYX, places_BNYX, mask_BN),
+            }
+            return Losses(terms=terms, presence=torch.where(conflict_B < LARGEST_CONFLICT, 1 - neglect_B, 0.0))
+
+        return loss_plan(self, context, spans, published if self.parity else loss, self_attention=True)

@@ -22,6 +22,7 @@ from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.boxes import layout_energy
+from t2ictl.losses.overlap import Reduction
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
 
@@ -32,17 +33,19 @@ __all__ = ["LayoutGuidance"]
     "layout_guidance",
     paper="Chen, Laina, Vedaldi: Training-Free Layout Control with Cross-Attention Guidance, WACV 2024, "
     "arXiv 2304.03373",
+    published={"reduction": "mean", "window": Window(stop=0.2, by="steps")},
 )
 @settings_class
 class LayoutGuidance(LossControl):
     """Bring the attention of words into their regions (layout guidance).
 
-    ``L = sum_n (1 - sum_region A_n / sum A_n)^2``.
+    ``L = sum_n (1 - sum_region A_n / sum A_n)^2``, or the mean over ``n``.
 
     Args:
         concepts: words that have a place; empty for all objects of each prompt; or one list for each prompt of a batch.
         layout: the region of each word. Empty: equal strips from left to right, in the order of the concepts. Where
             some words have a region, those without are left alone.
+        reduction: sum over words with a place, or their mean, as in the published code.
         smoothing: kernel on the maps.
         normalize_over: tokens that compete with a word for each place, as for :class:`AttentionSegregation`.
         window: the part of the schedule in which latents move.
@@ -61,6 +64,7 @@ class LayoutGuidance(LossControl):
 
     concepts: Concepts = setting(default=(), help="words that have a place; empty: all objects")
     layout: tuple[Region, ...] = setting(default=(), help="regions of words; empty: strips from left to right")
+    reduction: Reduction = setting(default="sum", help="sum over words with a place, or their mean")
     smoothing: Smoothing = setting(default="none", help="kernel on maps")
     normalize_over: NormalizeOver = setting(default="none", help="tokens that compete with a word for each place")
     window: Window = setting(default=Window(stop=0.2), help="part of the schedule in which latents move")
@@ -74,6 +78,9 @@ class LayoutGuidance(LossControl):
         def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
             """Take what lies outside of the regions."""
             boxes_BNYX, given_BN = places.masks(maps_BNYX)
-            return Losses(terms={"layout": layout_energy(maps_BNYX, boxes_BNYX, given_BN & mask_BN)})
+            energy_B = layout_energy(maps_BNYX, boxes_BNYX, given_BN & mask_BN)
+            if self.reduction == "mean":
+                energy_B = energy_B / (given_BN & mask_BN).sum(1).clamp(min=1)
+            return Losses(terms={"layout": energy_B})
 
         return loss_plan(self, context, spans, loss)

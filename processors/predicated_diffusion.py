@@ -13,24 +13,30 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from t2ictl.controls.attributes import resolve_concepts
+from t2ictl.controls.attributes import ResolvedConcepts, resolve_concepts
 from t2ictl.controls.base import Plan, PlanContext
 from t2ictl.controls.concepts import Concepts, Smoothing
 from t2ictl.controls.loss_control import LossControl
-from t2ictl.controls.planning import loss_plan
+from t2ictl.controls.planning import Preparations, loss_plan
 from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import StepSize
+from t2ictl.losses.groups import apart, described
 from t2ictl.losses.predicates import correspondence_loss, existence_loss, stretched
 from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.windows import Window
 
 __all__ = ["PredicatedDiffusion"]
+
+# Added inside of logarithms by published code: for nouns, and for pairs.
+EXISTENCE_OFFSET, PAIR_OFFSET = 1e-4, 1e-20
 
 
 @register_control(
     "predicated_diffusion",
     paper="Sueyoshi, Matsubara: Predicated Diffusion: Predicate Logic-Based Attention Guidance for Text-to-Image "
     "Diffusion Models, CVPR 2024, arXiv 2311.16117",
+    published={"parity": True, "window": Window(stop=0.5, by="steps")},
 )
 @settings_class
 class PredicatedDiffusion(LossControl):
@@ -47,6 +53,8 @@ class PredicatedDiffusion(LossControl):
         leak: weight of modifiers holding where other nouns do.
         smoothing: kernel on the maps.
         step: how far they move.
+        parity: the means over nouns and pairs in the place of sums; attention as it is for pairs, without smoothing for
+            nouns, as a fork of the authors' code has it.
 
     The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
@@ -64,10 +72,14 @@ class PredicatedDiffusion(LossControl):
     leak: float = setting(default=0.3, help="weight of modifiers holding where other nouns do", low=0.0)
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
     step: StepSize = setting(default=StepSize(), help="how far latents move")
+    parity: bool = setting(default=False, help="compute exactly as the published code does")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
         words = resolve_concepts(self.concepts, context, control=self.name)
+
+        if self.parity:
+            return self._published(context, words)
 
         def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
             """Take the truth of all statements."""
@@ -81,3 +93,23 @@ class PredicatedDiffusion(LossControl):
             return Losses(terms=terms)
 
         return loss_plan(self, context, words.spans, loss)
+
+    def _published(self, context: PlanContext, words: ResolvedConcepts) -> Plan:
+        """The losses of the published code: means over the statements of a kind."""
+        same_BNN = described(words.owner_BN, words.noun_BN, words.mask_BN)
+        leak_BNN = apart(words.owner_BN, words.mask_BN) & words.noun_BN[:, :, None] & ~words.noun_BN[:, None]
+        nouns_B, same_B, leak_B = (each.flatten(1).sum(1).clamp(min=1) for each in (words.nouns_BN, same_BNN, leak_BNN))
+
+        def loss(raw_BNYX: Tensor, maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
+            """Take the truth of all statements."""
+            found = correspondence_loss(stretched(raw_BNYX), words.owner_BN, words.noun_BN, mask_BN, PAIR_OFFSET)
+            existence_B = existence_loss(maps_BNYX, words.nouns_BN, EXISTENCE_OFFSET)
+            terms = {
+                "existence": self.existence * existence_B / nouns_B,
+                "correspondence": self.correspondence * found[0] / same_B,
+                "leak": self.leak * found[1] / leak_B,
+            }
+            return Losses(terms=terms)
+
+        preparations: Preparations = (("none", "none"), ("none", self.normalize_over))
+        return loss_plan(self, context, words.spans, loss, preparations=preparations)

@@ -12,6 +12,7 @@ Legend: ``B`` image, ``N`` concept, ``T`` prompt token, ``P`` place, ``Y`` ``X``
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from t2ictl.controls.base import Plan, PlanContext
@@ -22,17 +23,23 @@ from t2ictl.controls.registry import register_control
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import StepSize
 from t2ictl.losses.presence import presence_loss
-from t2ictl.losses.self_attention import gathered, self_cross_loss
-from t2ictl.maps.ops import binarize
+from t2ictl.losses.self_attention import gathered, outside_peak_loss, published_self_cross_loss, self_cross_loss
+from t2ictl.maps.masks import binarize, peak_component
+from t2ictl.maps.ops import smoothed_places
 from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.windows import Window
 
 __all__ = ["SelfCrossGuidance"]
+
+# Published code: added to sums in updates between steps, and the weight of cells outside of places.
+SUM_OFFSET, OUTSIDE_WEIGHT = 1e-4, 0.1
 
 
 @register_control(
     "self_cross_guidance",
     paper="Qiu, Wang, Tang: Self-Cross Diffusion Guidance for Text-to-Image Synthesis of Similar Subjects, CVPR 2025, "
     "arXiv 2411.18936",
+    published={"parity": True, "window": Window(stop=0.5, by="steps")},
 )
 @settings_class
 class SelfCrossGuidance(LossControl):
@@ -49,6 +56,9 @@ class SelfCrossGuidance(LossControl):
             of the strongest cell; places of an object that is nowhere mean nothing.
         smoothing: kernel on the maps.
         step: how far they move.
+        parity: compute as the published code does in updates between steps: places weigh by their cross-attention and
+            are found by an 8-bit threshold, self-attention is smoothed, and a tenth of the largest cell outside of an
+            object's places is added.
 
     The fields that all losses on maps share are those of :class:`~t2ictl.controls.LossControl`.
 
@@ -69,6 +79,7 @@ class SelfCrossGuidance(LossControl):
     )
     smoothing: Smoothing = setting(default="attend_and_excite", help="kernel on maps")
     step: StepSize = setting(default=StepSize(), help="how far latents move")
+    parity: bool = setting(default=False, help="compute exactly as the published code does")
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the objects of these prompts."""
@@ -83,4 +94,19 @@ class SelfCrossGuidance(LossControl):
             terms = {"presence": self.presence * neglect_B, "conflict": self.conflict * is_there_B * conflict_B}
             return Losses(terms=terms)
 
-        return loss_plan(self, context, spans, loss, self_attention=True)
+        def published(maps_BNYX: Tensor, mask_BN: Tensor, self_BYXP: Tensor) -> Losses:
+            """Take the losses of the published code, host included."""
+            places_BNYX = binarize(maps_BNYX, "otsu_8bit")
+            smoothed_BYXP = smoothed_places(self_BYXP)
+            neglect_B = presence_loss(maps_BNYX, mask_BN)
+            conflict_B = published_self_cross_loss(smoothed_BYXP, maps_BNYX, places_BNYX, mask_BN, offset=SUM_OFFSET)
+            conflict_B = torch.where(neglect_B > 1 - self.presence_threshold, 0.0, conflict_B)
+            outside_B = outside_peak_loss(maps_BNYX, peak_component(maps_BNYX, places_BNYX), mask_BN)
+            terms = {
+                "presence": self.presence * neglect_B,
+                "conflict": self.conflict * conflict_B,
+                "outside": OUTSIDE_WEIGHT * outside_B,
+            }
+            return Losses(terms=terms)
+
+        return loss_plan(self, context, spans, published if self.parity else loss, self_attention=True)

@@ -31,7 +31,7 @@ class Apart(Edit):
 
     def acts(self, step: Step) -> bool:
         """Inside the window only."""
-        return self.scenes.settings.window.contains(step.index, step.total)
+        return self.scenes.settings.window.holds(step)
 
     def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
         """Attend group by group in the scenes, as ever in all other rows."""
@@ -70,7 +70,7 @@ class Retold(Edit):
 
     def acts(self, step: Step) -> bool:
         """Inside the window only."""
-        return self.scenes.settings.window.contains(step.index, step.total)
+        return self.scenes.settings.window.holds(step)
 
     def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
         """Blend the two at the positions of subjects."""

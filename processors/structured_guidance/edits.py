@@ -133,7 +133,7 @@ class _Structured(Edit):
 
     def acts(self, step: Step) -> bool:
         """Inside the window only."""
-        return self.window.contains(step.index, step.total)
+        return self.window.holds(step)
 
     def _rows(self, batch: BatchLayout, like: Tensor) -> list[tuple[int, Structure]]:
         """The rows that have phrases, which lie where the context does: it may have moved since they were encoded."""

@@ -370,9 +370,7 @@ class _Merging:
 
     def _is_on(self, step: Step) -> Tensor:
         """Images that have groups and in whose window the step lies."""
-        return torch.tensor(
-            [bool(each.groups) and self._window(each.preset).contains(step.index, step.total) for each in self.images]
-        )
+        return torch.tensor([bool(each.groups) and self._window(each.preset).holds(step) for each in self.images])
 
     def _most(self, preset: Preset) -> int:
         return preset.entropy if self.settings.entropy_steps is None else self.settings.entropy_steps

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class ResolvedConcepts:
         noun_BN: true where a word is the noun of its object.
         mask_BN: true where a word is real.
         has_modifiers: whether in any image something describes something.
+        word_BN: number of the word that an entry belongs to: entries are words, or tokens of words.
     """
 
     spans: tuple[tuple[Span, ...], ...]
@@ -37,6 +38,47 @@ class ResolvedConcepts:
     noun_BN: Tensor
     mask_BN: Tensor
     has_modifiers: bool
+    word_BN: Tensor
+
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[Sequence[tuple[Span, int, bool, int]]], device: torch.device | str
+    ) -> ResolvedConcepts:
+        """Lay out the words of each image as padded tensors.
+
+        Args:
+            rows: for each image its entries: span, number of the object, whether it is the noun, number of the word.
+            device: where the tensors are needed.
+
+        Returns:
+            The words.
+        """
+        widest = max(max((len(row) for row in rows), default=0), 1)
+        owner_BN = torch.full((len(rows), widest), -1, dtype=torch.long)
+        word_BN, noun_BN = owner_BN.clone(), torch.zeros(len(rows), widest, dtype=torch.bool)
+        for row, listed in enumerate(rows):
+            for place, (_, owner, is_noun, word) in enumerate(listed):
+                owner_BN[row, place], noun_BN[row, place], word_BN[row, place] = owner, is_noun, word
+        return cls(
+            spans=tuple(tuple(span for span, *_ in row) for row in rows),
+            owner_BN=owner_BN.to(device),
+            noun_BN=noun_BN.to(device),
+            mask_BN=(owner_BN >= 0).to(device),
+            has_modifiers=any(len({owner for _, owner, *_ in listed}) < len(listed) for listed in rows),
+            word_BN=word_BN.to(device),
+        )
+
+    def by_token(self) -> ResolvedConcepts:
+        """Return the same with an entry for each token in the place of one for each word."""
+        rows = [
+            [
+                (replace(span, by_encoder=((token,),)), int(owner), bool(noun), place)
+                for place, (span, owner, noun) in enumerate(zip(spans, owners, nouns, strict=False))
+                for token in span.tokens
+            ]
+            for spans, owners, nouns in zip(self.spans, self.owner_BN.tolist(), self.noun_BN.tolist(), strict=True)
+        ]
+        return ResolvedConcepts.from_rows(rows, self.owner_BN.device)
 
     @property
     def nouns_BN(self) -> Tensor:
@@ -66,20 +108,8 @@ def resolve_concepts(
     words = per_prompt(concepts, len(context.prompts), setting=f"{control}.concepts", things="words")
     found = [_words_of(prompt, own, control, others) for prompt, own in zip(context.prompts, words, strict=True)]
     rows = [found[entry.prompt] for entry in context.batch.only("cond").rows]
-    widest = max(max((len(row) for row in rows), default=0), 1)
-    owner_BN = torch.full((len(rows), widest), -1, dtype=torch.long)
-    noun_BN = torch.zeros(len(rows), widest, dtype=torch.bool)
-    for row, listed in enumerate(rows):
-        for place, (_, owner, is_noun) in enumerate(listed):
-            owner_BN[row, place], noun_BN[row, place] = owner, is_noun
-    device = context.adapter.device
-    return ResolvedConcepts(
-        spans=tuple(tuple(span for span, _, _ in row) for row in rows),
-        owner_BN=owner_BN.to(device),
-        noun_BN=noun_BN.to(device),
-        mask_BN=(owner_BN >= 0).to(device),
-        has_modifiers=any(len({owner for _, owner, _ in listed}) < len(listed) for listed in rows),
-    )
+    numbered = [[(*entry, place) for place, entry in enumerate(row)] for row in rows]
+    return ResolvedConcepts.from_rows(numbered, context.adapter.device)
 
 
 def _words_of(prompt: Prompt, named: Sequence[str], control: str, others: bool) -> list[tuple[Span, int, bool]]:

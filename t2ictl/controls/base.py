@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from t2ictl.errors import NeedsSession
+from t2ictl.errors import BadSetting, NeedsSession
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +118,8 @@ class Control:
     needs_words: ClassVar[bool] = True
     moves_words: ClassVar[bool] = False
     """Whether its plan gives words other places in the text rows; such a control plans before the others."""
+    published_settings: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """What the published form sets otherwise than the defaults."""
     has_losses: ClassVar[bool] = True
     """Whether its plan has losses, by which something moves; a control without edits attention only."""
 
@@ -130,6 +133,27 @@ class Control:
             The plan; an empty one leaves the image alone.
         """
         raise NotImplementedError
+
+    @classmethod
+    def published(cls, **settings: Any) -> Self:
+        """Return the control as its published code has it: preparation of maps, weights, thresholds, windows.
+
+        docs/published.md says what the defaults do otherwise, and what of the published code cannot be had.
+
+        Args:
+            **settings: fields to choose otherwise, or the words that the control is about.
+
+        Raises:
+            BadSetting: if the control is not of a paper, or for a field that it does not have.
+
+        Example:
+            >>> from t2ictl.processors import AttendAndExcite
+            >>> AttendAndExcite.published(concepts=("cat",)).window.by
+            'steps'
+        """
+        if not cls.paper:
+            raise BadSetting(f"{cls.__name__} has no published form.", "It is of no paper; set its fields.")
+        return cls(**{**cls.published_settings, **settings})
 
     @classmethod
     def attn_processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from t2ictl.prompts.prompt import Prompt, Span
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.trust import require_files
 
-__all__ = ["Layout", "Mask", "Region", "opened_mask", "strips"]
+__all__ = ["Layout", "Mask", "Region", "Rounding", "opened_mask", "strips"]
+
+Rounding = Literal["centers", "half_even"]
 
 # Maps have at most 64 cells a side in the supported families; a finer mask would say nothing more.
 MASK_CELLS = 64
@@ -103,18 +105,30 @@ class Region:
         if self.box is not None:
             box_mask(self.box, 1, 1)  # raises for edges in the wrong order
 
-    def cells(self, height: int, width: int) -> Tensor:
+    def cells(self, height: int, width: int, rounding: Rounding = "centers") -> Tensor:
         """Return the region as a boolean map.
 
         Args:
             height: rows of the map.
             width: columns of the map.
+            rounding: cells of a box: those whose ``"centers"`` it holds, or from edge to edge, each rounded to the
+                nearest whole cell, halves to the even one (``"half_even"``), as in published code.
 
         Returns:
             ``mask_YX``, true inside, with at least one true cell.
         """
         if self.box is not None:
-            return box_mask(self.box, height, width)
+            box = self.box
+            if rounding == "half_even":  # a box that is rounded away keeps the cells that it has
+                x0, x1, y0, y1 = (
+                    round(edge * side)
+                    for edge, side in zip((box[0], box[2], box[1], box[3]), (width, width, height, height), strict=True)
+                )
+                if x0 < x1 and y0 < y1:
+                    mask_YX = torch.zeros(height, width, dtype=torch.bool)
+                    mask_YX[y0:y1, x0:x1] = True
+                    return mask_YX
+            return box_mask(box, height, width)
         return _at_size(torch.tensor(self.mask, dtype=torch.float32), height, width)
 
 
@@ -124,10 +138,12 @@ class Layout:
 
     Args:
         regions: for each image, the region of each concept, None where the user gave none.
+        rounding: as for :meth:`Region.cells`.
         held: the masks by map size, made once.
     """
 
     regions: tuple[tuple[Region | None, ...], ...]
+    rounding: Rounding = "centers"
     held: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -195,7 +211,7 @@ class Layout:
         for row, regions in enumerate(self.regions):
             for number, region in enumerate(regions):
                 if region is not None:
-                    masks_BNYX[row, number] = region.cells(shape[-2], shape[-1])
+                    masks_BNYX[row, number] = region.cells(shape[-2], shape[-1], self.rounding)
                     given_BN[row, number] = True
         return masks_BNYX.to(device), given_BN.to(device)
 

@@ -10,13 +10,17 @@ from typing import Any
 
 from torch import Tensor
 
+from t2ictl.attention.layers import Layer
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import ConceptMaps, self_layers
+from t2ictl.controls.concepts import ConceptMaps, NormalizeOver, Smoothing, self_layers
 from t2ictl.guidance.objectives import Losses, Objective
 from t2ictl.prompts.prompt import Span
 from t2ictl.settings.windows import Step
 
-__all__ = ["loss_plan"]
+__all__ = ["Preparations", "loss_plan"]
+
+Preparations = tuple[tuple[Smoothing, NormalizeOver], ...]
+"""Ways to prepare maps: the smoothing, and the tokens that compete."""
 
 #: The usual fields of a control, and what they are called in an objective. A control has those that it needs.
 _FIELDS = {"window": "window", "step": "step_size", "refinement": "refinement", "search": "search"}
@@ -30,6 +34,8 @@ def loss_plan(
     *,
     on_maps: Callable[[Tensor], None] | None = None,
     self_attention: bool = False,
+    preparations: Preparations = (),
+    also: tuple[tuple[Layer, ...], ...] = (),
     **fields: Any,
 ) -> Plan:
     """Make the plan of a control whose loss is a function of the maps of some words.
@@ -41,9 +47,13 @@ def loss_plan(
         context: the pipeline call.
         spans: for each image the words whose maps are wanted.
         loss: from ``maps_BNYX`` and ``mask_BN``, true where a word is real, to the losses at one latent. With
-            ``self_attention`` it also gets ``maps_BYXP``, the attention of each place to each place, of the same size.
+            ``self_attention`` it also gets ``maps_BYXP``, the attention of each place to each place, of the same size;
+            with ``also`` the ``maps_BNYX`` of each further group of layers, and then the step.
         on_maps: gets ``maps_BNYX`` of the pass that makes the image, without gradient.
         self_attention: whether the loss wants self-attention too.
+        preparations: pairs of smoothing and competing tokens in the place of those of the control; the loss gets the
+            maps of each, one after the other.
+        also: further groups of cross-attention layers.
         **fields: further fields of :class:`Objective`, in the place of those of the control.
 
     Returns:
@@ -58,18 +68,25 @@ def loss_plan(
     given: Any = control
     if given.strength == 0 or not any(spans):
         return Plan()
-    maps = ConceptMaps.from_context(context, spans, given.layers, given.smoothing, given.normalize_over)
+    prepared = [
+        ConceptMaps.from_context(context, spans, given.layers, smoothing, tokens)
+        for smoothing, tokens in preparations or ((given.smoothing, given.normalize_over),)
+    ]
+    maps = prepared[0]
     mask_BN = maps.table.mask_BN
 
     def evaluate(found: Any, step: Step) -> Losses:
         """Read the maps of the words from those of all tokens."""
-        maps_BYXT, *of_places = found if self_attention else (found,)
-        return loss(maps(maps_BYXT), mask_BN, *of_places)
+        maps_BYXT, *more = found if isinstance(found, tuple) else (found,)
+        if also:
+            more[len(more) - len(also) :] = [*(maps(each_BYXT) for each_BYXT in more[-len(also) :]), step]
+        return loss(*(each(maps_BYXT) for each in prepared), mask_BN, *more)
 
     objective = Objective(
         name=control.name,
         layers=maps.layers,
         self_layers=self_layers(context, maps.layers) if self_attention else (),
+        also=also,
         evaluate=evaluate,
         on_maps=None if on_maps is None else lambda maps_BYXT, step: on_maps(maps(maps_BYXT)),
         strength=given.strength,

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from t2ictl.errors import BadSetting, ControlConflict
@@ -38,13 +39,20 @@ _REGISTRY: dict[str, type[Control]] = {}
 _BROKEN: dict[str, str] = {}
 
 
-def register_control(name: str, *, paper: str, families: tuple[str, ...] = ("sd", "sdxl")) -> Callable[[C], C]:
+def register_control(
+    name: str,
+    *,
+    paper: str,
+    families: tuple[str, ...] = ("sd", "sdxl"),
+    published: Mapping[str, Any] | None = None,
+) -> Callable[[C], C]:
     """Register a control under a name, for the command line, the editor and the benchmarks.
 
     Args:
         name: lower case, words joined by underscores.
         paper: authors, title, year, arXiv id.
         families: pipeline families it acts on.
+        published: fields that the published form sets otherwise than the defaults, for :meth:`Control.published`.
 
     Returns:
         The class decorator.
@@ -65,6 +73,7 @@ def register_control(name: str, *, paper: str, families: tuple[str, ...] = ("sd"
                 "Rename one.",
             )
         cls.name, cls.paper, cls.families = name, paper, families
+        cls.published_settings = MappingProxyType(dict(published or {}))
         # A cell that is run again, or a module that is reloaded, brings the newer definition.
         if known is None or known.__module__ == cls.__module__:
             _REGISTRY[name] = cls

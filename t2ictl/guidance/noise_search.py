@@ -40,7 +40,7 @@ def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, 
     noise_BCYX = x_BCYX.detach().to(exact)
     moved = [torch.zeros_like(noise_BCYX, requires_grad=True) for _ in range(2)]  # mean, logarithm of variance
     # Adam divides the size of a gradient out, and with it the strength: it scales the step instead.
-    adam = torch.optim.Adam(moved, lr=search.lr * max(each.strength for each in objectives))
+    adam = torch.optim.Adam(moved, lr=search.lr * max(each.strength for each in objectives), eps=search.eps)
     look, trace = RowSubset(maps), list[MoveTrace]()
     now_BCYX, done_B = noise_BCYX, torch.zeros(len(x_BCYX), dtype=torch.bool, device=x_BCYX.device)
     for tries in range(search.max_steps):

@@ -49,10 +49,11 @@ class Objective:
     Args:
         name: the control.
         layers: the cross-attention layers whose mean map is judged.
-        evaluate: gets ``maps_BYXT`` of the conditional rows and the step, gives the losses. With ``self_layers`` it
-            gets two maps: these, and ``maps_BYXP`` with the attention of each place to each place ``P``, in reading
-            order.
+        evaluate: gets ``maps_BYXT`` of the conditional rows and the step, gives the losses. With further groups of
+            layers it gets a tuple of maps; those of self-attention are ``maps_BYXP``, the attention of each place to
+            each place ``P``, in reading order.
         self_layers: self-attention layers of one size whose mean map is wanted too.
+        also: further groups of cross-attention layers of which a mean map each is wanted.
         strength: weight in the sum of all objectives.
         window: the part of the schedule in which it acts.
         step_size: how far the latent moves.
@@ -67,6 +68,7 @@ class Objective:
     layers: tuple[Layer, ...]
     evaluate: Callable[[Any, Step], Losses]
     self_layers: tuple[Layer, ...] = ()
+    also: tuple[tuple[Layer, ...], ...] = ()
     strength: float = 1.0
     window: Window = Window()
     step_size: StepSize = StepSize()
@@ -79,28 +81,29 @@ class Objective:
     @property
     def groups(self) -> tuple[tuple[Layer, ...], ...]:
         """The groups of layers of which it wants a mean map each."""
-        return (self.layers, self.self_layers) if self.self_layers else (self.layers,)
+        return (self.layers, *([self.self_layers] if self.self_layers else []), *self.also)
 
     @property
     def all_layers(self) -> tuple[Layer, ...]:
         """All layers that it listens to."""
-        return self.layers + self.self_layers
+        return tuple(layer for group in self.groups for layer in group)
 
     def read(self, maps: Sequence[Tensor], step: Step) -> Losses:
         """Return the losses for the mean maps of its groups."""
-        return self.evaluate(tuple(maps) if self.self_layers else maps[0], step)
+        return self.evaluate(tuple(maps) if len(self.groups) > 1 else maps[0], step)
 
     def acts(self, step: Step) -> bool:
         """Return whether the step lies in this objective's window, and is one at which latents move."""
         if self.search is not None:
             return step.index == 0
-        if not self.window.contains(step.index, step.total):
+        if not self.window.holds(step):
             return False
-        return self.step_size.every == 1 or (step.index - self.window.steps(step.total)[0]) % self.step_size.every == 0
+        first = self.window.steps(self.window.total(step))[0]
+        return self.step_size.every == 1 or (step.index - first) % self.step_size.every == 0
 
     def target(self, step: Step) -> float | None:
         """Return the presence to refine to at this step, or None."""
-        return None if self.refinement is None else self.refinement.target(step.index, step.total)
+        return None if self.refinement is None else self.refinement.target(step.index, self.window.total(step))
 
 
 def check_one_step_size(objectives: Sequence[Objective]) -> None:

@@ -131,6 +131,8 @@ class NoiseSearch:
         target: presence at which an image is good enough.
         kl_threshold: how far from the standard normal distribution is free (nats a number).
         kl_weight: of what is farther.
+        eps: of Adam, added to the root of the mean square of a gradient: the larger, the shorter the steps of small
+            gradients.
 
     Example:
         >>> NoiseSearch().max_steps
@@ -146,6 +148,7 @@ class NoiseSearch:
     target: float = setting(default=0.8, help="presence at which an image is good enough", low=0.0, high=1.0)
     kl_threshold: float = setting(default=1e-3, help="how far from normal noise is free (nats a number)", low=0.0)
     kl_weight: float = setting(default=500.0, help="of what is farther", low=0.0)
+    eps: float = setting(default=1e-8, help="of Adam: the larger, the shorter steps of small gradients", low=0.0)
 
 
 def kl_divergence(mean_BCYX: Tensor, log_variance_BCYX: Tensor) -> Tensor:

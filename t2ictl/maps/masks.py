@@ -8,7 +8,7 @@ Legend: B batch row, N concept, Y X map rows and columns, Q cell of a flattened 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from t2ictl.errors import BadSetting, ShapeMismatch
 
-BinarizeMethod = Literal["otsu", "half_max", "top20"]
+BinarizeMethod = Literal["otsu", "half_max", "top20", "otsu_8bit", "otsu_8bit_peak"]
 TOP_SHARE = 0.2
 """Share of the cells that "top20" keeps, and every method on a flat map."""
 FLAT_SPREAD = 1e-5
@@ -114,6 +114,9 @@ def binarize(maps: Tensor, method: BinarizeMethod = "otsu") -> Tensor:
     cells (at least one; ties go to the first in reading order). A map that is flat up to rounding has no region of high
     values, and every method then takes the largest fifth of its cells. The mask carries no gradient.
 
+    Two rules of published code: "otsu_8bit", at or above Otsu's level of a histogram of 256 bins of the range 0 to 1;
+    and "otsu_8bit_peak", of these the cells that are connected with the largest one by their sides.
+
     Args:
         maps: maps of shape (..., Y, X), finite and not negative.
         method: how to choose the region.
@@ -133,6 +136,9 @@ def binarize(maps: Tensor, method: BinarizeMethod = "otsu") -> Tensor:
     """
     require_map(maps)
     maps = at_least_float32(maps.detach())
+    if method in ("otsu_8bit", "otsu_8bit_peak"):
+        region = maps >= otsu_level(maps)[..., None, None] / 255
+        return peak_component(maps, region) if method == "otsu_8bit_peak" else region
     high = maps.amax((-2, -1), keepdim=True)
     top = _top_cells(maps)
     if method == "top20":
@@ -142,9 +148,72 @@ def binarize(maps: Tensor, method: BinarizeMethod = "otsu") -> Tensor:
     elif method == "half_max":
         region = maps > 0.5 * high
     else:
-        raise BadSetting(f"The method of binarization is {method!r}.", 'Use "otsu", "half_max" or "top20".')
+        raise BadSetting(f"The method of binarization is {method!r}.", f"Use one of {get_args(BinarizeMethod)}.")
     spread = high - maps.amin((-2, -1), keepdim=True)
     return torch.where(spread <= FLAT_SPREAD * high.abs(), top, region)
+
+
+def otsu_level(maps: Tensor) -> Tensor:
+    """Return Otsu's threshold of maps in [0, 1] as image libraries have it: of the histogram of 8-bit values.
+
+    The lowest level with the largest between-class variance, where cells up to it are the lower class.
+
+    Args:
+        maps: maps of shape (..., Y, X), in [0, 1].
+
+    Returns:
+        Levels of shape (...), int64, in [0, 255].
+
+    Example:
+        >>> otsu_level(torch.tensor([[0.1, 0.2, 0.8, 0.9]]))  # floor(255 * 0.2)
+        tensor(51)
+    """
+    require_map(maps)
+    value_Q = (at_least_float32(maps.detach()) * 255).floor().clamp(0, 255).long().flatten(-2)
+    count_L = torch.zeros(*value_Q.shape[:-1], 256, dtype=torch.int64, device=maps.device)
+    count_L = count_L.scatter_add(-1, value_Q, torch.ones_like(value_Q))
+    level_L = torch.arange(256, device=maps.device)
+    below_L, sum_L = count_L.cumsum(-1), (count_L * level_L).cumsum(-1)
+    cells, total = below_L[..., -1:], sum_L[..., -1:]
+    # w0 w1 (mean1 - mean0)^2 = (w0 S - n S0)^2 / (w0 w1): exact in integers up to the division.
+    gap_L = (below_L * total - cells * sum_L).double()
+    weights_L = (below_L * (cells - below_L)).double()
+    between_L = torch.where(weights_L > 0, gap_L.square() / weights_L.clamp(min=1), 0.0)
+    if not bool((between_L > 0).any()):  # one level: all cells are at it
+        return value_Q.amin(-1)
+    best = between_L.amax(-1, keepdim=True)
+    first = torch.where(between_L >= best, level_L, 256).amin(-1)
+    return torch.where(best[..., 0] > 0, first, value_Q.amin(-1))
+
+
+def peak_component(maps: Tensor, region: Tensor) -> Tensor:
+    """Return the part of a region that is connected with the largest cell, by sides and not by corners.
+
+    Args:
+        maps: maps of shape (..., Y, X).
+        region: boolean masks of the same shape.
+
+    Returns:
+        Boolean masks of the same shape; of equally large cells the first in reading order counts.
+
+    Example:
+        >>> maps = torch.tensor([[0.9, 0.1, 0.5]])
+        >>> peak_component(maps, maps > 0.2).tolist()
+        [[True, False, False]]
+    """
+    flat_Q = maps.flatten(-2)
+    at_peak = torch.nn.functional.one_hot(flat_Q.argmax(-1), flat_Q.shape[-1]).bool().reshape(maps.shape)
+    reached = at_peak & region
+    while True:
+        grown = reached.clone()
+        grown[..., 1:, :] |= reached[..., :-1, :]
+        grown[..., :-1, :] |= reached[..., 1:, :]
+        grown[..., :, 1:] |= reached[..., :, :-1]
+        grown[..., :, :-1] |= reached[..., :, 1:]
+        grown &= region
+        if torch.equal(grown, reached):
+            return reached
+        reached = grown
 
 
 def _top_cells(maps: Tensor) -> Tensor:

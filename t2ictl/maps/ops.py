@@ -31,6 +31,7 @@ __all__ = [
     "resize_maps",
     "resize_mask",
     "smooth",
+    "smoothed_places",
     "spatial_distribution",
     "token_softmax",
 ]
@@ -165,6 +166,25 @@ def smooth(maps: Tensor, kernel: Tensor) -> Tensor:
     maps = at_least_float32(maps)
     padded = _reflected(_reflected(maps, -2), -1)
     return (padded.unfold(-2, 3, 1).unfold(-2, 3, 1) * kernel.to(maps)).sum((-2, -1))
+
+
+def smoothed_places(self_BYXP: Tensor, name: KernelName = "attend_and_excite") -> Tensor:
+    """Return self-attention in which the map of every place is smoothed.
+
+    Args:
+        self_BYXP: attention of each place to each place, the last index in reading order.
+        name: the kernel.
+
+    Returns:
+        self_BYXP of at least float32.
+
+    Example:
+        >>> smoothed_places(torch.eye(3).view(1, 1, 3, 3))[0, 0, 1]
+        tensor([0.2119, 0.5761, 0.2119])
+    """
+    height, width = self_BYXP.shape[1:3]
+    maps_BYXYX = self_BYXP.unflatten(-1, (height, width))
+    return smooth(maps_BYXYX, gaussian_kernel(name, device=self_BYXP.device)).flatten(-2)
 
 
 def _reflected(maps: Tensor, dim: int) -> Tensor:

@@ -74,7 +74,7 @@ class EvaluationGuard:
             self._check_embeds(inputs["encoder_hidden_states"])
         else:
             self._check_rows(len(sample))
-        step = Step(index=self.evaluations, total=total, timestep=timestep)
+        step = Step(index=self.evaluations, total=total, timestep=timestep, requested=_requested(pipe.scheduler, total))
         self.evaluations += 1
         self._last_timestep = timestep
         return step
@@ -112,3 +112,9 @@ class EvaluationGuard:
                 "The denoiser was called with text embeddings that this pipeline's encode_prompt did not return.",
                 _REMEDY,
             )
+
+
+def _requested(scheduler: Any, total: int) -> int | None:
+    """The steps that a call asked for, less those that it leaves out (image to image begins in the middle)."""
+    asked = getattr(scheduler, "num_inference_steps", None)
+    return None if asked is None else max(int(asked) - (len(scheduler.timesteps) - total), 1)

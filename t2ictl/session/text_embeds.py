@@ -80,7 +80,7 @@ class EmbedsState:
         Returns:
             What was found and done.
         """
-        acting = [each for each in self.edit.objectives if each.window.contains(now.step.index, now.step.total)]
+        acting = [each for each in self.edit.objectives if each.window.holds(now.step)]
         if not acting and self.edit.perturb is None:
             return ()
         states = now.inputs["encoder_hidden_states"]

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from t2ictl.errors import BadSetting
 from t2ictl.settings.fields import setting, settings_class
 
-__all__ = ["Window"]
+__all__ = ["Step", "Window"]
 
 
 @settings_class
 class Window:
-    """A part of the schedule: the steps ``i`` of ``n`` with ``start <= i / n < stop``.
+    """A part of the schedule: the evaluations ``i`` with ``start <= i / n < stop``.
 
     The rule is half open so that ``Window(0, .5)`` and ``Window(.5, 1)`` share no step and
-    leave none out.
+    leave none out. ``n`` is the number of evaluations, or that of the steps that were asked for, by which published
+    code counts: PNDM makes 51 evaluations for 50 steps, and half of them are 26, not 25.
 
     Args:
         start: first moment inside, a fraction of the schedule in [0, 1].
         stop: first moment outside, a fraction of the schedule in [0, 1].
+        by: ``"evaluations"`` of the denoiser, or ``"steps"``: ``num_inference_steps`` of the call.
 
     Raises:
         BadSetting: if ``start`` lies after ``stop``.
@@ -31,6 +34,9 @@ class Window:
 
     start: float = setting(default=0.0, help="first moment inside (fraction of the schedule)", low=0.0, high=1.0)
     stop: float = setting(default=1.0, help="first moment outside (fraction of the schedule)", low=0.0, high=1.0)
+    by: Literal["evaluations", "steps"] = setting(
+        default="evaluations", help="what the fractions are of: evaluations made, or steps asked for"
+    )
 
     def __post_init__(self) -> None:
         if self.start > self.stop:
@@ -75,6 +81,23 @@ class Window:
         """
         return self.start <= index / total < self.stop
 
+    def holds(self, step: Step) -> bool:
+        """Return whether an evaluation lies inside.
+
+        Args:
+            step: the evaluation.
+
+        Example:
+            >>> step = Step(index=25, total=51, timestep=500.0, requested=50)
+            >>> Window(stop=0.5).holds(step), Window(stop=0.5, by="steps").holds(step)
+            (True, False)
+        """
+        return self.contains(step.index, self.total(step))
+
+    def total(self, step: Step) -> int:
+        """Return what the fractions of this window are of, in the call of an evaluation."""
+        return step.requested or step.total if self.by == "steps" else step.total
+
     def steps(self, total: int) -> tuple[int, ...]:
         """List the steps inside.
 
@@ -99,8 +122,11 @@ class Step:
         index: which evaluation of this call, from 0.
         total: how many evaluations this call makes.
         timestep: the scheduler's timestep.
+        requested: how many steps the call asked for (``num_inference_steps``), of which some schedulers make more
+            evaluations; None where nobody knows.
     """
 
     index: int
     total: int
     timestep: float
+    requested: int | None = None
