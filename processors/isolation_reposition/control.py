@@ -30,7 +30,7 @@ from t2ictl.errors import NeedsSession
 from t2ictl.processors.isolation_reposition.by_order import ordered_processors
 from t2ictl.processors.isolation_reposition.cast import Regions, SubjectAssignment
 from t2ictl.processors.isolation_reposition.edits import Apart, Retold
-from t2ictl.processors.isolation_reposition.groups import Aspect
+from t2ictl.processors.isolation_reposition.groups import Aspect, Sampling
 from t2ictl.processors.isolation_reposition.places import SubjectRegions
 from t2ictl.processors.isolation_reposition.reference_images import ReferenceImages
 from t2ictl.processors.isolation_reposition.reference_rows import ReferenceLatents
@@ -57,6 +57,7 @@ def published_reading_layers(family: str, layers: Sequence[Layer]) -> tuple[Laye
     "isolation_reposition",
     paper="He, Wang, Zhou, Cai, Chao, Yin, Yang: Improving Multi-Subject Consistency in Open-Domain Image Generation "
     "with Isolation and Reposition Attention (IR-Diffusion), 2024, arXiv 2411.19261",
+    published={"sampling": "corners"},
 )
 @settings_class
 class IsolationReposition(Control):
@@ -78,6 +79,7 @@ class IsolationReposition(Control):
             ``"latent"``: the first image of each prompt is a composite with every subject where the scene wants it,
             and the others read it there, position for position; it needs ``image`` and regions; ``"off"``: none.
         aspect: resampled to the whole box (``"stretch"``, as published) or with one scale for both sides (``"fit"``).
+        sampling: resampled cells take what lies under their ``"centers"``, or their first ``"corners"`` (as published).
         ref_strength: added to the logits of the portrait's keys.
         ref_dropout: share of a subject's positions that do not read the portrait in a step, drawn anew for each.
         cross: weight of the portrait's prompt in cross-attention.
@@ -107,6 +109,7 @@ class IsolationReposition(Control):
     isolation: float = setting(default=1.0, help="1: subjects do not see each other", low=0.0, high=1.0)
     reposition: Literal["resample", "latent", "off"] = setting(default="resample", help="how portraits are read")
     aspect: Aspect = setting(default="stretch", help="resampled to the whole box, or with one scale")
+    sampling: Sampling = setting(default="centers", help="what a resampled cell takes: at its center, or its corner")
     ref_strength: float = setting(default=0.0, help="added to the logits of the portrait's keys", low=-10.0, high=10.0)
     ref_dropout: float = setting(default=0.5, help="share of positions that do not read, in a step", low=0.0, high=1.0)
     cross: float = setting(default=0.9, help="weight of the portrait's prompt in cross-attention", low=0.0, high=1.0)

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from t2ictl.attention.grouped import AttentionGroup, Grouping, KeySource
 
-__all__ = ["Aspect", "Reading", "isolated_groups", "resampled_positions", "subject_labels"]
+__all__ = ["Aspect", "Reading", "Sampling", "isolated_groups", "resampled_positions", "subject_labels"]
 
 # A cell belongs to a subject that covers a quarter of it: the border of a subject is rather its own than background.
 LEAST_COVERAGE = 0.25
 LEAST_CELLS = 4
 
 Aspect = Literal["stretch", "fit"]
+Sampling = Literal["centers", "corners"]
 
 
 def subject_labels(coverage_SYX: Tensor) -> Tensor:
@@ -55,7 +56,9 @@ def subject_labels(coverage_SYX: Tensor) -> Tensor:
     return labels_N.view(coverage_SYX.shape[1:])
 
 
-def resampled_positions(target_YX: Tensor, reference_YX: Tensor, aspect: Aspect = "stretch") -> Tensor:
+def resampled_positions(
+    target_YX: Tensor, reference_YX: Tensor, aspect: Aspect = "stretch", sampling: Sampling = "centers"
+) -> Tensor:
     """Positions of a reference when its box is resampled to the box of the target, nearest neighbor.
 
     Attention knows no order, so it is the same to paste the resampled features at the target's place and to
@@ -65,6 +68,8 @@ def resampled_positions(target_YX: Tensor, reference_YX: Tensor, aspect: Aspect 
         target_YX: True where the subject shall be.
         reference_YX: True where it is in its own image.
         aspect: ``"stretch"`` to the whole target box (as published), or ``"fit"``: one scale for both sides.
+        sampling: a cell takes what lies under its ``"centers"``, or under its first ``"corners"`` (as published): of
+            three cells read in two, those are 0 and 2, or 0 and 1.
 
     Returns:
         ``positions_M`` in the reference, those outside of its mask left out; empty if either mask is empty.
@@ -82,7 +87,7 @@ def resampled_positions(target_YX: Tensor, reference_YX: Tensor, aspect: Aspect 
         scale = min(sides[0] / height, sides[1] / width)
         sides = [max(1, math.floor(scale * side + 0.5)) for side in (height, width)]
     rows_Y, columns_X = (
-        first + torch.div((2 * torch.arange(side) + 1) * length, 2 * side, rounding_mode="floor")
+        first + torch.div((2 * torch.arange(side) + (sampling == "centers")) * length, 2 * side, rounding_mode="floor")
         for first, length, side in ((top, height, sides[0]), (left, width, sides[1]))
     )
     positions_YX = rows_Y[:, None] * reference_YX.shape[1] + columns_X

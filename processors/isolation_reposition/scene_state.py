@@ -24,6 +24,7 @@ from t2ictl.processors.isolation_reposition.cast import SubjectAssignment
 from t2ictl.processors.isolation_reposition.groups import (
     Aspect,
     Reading,
+    Sampling,
     isolated_groups,
     resampled_positions,
     subject_labels,
@@ -44,6 +45,7 @@ class SceneRules:
     strength: float
     isolation: float
     aspect: Aspect
+    sampling: Sampling
     ref_strength: float
     ref_dropout: float
     cross: float
@@ -169,7 +171,9 @@ class Scenes:
         if portrait in self.assignment.composites:
             covered_N = self.labels(portrait, call.size) == number
             return covered_N.nonzero().flatten()
-        return resampled_positions(here_N.view(call.size), self._portrait(portrait, call), self.settings.aspect)
+        return resampled_positions(
+            here_N.view(call.size), self._portrait(portrait, call), self.settings.aspect, self.settings.sampling
+        )
 
     def _portrait(self, image: int, call: AttentionCall) -> Tensor:
         """Where the subject is in its portrait; everywhere as long as nothing is known."""

@@ -39,6 +39,7 @@ __all__ = ["StructuredGuidance"]
     "structured_guidance",
     paper="Feng, He, Fu, Jampani, Akula, Narayana, Basu, Wang, Wang: Training-Free Structured Diffusion Guidance for "
     "Compositional Text-to-Image Synthesis, ICLR 2023, arXiv 2212.05032",
+    published={"aliasing": True},
 )
 @settings_class
 class StructuredGuidance(Control):

@@ -22,7 +22,7 @@ from t2ictl.prompts.prompt import Prompt
 
 __all__ = ["Intervention", "Conditions", "Isolation", "Patch", "Removal", "Special", "compose"]
 
-Removal = Literal["clean_pad", "encoder_mask", "drop"]
+Removal = Literal["clean_pad", "encoder_mask", "drop", "released"]
 Isolation = Literal["masked", "alone", "pairwise"]
 Special = Literal["keep", "empty", "masked"]
 EMPTY = EncodedVariant(text="")
@@ -180,15 +180,16 @@ class Conditions:
     def remove(self, name: str, rows: Sequence[int], operator: Removal = "clean_pad") -> Intervention:
         """The prompt without some rows.
 
-        ``clean_pad``: they become those of the empty prompt; ``encoder_mask``: the encoder has not seen them, either;
-        ``drop``: cross-attention does not see them.
+        ``clean_pad``: they become those of the empty prompt; ``released``: the pooled states too, as in the released
+        code; ``encoder_mask``: the encoder has not seen them, either; ``drop``: cross-attention does not see them.
         """
         rows = tuple(rows)
         if operator == "drop":
             return Intervention(name=name, kind="drop", base=self.full, pooled=self.full, unseen=rows)
         base = self.without_tokens(rows) if operator == "encoder_mask" else self.full
         blank = Patch(rows=rows, source=EMPTY, source_rows=rows)
-        return Intervention(name=name, kind="drop", base=base, patches=(blank,), pooled=base)
+        pooled = EMPTY if operator == "released" else base
+        return Intervention(name=name, kind="drop", base=base, patches=(blank,), pooled=pooled)
 
     def cut(self, item: ResolvedItem, other: ResolvedItem) -> Intervention:
         """The prompt in which an item's rows have not read another item.

@@ -27,18 +27,17 @@ import torch
 from torch import Tensor
 
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import ConceptMaps
+from t2ictl.controls.concepts import ConceptMaps, NormalizeOver
 from t2ictl.controls.registry import register_control
-from t2ictl.errors import AmbiguousWord, BadSetting, NeedsSession
+from t2ictl.errors import BadSetting, NeedsSession
 from t2ictl.families.text_states import Encode, PromptEmbeds
 from t2ictl.guidance.text_objectives import EmbedLosses, EmbedObjective, EmbedStep, TextEdit, TextPasses
 from t2ictl.losses.entropy import entropy_loss, mean_entropy_share
 from t2ictl.losses.semantic_binding import semantic_binding_loss
-from t2ictl.processors.token_merging.groups import ResolvedGroup, WordGroups, resolve_groups
-from t2ictl.processors.token_merging.presets import PRESETS, Preset, published_layers
-from t2ictl.processors.token_merging.rows import Removal, RowMerging, row_mask
-from t2ictl.prompts.accessories import merged_text
-from t2ictl.prompts.prompt import Prompt
+from t2ictl.processors.token_merging.groups import WordGroups, resolve_groups
+from t2ictl.processors.token_merging.merged_prompt import MergedPrompt
+from t2ictl.processors.token_merging.presets import Preset, published_layers
+from t2ictl.processors.token_merging.rows import Removal, row_mask
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Step, Window
 from t2ictl.standalone.recorder import text_embeds
@@ -47,6 +46,8 @@ __all__ = ["TokenMerging"]
 
 # Official code: the loss is 10000 times the mean square. In half precision a plain mean would have no gradient.
 SEMANTIC_WEIGHT = 1e4
+# Official code: attention is divided by one half before its tokens compete once more.
+INNER_TEMPERATURE = 2.0
 # Published schedules have 50 steps; targets are given for each of them.
 PUBLISHED_STEPS = 50
 
@@ -55,6 +56,16 @@ PUBLISHED_STEPS = 50
     "token_merging",
     paper="Hu, Li, van de Weijer, Gao, Khan, Yang, Cheng, Wang, Wang: Token Merging for Training-Free Semantic "
     "Binding in Text-to-Image Synthesis, NeurIPS 2024, arXiv 2411.07132",
+    published={
+        "merge": True,
+        "noun_weight": 1.1,
+        "member_weight": 1.2,
+        "removal": "zero",
+        "binding_steps": 3,
+        "step": EmbedStep(mode="raw", scale=3.0),
+        "semantic_step": EmbedStep(mode="raw", scale=1.0, final_scale=1.0),
+        "parity": True,
+    },
 )
 @settings_class
 class TokenMerging(Control):
@@ -85,6 +96,9 @@ class TokenMerging(Control):
         window: part of the schedule in which rows move; None for the preset's.
         pooled: pooled text states of SDXL: of the whole prompt, of the prompt without members, or zero.
         layers: layer filter; empty for the published layers.
+        parity: compute as the official code does: tokens compete once more (a softmax over half of their attention)
+            before the entropy, which counts twice; an update is made before its loss may end them; the passes have
+            pooled states of zero; end rows come from the same positions of the other prompt.
 
     Example:
         >>> TokenMerging(merge=True, binding_steps=3).removal  # the paper's method
@@ -120,6 +134,7 @@ class TokenMerging(Control):
     window: Window | None = setting(default=None, help="part of the schedule in which rows move; empty: the preset's")
     pooled: Literal["keep", "merged", "zero"] = setting(default="keep", help="pooled text states of SDXL")
     layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: the published layers")
+    parity: bool = setting(default=False, help="compute exactly as the official code does")
 
     moves_words = True
 
@@ -131,7 +146,10 @@ class TokenMerging(Control):
         found = resolve_groups(self.groups, context, control=self.name)
         if not any(found):
             return Plan()
-        prompts = [self._merged(*each) for each in zip(context.prompts, found, strict=True)]
+        prompts = [
+            MergedPrompt.from_groups(*each, preset=self.preset, merge=self.merge, removal=self.removal)
+            for each in zip(context.prompts, found, strict=True)
+        ]
         state = _Merging(self, context, tuple(prompts))
         shown = tuple(each.shown for each in prompts) if self.merge else context.prompts
         weight_BK = torch.stack([each.rows.weight(self.strength) for each in state.images])
@@ -152,29 +170,6 @@ class TokenMerging(Control):
                 f"In half precision a masked row gets attention or none, not the part of strength {self.strength:g}.",
                 "Use strength 1, removal='compact' or 'zero', or float32.",
             )
-
-    def _merged(self, prompt: Prompt, groups: tuple[ResolvedGroup, ...]) -> _MergedPrompt:
-        kind = self.preset if self.preset != "auto" else "object" if any(g.accessories for g in groups) else "attribute"
-        ends = {each.end for each in prompt.encodings}
-        if groups and len(ends) > 1:
-            raise AmbiguousWord(
-                f"The prompts of the two text encoders end at different positions: {sorted(ends)}.",
-                "Use one prompt for both encoders.",
-            )
-        rows = RowMerging(
-            groups=tuple(each.positions for each in groups) if self.merge else (),
-            length=len(prompt.encodings[0].ids),
-            end=prompt.encodings[0].end,
-            removal=self.removal,
-        )
-        # Without a merge, the losses act on the noun's own row.
-        composites = rows.composites if self.merge else tuple(each.positions.noun[0] for each in groups)
-        text = prompt.as_written(merged_text(prompt.text, [each.words for each in groups]))
-        moved = [rows.moved] * len(prompt.encodings)
-        shown = prompt.merged_by([each.merge for each in groups], moved) if groups else prompt
-        return _MergedPrompt(
-            prompt=prompt, shown=shown, groups=groups, rows=rows, composites=composites, text=text, preset=PRESETS[kind]
-        )
 
     @classmethod
     def embeds(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Tensor]:
@@ -206,26 +201,13 @@ class TokenMerging(Control):
         return text_embeds(pipe, control, prompts)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _MergedPrompt:
-    """One prompt, its groups and what becomes of its rows."""
-
-    prompt: Prompt
-    shown: Prompt
-    groups: tuple[ResolvedGroup, ...]
-    rows: RowMerging
-    composites: tuple[int, ...]
-    text: str
-    preset: Preset
-
-
 @dataclass
 class _Merging:
     """The merge of one call: rewrites the rows, then measures the composites."""
 
     settings: TokenMerging
     context: PlanContext
-    prompts: tuple[_MergedPrompt, ...]
+    prompts: tuple[MergedPrompt, ...]
     _later: Tensor | None = None
     _anchors_GKC: Tensor | None = None
     _target: tuple[int, Tensor] | None = None
@@ -278,11 +260,13 @@ class _Merging:
             made.append(each.rows.rows(embeds_BTC[row], settings.noun_weight, settings.member_weight, tail))
         return torch.stack(made)
 
-    def _substitutes(self, each: _MergedPrompt) -> bool:
+    def _substitutes(self, each: MergedPrompt) -> bool:
         wanted = each.preset.substitutes if self.settings.end_tokens == "auto" else self.settings.end_tokens == "on"
         return wanted and bool(each.groups)
 
-    def _end_of(self, each: _MergedPrompt) -> int:
+    def _end_of(self, each: MergedPrompt) -> int:
+        if self.settings.parity:
+            return each.rows.end
         return self.context.adapter.parse((each.text,)).encodings[0].end
 
     def _encoded(self, texts: Sequence[str], encode: Encode) -> PromptEmbeds:
@@ -300,7 +284,10 @@ class _Merging:
         settings, adapter = self.settings, self.context.adapter
         presets = [each.preset for each in self.images]
         cross = tuple(layer for layer in adapter.layers if layer.kind == "cross")
-        self._maps = ConceptMaps.from_context(self.context, self._spans(), self._layers(), "none", "none")
+        tokens: NormalizeOver = "prompt_words" if settings.parity else "none"
+        self._maps = ConceptMaps.from_context(
+            self.context, self._spans(), self._layers(), "none", tokens, INNER_TEMPERATURE
+        )
         most_B = torch.tensor([self._most(each) for each in presets])
         window = Window(stop=max(self._window(each).stop for each in presets), start=self._window(presets[0]).start)
         rows_BK = row_mask([each.composites for each in self.images], self.images[0].rows.length)
@@ -328,6 +315,8 @@ class _Merging:
                     evaluate=self.entropy,
                     max_updates_B=most_B,
                     step_size=settings.step,
+                    decide_before_update=settings.parity,
+                    zero_pooled=settings.parity,
                     **shared,
                 )
             )
@@ -344,7 +333,11 @@ class _Merging:
         one_B = torch.ones_like(share_B) * is_on_B
         done_B = (share_B < settings.thresholds[place]) | ~is_on_B
         return EmbedLosses(
-            terms={"entropy": loss_B}, done=done_B, forwards=one_B, backwards=one_B, rows=len(self.images)
+            terms={"entropy": (2 if settings.parity else 1) * loss_B},
+            done=done_B,
+            forwards=one_B,
+            backwards=one_B,
+            rows=len(self.images),
         )
 
     def semantic(self, passes: TextPasses, embeds_BTC: Tensor, step: Step) -> EmbedLosses:

@@ -149,6 +149,7 @@ class ConceptMaps:
         ends: for each image, one past its last competing token; empty if none compete.
         smoothing: kernel on the maps.
         table: the concepts as index tables, on the device of the maps.
+        temperature: factor on attention before tokens compete.
     """
 
     layers: tuple[Layer, ...]
@@ -157,6 +158,7 @@ class ConceptMaps:
     ends: tuple[int, ...]
     smoothing: Smoothing
     table: ConceptTable
+    temperature: float = 100.0
 
     @classmethod
     def from_context(
@@ -166,6 +168,7 @@ class ConceptMaps:
         layers: Sequence[str],
         smoothing: Smoothing,
         normalize_over: NormalizeOver = "auto",
+        temperature: float = 100.0,
     ) -> ConceptMaps:
         """Prepare the maps of one pipeline call.
 
@@ -179,6 +182,7 @@ class ConceptMaps:
                 empty positions repeat the end token (SD 1.x, SDXL) and the words where they do not
                 (SD 2.x), as published for these models; ``"none"``, no competition: the attention
                 probabilities themselves.
+            temperature: factor on attention before tokens compete.
 
         Returns:
             The preparation.
@@ -201,6 +205,7 @@ class ConceptMaps:
             ends=ends,
             smoothing=smoothing,
             table=concept_table(rows, adapter.device),
+            temperature=temperature,
         )
 
     def __call__(self, maps_BYXT: Tensor) -> Tensor:
@@ -212,7 +217,7 @@ class ConceptMaps:
         Returns:
             ``maps_BNYX`` in [0, 1], float32 or better; 0 where a concept is padding.
         """
-        shares_BYXT = token_softmax(maps_BYXT, self.first, self._ends_B) if self.ends else maps_BYXT
+        shares_BYXT = token_softmax(maps_BYXT, self.first, self._ends_B, self.temperature) if self.ends else maps_BYXT
         maps_BNYX = concept_maps(shares_BYXT, self.table.index_BNK, self.table.index_mask_BNK)
         if self.smoothing == "none":
             return maps_BNYX

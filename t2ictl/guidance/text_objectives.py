@@ -129,6 +129,9 @@ class EmbedObjective:
         window: the part of the schedule in which it acts.
         step_size: how far rows move.
         strength: factor on the step.
+        decide_before_update: end with the update of the loss that is good enough, where it would otherwise be left out;
+            parity with published code.
+        zero_pooled: give its passes pooled text states of zero; parity with published code.
     """
 
     name: str
@@ -139,6 +142,8 @@ class EmbedObjective:
     window: Window
     step_size: EmbedStep
     strength: float = 1.0
+    decide_before_update: bool = False
+    zero_pooled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

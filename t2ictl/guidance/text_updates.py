@@ -56,13 +56,14 @@ def update_embeds(
     done_B = most_B <= 0
     trace: list[MoveTrace] = []
     backwards = 0
-    while len(trace) < int(most_B.max()):
+    while len(trace) < int(most_B.max()) and not (trace and bool(done_B.all()) and objective.decide_before_update):
         with torch.enable_grad():
             leaf_BKC = now_BKC.detach().requires_grad_(True)
             losses = objective.evaluate(passes, leaf_BKC, step)
             total_B = losses.total
             looked_B, done_B = ~done_B, done_B | losses.done
-            if bool(done_B.all()):
+            moving_B = looked_B if objective.decide_before_update else ~done_B
+            if not bool(moving_B.any()):
                 still_B = torch.zeros_like(total_B)
                 trace.append(_entry(objective, losses, step, len(trace), looked_B, still_B, torch.zeros_like(done_B)))
                 break
@@ -70,10 +71,10 @@ def update_embeds(
             backwards += losses.rows
         move_BKC = objective.step_size.move(now_BKC, gradient_BKC / scale, objective.movable, step, objective.strength)
         finite_B = torch.isfinite(total_B.detach()) & torch.isfinite(move_BKC).flatten(1).all(dim=1)
-        moves_B = finite_B & ~done_B
+        moves_B = finite_B & moving_B
         move_BKC = torch.where(moves_B[:, None, None], move_BKC, torch.zeros_like(move_BKC))
         now_BKC = now_BKC + move_BKC
-        length_B, skipped_B = move_BKC.flatten(1).norm(dim=1), ~finite_B & ~done_B
+        length_B, skipped_B = move_BKC.flatten(1).norm(dim=1), ~finite_B & moving_B
         trace.append(_entry(objective, losses, step, len(trace), looked_B, length_B, skipped_B))
         done_B = done_B | ~finite_B | (most_B <= len(trace))
     return EmbedMove(rows=now_BKC, trace=tuple(trace), backwards=backwards)

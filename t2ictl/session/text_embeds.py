@@ -92,7 +92,8 @@ class EmbedsState:
         # The mask of this call must reach extra passes too.
         masked = Evaluation(step=now.step, batch=now.batch, inputs={**now.inputs, **self.inputs(now)}, rest=now.rest)
         for objective in acting:
-            found = update_embeds(embeds_BTC, objective, _Passes(own, masked), now.step, states.dtype)
+            seen = _without_pooled(masked) if objective.zero_pooled else masked
+            found = update_embeds(embeds_BTC, objective, _Passes(own, seen), now.step, states.dtype)
             embeds_BTC = self._take(found, trace)
             own.cost.backwards += found.backwards
         if self.edit.perturb is not None:
@@ -118,6 +119,15 @@ class EmbedsState:
         for each in added:
             embeds_BTC = embeds_BTC + each.to(embeds_BTC)
         return embeds_BTC
+
+
+def _without_pooled(now: Evaluation) -> Evaluation:
+    """An evaluation whose pooled text states, where there are any, are zero."""
+    added = now.inputs.get("added_cond_kwargs") or {}
+    if "text_embeds" not in added:
+        return now
+    zero = {**added, "text_embeds": torch.zeros_like(added["text_embeds"])}
+    return Evaluation(step=now.step, batch=now.batch, inputs={**now.inputs, "added_cond_kwargs": zero}, rest=now.rest)
 
 
 def _with_rows(full: Tensor, rows: slice, values: Tensor) -> Tensor:

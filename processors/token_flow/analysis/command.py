@@ -26,7 +26,8 @@ def flow(
     seeds: Annotated[int, typer.Option(help="Images of each condition.")] = 8,
     confirm: Annotated[int, typer.Option(help="Further seeds on which a repair must hold; 0: no repair.")] = 12,
     operator: Annotated[
-        list[str], typer.Option(help="How tokens are removed: clean_pad, encoder_mask, drop; may be repeated.")
+        list[str],
+        typer.Option(help="How tokens are removed: clean_pad, released, encoder_mask, drop; may be repeated."),
     ] = ["clean_pad"],  # noqa: B006
     depth: Annotated[
         list[float], typer.Option(help="Share of the encoder's layers whose reading is shown, too; may be repeated.")
