@@ -33,8 +33,9 @@ def control_form(cls: type[Control], values: dict[str, Any], key: str) -> list[s
         What cannot be read, a sentence each.
     """
     schema = t2ictl.describe(cls)
-    defaults = t2ictl.control_to_dict(cls())
-    properties = schema["properties"]
+    defaults = t2ictl.control_to_dict(cls(preset="none"))
+    # Presets are buttons of the page: what a field shows is what it is.
+    properties = {name: each for name, each in schema["properties"].items() if name != "preset"}
     first = [name for name in FIRST if name in properties]
     problems: list[str] = []
     for name in first:

@@ -197,7 +197,7 @@ def generate(
         images = pipe(**arguments).images
     return Generation(
         images=list(images),
-        settings=_settings(pipe, wanted, controls),
+        settings=_settings(pipe, wanted, session.controls),
         cost=session.cost,
         trace=session.trace,
         record=session.record if record else None,

@@ -63,7 +63,7 @@ def default(cls: type[Control]) -> Control:
     """A control with its defaults; a search for noise ends early."""
     names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
     settings: dict[str, Any] = {"search": {"max_steps": 2}} if "search" in names else {}
-    return cls(**settings)
+    return cls(**settings, preset="none")
 
 
 def variants() -> dict[str, Callable[[], Sequence[Control]]]:
@@ -74,7 +74,7 @@ def variants() -> dict[str, Callable[[], Sequence[Control]]]:
         "merging, rows merged": lambda: [TokenMerging(merge=True, binding_steps=2, end_tokens="on")],
         "merging, members masked": lambda: [TokenMerging(merge=True, removal="mask", pooled="merged")],
         "merging, members zero": lambda: [TokenMerging(merge=True, removal="zero", pooled="zero", stretch=False)],
-        "merging, objects": lambda: [TokenMerging(preset="object", merge=True, noun_weight=0.5)],
+        "merging, objects": lambda: [TokenMerging(prompt_kind="object", merge=True, noun_weight=0.5)],
         "structured, keys": lambda: [StructuredGuidance(mode="keys")],
         "structured, keys of the paper": lambda: [StructuredGuidance(mode="keys", conjunction="paper", aliasing=True)],
         "structured, both branches": lambda: [StructuredGuidance(branch="both", weighting="token", levels="lowest")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from t2ictl.app.settings.draft import WORD_FIELDS, Draft, differing
+from t2ictl.app.settings.draft import WORD_FIELDS, Draft, differing, starting_fields
 from t2ictl.app.settings.files import (
     LARGEST_UPLOAD,
     LIMITS,
@@ -27,6 +27,7 @@ __all__ = [
     "examples",
     "from_settings",
     "presets",
+    "starting_fields",
     "to_settings",
     "uploaded",
     "what_changed",

@@ -12,8 +12,9 @@ from t2ictl.app.engine.editor import Editor
 from t2ictl.app.engine.models import EMBEDDED
 from t2ictl.app.engine.work import JobRequest
 from t2ictl.app.settings.files import Recipe
+from t2ictl.controls.presets import measured_models
 
-__all__ = ["WORD_FIELDS", "Draft", "differing"]
+__all__ = ["WORD_FIELDS", "Draft", "differing", "starting_fields"]
 
 #: Fields that name the words a control is about: the chips fill them.
 WORD_FIELDS = ("concepts", "items")
@@ -87,7 +88,7 @@ class Draft:
         for each in WORD_FIELDS:
             if self.words and each in _fields(name) and not values.get(each):
                 values[each] = list(self.words)
-        return t2ictl.control_from_dict({**values, "control": name}, files=False)
+        return t2ictl.control_from_dict({**values, "control": name, "preset": "none"}, files=False)
 
     def job_request(self) -> JobRequest:
         """Return the whole of it, as the worker takes it.
@@ -130,6 +131,24 @@ class Draft:
         return list(found[0])
 
 
+def starting_fields(name: str, model: str) -> dict[str, Any]:
+    """Return what a control has when it is chosen: what was measured for the model, else its defaults.
+
+    Args:
+        name: of the control.
+        model: source of a found model.
+
+    Returns:
+        The fields that are not at their defaults.
+
+    Example:
+        >>> starting_fields("attend_and_excite", EMBEDDED)["refinement"] is None
+        True
+    """
+    known = next((each for each in measured_models() if model == EMBEDDED and each.name == EMBEDDED), None)
+    return dict(known.settings.get(name, {})) if known is not None else {}
+
+
 def _fields(name: str) -> Mapping[str, Any]:
     described: Mapping[str, Any] = t2ictl.describe(t2ictl.list_controls()[name])["properties"]
     return described
@@ -144,5 +163,8 @@ def differing(control: Control) -> dict[str, Any]:
     Returns:
         Value by field.
     """
-    default = t2ictl.control_to_dict(type(control)())
-    return {name: value for name, value in t2ictl.control_to_dict(control).items() if value != default[name]}
+    default = t2ictl.control_to_dict(type(control)(preset="none"))
+    found = t2ictl.control_to_dict(control)
+    return {
+        name: value for name, value in found.items() if name in default and name != "preset" and value != default[name]
+    }

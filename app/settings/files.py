@@ -127,13 +127,13 @@ def _controls(found: Sequence[Mapping[str, Any]], notes: list[str]) -> tuple[Con
             notes.append(f"Left out, there is no such control here: {_listed([str(name)])}.")
             continue
         fields = set(t2ictl.describe(known[name])["properties"])
-        unknown = sorted(set(data) - fields - {"control"})
+        unknown = sorted(set(data) - fields - {"control", "left_open"})
         if unknown:
             notes.append(f"Left out of {name}, unknown here: {_listed(unknown)}.")
         if any(each.name == name for each in controls):
             notes.append(f"Left out: {name} is there twice.")
             continue
-        values = {key: value for key, value in data.items() if key in fields}
+        values = {key: value for key, value in data.items() if key in fields or key == "left_open"}
         controls.append(t2ictl.control_from_dict({**values, "control": name}, files=False))
     return tuple(controls)
 

@@ -1,4 +1,7 @@
-"""Presets and examples: data files of this package. A preset sets fields of its method and nothing else."""
+"""Presets and examples. A preset sets fields of its method and nothing else.
+
+What was measured for a model and what was published come from the library; further ones are data files of this package.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import t2ictl
+from t2ictl.app.settings.draft import differing
 from t2ictl.app.settings.files import Recipe, from_settings
 from t2ictl.app.text import plain
+from t2ictl.controls.presets import measured_models
 
 __all__ = ["Example", "Preset", "examples", "presets", "what_changed"]
 
@@ -58,12 +64,27 @@ def presets(control: str) -> tuple[Preset, ...]:
 
     Example:
         >>> [preset.name for preset in presets("attend_and_excite")]
-        ['As published', 'Small model']
+        ['Measured for shapes', 'As published']
     """
-    path = _HOME / "preset_files" / f"{control}.json"
-    if not control.isidentifier() or not path.is_file():
+    cls = t2ictl.list_controls().get(control)
+    if cls is None:
         return ()
-    return tuple(Preset(**each) for each in json.loads(path.read_text(encoding="utf-8")))
+    found = [
+        Preset(
+            name=f"Measured for {model.name}",
+            about=f"Settings that were found on tuning prompts of the model {model.name} ({model.source}).",
+            settings=dict(model.settings[control]),
+        )
+        for model in measured_models()
+        if control in model.settings
+    ]
+    if cls.paper:
+        about = "Weights, schedule and arithmetic of the published code; docs/published.md has the differences."
+        found.append(Preset(name="As published", about=about, settings=differing(cls.published())))
+    path = _HOME / "preset_files" / f"{control}.json"
+    if path.is_file():
+        found += [Preset(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
+    return tuple(found)
 
 
 @functools.cache

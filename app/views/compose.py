@@ -11,7 +11,7 @@ import t2ictl
 from t2ictl.app.engine.editor import SessionHandle
 from t2ictl.app.engine.reading import ReadPrompt, ReadWord
 from t2ictl.app.forms import control_form
-from t2ictl.app.settings import LIMITS, LONGEST_PROMPT, examples, presets, what_changed
+from t2ictl.app.settings import LIMITS, LONGEST_PROMPT, examples, presets, starting_fields, what_changed
 from t2ictl.app.state import Page, new_seed
 from t2ictl.app.text import plain
 from t2ictl.app.views.sidebar import estimate_line
@@ -177,7 +177,7 @@ def _controls(page: Page) -> list[str]:
         with st.container(border=True):
             _heading(name, known[name])
             _presets(page, name)
-            values = draft.fields.setdefault(name, {})
+            values = draft.fields.setdefault(name, starting_fields(name, draft.model))
             found = control_form(known[name], values, page.key(name))
             try:
                 draft.control(name)

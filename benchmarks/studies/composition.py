@@ -32,7 +32,7 @@ SIGNS = {WORKS: "✓", ONE_STEP: "✓ step"}
 
 def _made(cls: type[Control], **settings: Any) -> Control:
     """A control with its defaults, but for what only costs time here: a search ends after one look."""
-    names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+    names = {each.name for each in fields(cls)}
     if "search" in names:
         settings["search"] = {"max_steps": 1}
     if "refinement" in names:

@@ -20,6 +20,7 @@ from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import Layer
 from t2ictl.attention.processor import Inputs
 from t2ictl.controls.base import Control, PlanContext
+from t2ictl.controls.presets import with_preset
 from t2ictl.errors import NeedsSession, ShapeMismatch, UnsupportedPipeline
 from t2ictl.families import find_adapter
 from t2ictl.families.base import listed
@@ -57,6 +58,7 @@ def ordered_processors(
     adapter, prompts = find_adapter(pipe), listed(prompts)
     check_free(adapter)
     context = plan_context(adapter, prompts, images_per_prompt)
+    (control,) = with_preset([control], adapter)
     plan = control.plan(context)
     if plan.map_hooks:
         raise NeedsSession(

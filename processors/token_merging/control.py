@@ -77,7 +77,7 @@ class TokenMerging(Control):
     Args:
         groups: the objects with what belongs to each; empty for all that the parser finds; or one list for each prompt.
         strength: 0 is the untouched model, 1 the whole merge; in between, rows and steps are scaled.
-        preset: what fields that are left open mean: ``"attribute"`` (window 0.1, 4 entropy updates, own end
+        prompt_kind: what fields that are left open mean: ``"attribute"`` (window 0.1, 4 entropy updates, own end
             tokens), ``"object"`` (0.14, 6, substituted end tokens), or ``"auto"``: by prompt, ``"object"`` where an
             object has accessories.
         merge: whether rows are merged, as in the paper; without, only the losses act, on the rows of the nouns.
@@ -86,14 +86,14 @@ class TokenMerging(Control):
         removal: how member rows leave: ``"compact"`` (paper), ``"mask"``, or ``"zero"`` (official code).
         end_tokens: whether end and padding rows are those of the prompt without members.
         end_tokens_from: from which moment of the schedule on (fraction).
-        entropy_steps: most entropy updates in a step; 0 for none; None for the preset's.
+        entropy_steps: most entropy updates in a step; 0 for none; None for those of the kind.
         binding_steps: semantic-binding updates in a step (3 in the official code); 0 for none.
         thresholds: for each fiftieth of the schedule, the share of the largest entropy at which updates end; the last
             one holds for the rest. The official thresholds by default.
         stretch: stretch every map to the range 0 to 1 before its entropy is taken, as in the official code.
         step: how far rows move for the entropy loss.
         semantic_step: how far they move for the semantic loss.
-        window: part of the schedule in which rows move; None for the preset's.
+        window: part of the schedule in which rows move; None for those of the kind.
         pooled: pooled text states of SDXL: of the whole prompt, of the prompt without members, or zero.
         layers: layer filter; empty for the published layers.
         parity: compute as the official code does: tokens compete once more (a softmax over half of their attention)
@@ -111,7 +111,9 @@ class TokenMerging(Control):
 
     groups: WordGroups = setting(default=(), help="objects with what belongs to each; empty: found in the prompt")
     strength: float = setting(default=1.0, help="0 is the untouched model, 1 the whole merge", low=0.0, high=1.0)
-    preset: Literal["auto", "attribute", "object"] = setting(default="auto", help="what fields left open mean")
+    prompt_kind: Literal["auto", "attribute", "object"] = setting(
+        default="auto", help="what window, updates and end tokens that are left open mean"
+    )
     merge: bool = setting(default=False, help="merge rows, as in the paper; without, only the losses act")
     noun_weight: float = setting(default=1.0, help="weight of the noun's rows in the sum", low=0.0, high=4.0)
     member_weight: float = setting(default=1.0, help="weight of the members' rows in the sum", low=0.0, high=4.0)
@@ -119,7 +121,7 @@ class TokenMerging(Control):
     end_tokens: Literal["auto", "on", "off"] = setting(default="auto", help="end rows of the prompt without members")
     end_tokens_from: float = setting(default=0.0, help="from which moment on (fraction)", low=0.0, high=1.0)
     entropy_steps: int | None = setting(
-        default=None, help="most entropy updates in a step; 0: none; empty: the preset's"
+        default=None, help="most entropy updates in a step; 0: none; empty: those of the kind"
     )
     binding_steps: int = setting(default=0, help="semantic-binding updates in a step (3 in the paper); 0: none", low=0)
     thresholds: tuple[float, ...] = setting(
@@ -131,7 +133,9 @@ class TokenMerging(Control):
     semantic_step: EmbedStep = setting(
         default=EmbedStep(final_scale=1.0), help="how far rows move for the semantic loss"
     )
-    window: Window | None = setting(default=None, help="part of the schedule in which rows move; empty: the preset's")
+    window: Window | None = setting(
+        default=None, help="part of the schedule in which rows move; empty: those of the kind"
+    )
     pooled: Literal["keep", "merged", "zero"] = setting(default="keep", help="pooled text states of SDXL")
     layers: tuple[str, ...] = setting(default=(), help="layer filter; empty: the published layers")
     parity: bool = setting(default=False, help="compute exactly as the official code does")
@@ -147,7 +151,7 @@ class TokenMerging(Control):
         if not any(found):
             return Plan()
         prompts = [
-            MergedPrompt.from_groups(*each, preset=self.preset, merge=self.merge, removal=self.removal)
+            MergedPrompt.from_groups(*each, kind=self.prompt_kind, merge=self.merge, removal=self.removal)
             for each in zip(context.prompts, found, strict=True)
         ]
         state = _Merging(self, context, tuple(prompts))

@@ -44,7 +44,7 @@ class MergedPrompt:
         prompt: Prompt,
         groups: Sequence[ResolvedGroup],
         *,
-        preset: Literal["auto", "attribute", "object"],
+        kind: Literal["auto", "attribute", "object"],
         merge: bool,
         removal: Removal,
     ) -> MergedPrompt:
@@ -53,7 +53,7 @@ class MergedPrompt:
         Args:
             prompt: the prompt.
             groups: its groups.
-            preset: the kind of prompt; ``"auto"``: ``"object"`` where an object has accessories.
+            kind: of the prompt; ``"auto"``: ``"object"`` where an object has accessories.
             merge: whether rows are merged.
             removal: how rows leave.
 
@@ -63,7 +63,8 @@ class MergedPrompt:
         Raises:
             AmbiguousWord: if two text encoders read prompts of unlike lengths.
         """
-        kind = preset if preset != "auto" else "object" if any(g.accessories for g in groups) else "attribute"
+        if kind == "auto":
+            kind = "object" if any(g.accessories for g in groups) else "attribute"
         ends = {each.end for each in prompt.encodings}
         if groups and len(ends) > 1:
             raise AmbiguousWord(

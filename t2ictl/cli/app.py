@@ -34,6 +34,9 @@ Model = Annotated[str, typer.Option(help="'shapes' (embedded), a diffusers folde
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 Controls = Annotated[list[str], typer.Option("--control", "-c", help="A control; may be given several times.")]
+Preset = Annotated[
+    str, typer.Option(help="Fields left open: auto (measured for the model, else defaults), published, or none.")
+]
 Sets = Annotated[list[str], typer.Option("--set", help="control.field=value, e.g. attention_segregation.strength=1.5")]
 Checkpointing = Annotated[
     str, typer.Option(help="off, feed_forward or all: less memory for updates, more work, the same images.")
@@ -60,6 +63,7 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the image shall show.")] = None,
     control: Controls = [],  # noqa: B006 (typer reads the default and never changes it)
     set_: Sets = [],  # noqa: B006
+    preset: Preset = "auto",
     model: Model = "shapes",
     seed: Seed = 0,
     steps: Steps = 25,
@@ -79,7 +83,7 @@ def generate(
     work = importlib.import_module("t2ictl.cli.commands")
     way = work.check_checkpointing(checkpointing)
     request = work.request_of(prompt, again, seed, steps, size, guidance_scale, negative_prompt, parser)
-    controls = work.controls_of(control, set_, again)
+    controls = work.controls_of(control, set_, again, preset)
     work.check_place(out, ".png")
     pipe = work.open_model(model, device, dtype)
     work.generate_files(pipe, request, controls, out, compare=compare, checkpointing=way, as_json=as_json)
@@ -95,6 +99,7 @@ def maps(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("maps"),
     control: Controls = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
+    preset: Preset = "auto",
     model: Model = "shapes",
     seed: Seed = 0,
     steps: Steps = 25,
@@ -109,7 +114,7 @@ def maps(
     """Make an image and write the heat map of each word, on one scale."""
     work = importlib.import_module("t2ictl.cli.commands")
     request = work.request_of(prompt, None, seed, steps, size, guidance_scale, negative_prompt, parser)
-    controls = work.controls_of(control, set_, None)
+    controls = work.controls_of(control, set_, None, preset)
     work.check_place(out)
     chosen, where = (tuple(part.strip() for part in each.split(",") if part.strip()) for each in (words, layers))
     work.map_files(work.open_model(model, device, dtype), request, controls, chosen, where, out, as_json=as_json)

@@ -14,7 +14,14 @@ import torch
 import transformers
 
 from t2ictl.controls.base import Control
-from t2ictl.controls.registry import broken_controls, control_from_dict, get_control, list_controls
+from t2ictl.controls.presets import measured_models
+from t2ictl.controls.registry import (
+    broken_controls,
+    control_from_dict,
+    control_to_dict,
+    get_control,
+    list_controls,
+)
 from t2ictl.errors import BadSetting
 from t2ictl.families.loading import load
 from t2ictl.generation import Generation, Request, generate
@@ -147,7 +154,9 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
     return int(parts[0]), int(parts[1])
 
 
-def controls_of(names: Sequence[str], settings: Sequence[str], again: Path | None) -> list[Control]:
+def controls_of(
+    names: Sequence[str], settings: Sequence[str], again: Path | None, preset: str = "auto"
+) -> list[Control]:
     """Make the controls named on the command line.
 
     Args:
@@ -155,6 +164,7 @@ def controls_of(names: Sequence[str], settings: Sequence[str], again: Path | Non
         settings: ``control.field=value``; the value is JSON, or text where it is not. A field
             of a field is reached by a further dot (``attention_segregation.window.stop=0.5``).
         again: a file whose controls are used if none are named.
+        preset: of the controls that are named: ``"auto"``, ``"published"`` or ``"none"``.
 
     Returns:
         The controls.
@@ -174,7 +184,7 @@ def controls_of(names: Sequence[str], settings: Sequence[str], again: Path | Non
         raise BadSetting(
             f"--control {twice} is given twice.", "Name a control once; in Python a list may hold two of one class."
         )
-    data: dict[str, dict[str, Any]] = {name: {"control": get_control(name).name} for name in names}
+    data: dict[str, dict[str, Any]] = {name: {"control": get_control(name).name, "preset": preset} for name in names}
     for each in settings:
         path, equals, value = each.partition("=")
         name, *inner = path.split(".")
@@ -340,13 +350,24 @@ def print_controls(name: str | None, *, as_json: bool) -> None:
         print(f"{key}\n  {(cls.__doc__ or '').strip().splitlines()[0]}\n  {cls.paper}")
         if name is not None:
             _print_fields(cls)
+            _print_presets(cls)
     for module, error in broken_controls().items():
         print(f"{module} could not be imported: {error}", file=sys.stderr)
 
 
+def _print_presets(cls: type[Control]) -> None:
+    """What fields that are left open mean: measured for a model, and as published."""
+    for model in measured_models():
+        if cls.name in model.settings:
+            print(f"  --preset auto on {model.name} ({model.source}): {json.dumps(model.settings[cls.name])}")
+    default, published = control_to_dict(cls(preset="none")), control_to_dict(cls.published())
+    differing = {field: value for field, value in published.items() if default.get(field) != value}
+    print(f"  --preset published: {json.dumps(differing) if differing else 'the defaults'}")
+
+
 def _print_fields(cls: type[Control]) -> None:
     texts = describe(cls)["properties"]
-    for each in fields(cls):  # type: ignore[arg-type]
+    for each in fields(cls):
         text = texts[each.name]
         default = getattr(each.default, "default", each.default)
         limits = ", ".join(

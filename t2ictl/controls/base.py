@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from t2ictl.errors import BadSetting, NeedsSession
+from t2ictl.settings.fields import setting, settings_class
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from t2ictl.prompts.prompt import Prompt
     from t2ictl.settings.windows import Step
 
-__all__ = ["Control", "Plan", "PlanContext", "MapHook"]
+__all__ = ["Control", "MapHook", "Plan", "PlanContext", "Preset"]
+
+Preset = Literal["auto", "published", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +108,20 @@ class Plan:
     map_hooks: tuple[MapHook, ...] = ()
 
 
+@settings_class
 class Control:
     """Base of all controls: frozen settings, and ``plan``, which turns them into a plan.
 
     A subclass is a settings class registered with :func:`register_control`. With strength 0 a
     control must give an empty plan: then the image is bit-equal to the plain one.
+
+    Args:
+        preset: what fields mean that are left open. ``"auto"``: what was measured for this model, if it was, else the
+            defaults; ``"published"``: the published form; ``"none"``: the defaults. A session fills them in as it
+            opens, and its controls have the preset ``"none"``.
     """
+
+    preset: Preset = setting(default="auto", help="fields left open: measured for the model, as published, or defaults")
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
@@ -153,7 +164,7 @@ class Control:
         """
         if not cls.paper:
             raise BadSetting(f"{cls.__name__} has no published form.", "It is of no paper; set its fields.")
-        return cls(**{**cls.published_settings, **settings})
+        return cls(**{**cls.published_settings, "preset": "none", **settings})
 
     @classmethod
     def attn_processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:

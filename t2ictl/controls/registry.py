@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from t2ictl.errors import BadSetting, ControlConflict
+from t2ictl.settings.fields import given_fields
 from t2ictl.settings.legacy import upgraded_control
 from t2ictl.settings.trust import forbid_paths
 
@@ -163,7 +164,8 @@ def control_to_dict(control: Control) -> dict[str, Any]:
         control: a registered control.
 
     Returns:
-        ``{"control": name, field: value, ...}``.
+        ``{"control": name, field: value, ...}``; where a preset is to fill in fields, they are listed under
+        ``"left_open"``.
 
     Example:
         >>> from t2ictl.processors import AttentionSegregation
@@ -172,7 +174,9 @@ def control_to_dict(control: Control) -> dict[str, Any]:
     """
     from pydantic import TypeAdapter
 
-    return {"control": control.name, **TypeAdapter(type(control)).dump_python(control, mode="json")}
+    data = TypeAdapter(type(control)).dump_python(control, mode="json")
+    left_open = sorted(set(data) - given_fields(control) - {"preset"}) if control.preset != "none" else []
+    return {"control": control.name, **data, **({"left_open": left_open} if left_open else {})}
 
 
 def control_from_dict(data: Mapping[str, Any], *, files: bool = True) -> Control:
@@ -191,7 +195,11 @@ def control_from_dict(data: Mapping[str, Any], *, files: bool = True) -> Control
     """
     values = upgraded_control(data)
     cls = get_control(str(values.pop("control", "")))
-    unknown = sorted(set(values) - {each.name for each in fields(cls)})  # type: ignore[arg-type]
+    left_open = values.pop("left_open", ())
+    if not isinstance(left_open, list | tuple):
+        raise BadSetting(f"left_open cannot be {left_open!r}.", "List names of fields.")
+    values = {name: value for name, value in values.items() if name not in left_open}
+    unknown = sorted(set(values) - {each.name for each in fields(cls)})
     if unknown:
         raise BadSetting(f"{cls.__name__} has no field {unknown}.", "Was this written by a newer version?")
     with contextlib.nullcontext() if files else forbid_paths():

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from t2ictl.attention.layers import Layer, select_layers
 from t2ictl.attention.passes import ActivePass
 from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.presets import with_preset
 from t2ictl.errors import (
     BadSetting,
     ControlConflict,
@@ -134,7 +135,7 @@ class Session:
         on_move: Callable[[MoveTrace], None] | None = None,
     ) -> None:
         self.adapter = find_adapter(pipe)
-        self.controls, self._measure = controls, measure
+        self.controls, self._measure = with_preset(controls, self.adapter), with_preset(measure, self.adapter)
         self.cost, self._checkpointing = Cost(), check_checkpointing(checkpointing)
         self._pipe, self._recording = pipe, recording
         self._raise_nonfinite, self._truncate, self._on_move = raise_nonfinite, truncate, on_move

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from t2ictl.errors import BadSetting
 
-__all__ = ["setting", "settings_class", "describe"]
+__all__ = ["describe", "given_fields", "setting", "settings_class"]
 
 T = TypeVar("T")
 
@@ -97,9 +97,29 @@ def settings_class(cls: type[T]) -> type[T]:
             checked(self, **kwargs)
         except ValidationError as error:
             raise _readable(error, type(self).__name__) from None
+        # What was chosen and what was left open look alike; presets fill in the latter.
+        vars(self)["_given"] = frozenset(kwargs)
 
     made.__init__ = __init__
     return made
+
+
+def given_fields(settings: Any) -> frozenset[str]:
+    """Return the fields that whoever made some settings chose; all others were left at their defaults.
+
+    Args:
+        settings: an instance of a class made by :func:`settings_class`.
+
+    Returns:
+        Names of fields.
+
+    Example:
+        >>> from t2ictl.settings.windows import Window
+        >>> sorted(given_fields(Window(stop=1.0)))
+        ['stop']
+    """
+    found: frozenset[str] = vars(settings).get("_given", frozenset())
+    return found
 
 
 def describe(cls: type) -> dict[str, Any]:
@@ -116,7 +136,7 @@ def describe(cls: type) -> dict[str, Any]:
     Example:
         >>> from t2ictl.settings.windows import Window
         >>> sorted(describe(Window)["properties"])
-        ['start', 'stop']
+        ['by', 'start', 'stop']
     """
     from pydantic import TypeAdapter
 

@@ -25,7 +25,7 @@ from PIL import Image, PngImagePlugin
 from t2ictl.errors import BadSetting
 from t2ictl.settings.legacy import upgraded
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the layout of settings; raised when a reader of the old layout would misunderstand the new one."""
 KEYWORD = "t2ictl"
 """Keyword of the PNG text chunk."""

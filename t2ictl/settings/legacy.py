@@ -1,7 +1,8 @@
 """Settings that were written under older names: what each is called now.
 
 Schema 1 is the layout before the names of the field were taken over. Reading it maps the old names and values; settings
-that have the new ones already pass through unchanged.
+that have the new ones already pass through unchanged. Before schema 3 there were no presets: a field that was left out
+had its default.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ def upgraded_control(data: Mapping[str, Any]) -> dict[str, Any]:
     for field, values in _VALUES.items():
         if isinstance(made.get(field), str):
             made[field] = values.get(made[field], made[field])
+    if name == "token_merging" and made.get("preset") in ("attribute", "object"):
+        made["prompt_kind"] = made.pop("preset")  # the name is that of a field of all controls now
     for field, names in _INNER.items():
         if isinstance(made.get(field), Mapping):
             is_embed_step = name == "token_merging" and field == "step"
@@ -72,8 +75,12 @@ def upgraded_control(data: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+def _without_preset(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {"preset": "none", **upgraded_control(data)}
+
+
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring settings of schema 1 to the names of today.
+    """Bring settings of an older schema to the names of today.
 
     Args:
         settings: as they stand in an image, a JSON or a YAML file; those of a newer schema pass through.
@@ -83,14 +90,16 @@ def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> upgraded({"picture": 0, "controls": [{"control": "attend_and_excite", "sites": ["up"]}]})
-        {'image': 0, 'controls': [{'control': 'attend_and_excite', 'layers': ['up']}]}
+        {'image': 0, 'controls': [{'preset': 'none', 'control': 'attend_and_excite', 'layers': ['up']}]}
     """
     schema = settings.get("schema", 1)
-    if not isinstance(schema, int) or schema > 1:
+    if not isinstance(schema, int) or schema > 2:
         return dict(settings)
-    made = _renamed(settings, _TOP)
+    made = _renamed(settings, _TOP) if schema < 2 else dict(settings)
     if isinstance(made.get("controls"), list):
-        made["controls"] = [upgraded_control(each) if isinstance(each, Mapping) else each for each in made["controls"]]
+        made["controls"] = [_without_preset(each) if isinstance(each, Mapping) else each for each in made["controls"]]
+    if schema == 2:
+        return made
     if isinstance(made.get("control"), Mapping):  # a story's file names the settings of its one method
         made["control"] = upgraded_control({"control": "isolation_reposition", **made["control"]})
     if isinstance(made.get("story"), Mapping):

@@ -23,6 +23,7 @@ from t2ictl.attention.layers import Layer, select_layers
 from t2ictl.attention.passes import ActivePass, DenoiserPass
 from t2ictl.attention.processor import ControlledAttention, Inputs, edited_attention
 from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.presets import with_preset
 from t2ictl.errors import ControlConflict, NotRecorded, ShapeMismatch
 from t2ictl.families import find_adapter
 from t2ictl.families.base import Adapter, listed
@@ -87,6 +88,7 @@ def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str
     arguments = {"device": adapter.device}
     found = tuple(adapter.parse((text,), parser) for text in prompts)
     batch = BatchLayout.from_counts(prompts=len(found), images_per_prompt=1, guided=False)
+    (control,) = with_preset([control], adapter)
     plan = control.plan(PlanContext(adapter=adapter, prompts=found, batch=batch))
     states = adapter.encode(pipe.encode_prompt, arguments, prompts)
     if plan.text is not None:
@@ -115,6 +117,7 @@ def attention_processors(pipe: Any, control: Control, prompts: Sequence[str]) ->
     """
     adapter, prompts = find_adapter(pipe), listed(prompts)
     check_free(adapter)
+    (control,) = with_preset([control], adapter)
     plan = control.plan(plan_context(adapter, prompts, 1))
     current = standing(adapter)
     edits = edits_by_layer(plan)

@@ -68,8 +68,8 @@ def linguistic(maps: list[Map], owners: list[int], nouns: list[bool]) -> list[fl
 
 def variation(map_: Map) -> float:
     height, width = len(map_), len(map_[0])
-    down = sum(abs(map_[y + 1][x] - map_[y][x]) for y in range(height - 1) for x in range(width))
-    return down + sum(abs(map_[y][x + 1] - map_[y][x]) for y in range(height) for x in range(width - 1))
+    down = [abs(map_[y + 1][x] - map_[y][x]) for y in range(height - 1) for x in range(width)]
+    return mean(down) + mean([abs(map_[y][x + 1] - map_[y][x]) for y in range(height) for x in range(width - 1)])
 
 
 def divide(maps: list[Map], owners: list[int], nouns: list[bool]) -> list[float]:
@@ -90,8 +90,9 @@ def contrast(maps: list[Map], owners: list[int], nouns: list[bool]) -> list[floa
 
 def alignment(maps: list[Map], owners: list[int], nouns: list[bool]) -> list[float]:
     binding = sum(1 - cos(maps[n], maps[m]) for n, m in pairs(owners, nouns))
-    for n in {n for n, _ in pairs(owners, nouns)}:
-        binding -= mean([1 - cos(maps[n], maps[u]) for u in outside(n, owners)])
+    for n in [place for place, noun in enumerate(nouns) if noun]:
+        times = max(1, sum(1 for other, _ in pairs(owners, nouns) if other == n))
+        binding -= times * mean([1 - cos(maps[n], maps[u]) for u in outside(n, owners)])
     return [binding, -sum(max(cells(map_)) for map_, noun in zip(maps, nouns, strict=True) if noun)]
 
 

@@ -174,14 +174,18 @@ def test_values_by_hand() -> None:
     # d = (3/4 - 1/4) ln 3; the outsider has the noun's own map.
     positive, negative = linguistic_binding_loss(maps_BNYX, owner, noun)
     assert (positive.item(), negative.item()) == pytest.approx((third / 2, -third / 4))
-    assert total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 3.0]]]])).item() == 6  # 0 + 2 down, 1 + 3 across
+    assert (
+        total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 3.0]]]])).item() == 3
+    )  # (0 + 2) / 2 down, (1 + 3) / 2 across
     assert attendance_loss(maps_BNYX).item() == -2.0
     apart_ = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
     assert binding_loss(apart_, owner[:, :2], noun[:, :2]).item() == pytest.approx(math.log(2))
     one = torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]]])
     assert contrastive_loss(one, owner).item() == pytest.approx(math.log(1 + math.exp(-2)))
     cosines = torch.tensor([[[[0.3, 0.4]], [[0.4, 0.3]], [[0.0, 0.5]]]])
-    assert [each.item() for each in alignment_loss(cosines, owner, noun)] == pytest.approx([0.04 - 0.2, -0.9])
+    assert [each.item() for each in alignment_loss(cosines, owner, noun)] == pytest.approx(
+        [0.04 - 0.2 - (0.2 + 0.4) / 2, -0.9]  # the bare noun is kept from both other words
+    )
     half = torch.full((1, 3, 1, 2), 0.5)
     assert existence_loss(half).item() == pytest.approx(3 * math.log(2))
     assert [each.item() for each in correspondence_loss(half, owner, noun)] == pytest.approx([-2 * quarter, -quarter])

@@ -304,7 +304,7 @@ def test_settings_are_never_run(tmp_path: Path) -> None:
 def test_a_newer_schema_warns_and_lists_what_is_unknown(tmp_path: Path) -> None:
     newer = {**SETTINGS, "schema": SCHEMA_VERSION + 1, "telepathy": True, "aura": 3}
     path = write_png(drawing(), tmp_path / "a.png", newer)
-    with pytest.warns(UserWarning, match=r"schema 3, newer than 2.*Unknown: aura, notes, telepathy\.") as caught:
+    with pytest.warns(UserWarning, match=r"schema 4, newer than 3.*Unknown: aura, notes, telepathy\.") as caught:
         assert read_settings(path)["telepathy"] is True
     assert caught[0].filename == __file__
     path = write_png(drawing(), path, {**SETTINGS, "extra": 1})

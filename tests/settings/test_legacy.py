@@ -54,7 +54,9 @@ def test_an_old_image_is_made_again_by_the_very_settings() -> None:
     pipe = t2ictl.load("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
     again = t2ictl.replay(pipe, OLD / "generate.png")
-    assert again.settings["controls"] == old["controls"] and again.settings["schema"] == SCHEMA_VERSION == 2
+    assert again.settings["schema"] == SCHEMA_VERSION == 3
+    for now, before in zip(again.settings["controls"], old["controls"], strict=True):
+        assert control_from_dict(now) == control_from_dict({**before, "preset": "none"})
     plain = t2ictl.generate(pipe, old["request"]["prompt"], seed=7, steps=4)
     assert again.image.tobytes() != plain.image.tobytes()
 
@@ -73,9 +75,17 @@ def test_settings_of_today_pass_through_unchanged() -> None:
     for cls in list_controls().values():
         written = json.loads(json.dumps(control_to_dict(cls())))
         assert upgraded_control(written) == written
-        assert upgraded({"controls": [written]}) == {"controls": [written]}
+        assert upgraded({"schema": 3, "controls": [written]}) == {"schema": 3, "controls": [written]}
+
+
+def test_fields_that_were_left_out_before_presets_had_their_defaults() -> None:
+    partial = {"control": "attend_and_excite", "strength": 0.5}
+    for older in ({"controls": [partial]}, {"schema": 2, "controls": [partial]}):
+        (data,) = upgraded(older)["controls"]
+        control: Any = control_from_dict(data)
+        assert control.preset == "none" and control.strength == 0.5 and control.refinement is not None
 
 
 def test_newer_settings_are_not_touched() -> None:
-    newer = {"schema": 3, "picture": 1, "controls": [{"control": "box_diff", "share": 2}]}
+    newer = {"schema": 4, "picture": 1, "controls": [{"control": "box_diff", "share": 2}]}
     assert upgraded(newer) == newer

@@ -78,7 +78,7 @@ def test_end_tokens_are_those_of_the_prompt_without_members_from_end_to_end(remo
     (found,) = states_of(pipe, LONG, removal=removal)  # on by itself: the cat has a hat
     expected = torch.stack([m[min(7 + number, 15)] for number in range(16 - start)])
     torch.testing.assert_close(found[0, start:], expected, rtol=0, atol=1e-12)
-    (own,) = states_of(pipe, LONG, removal=removal, preset="attribute")
+    (own,) = states_of(pipe, LONG, removal=removal, prompt_kind="attribute")
     assert (own[0, start] - m[7]).abs().max() > 0.01 and torch.equal(own[0, :start], found[0, :start])
 
 

@@ -95,7 +95,7 @@ def counts(trace: Sequence[Any], term: str, row: int = 0) -> list[int]:
 @pytest.mark.parametrize("prompt", [PROMPT, OBJECTS])
 @pytest.mark.parametrize("preset", ["auto", "attribute", "object"])
 def test_presets_say_how_often_and_how_long(preset: Any, prompt: str) -> None:
-    control = paper(preset=preset, thresholds=(0.0,), binding_steps=1, semantic_step=EmbedStep(final_scale=1.0))
+    control = paper(prompt_kind=preset, thresholds=(0.0,), binding_steps=1, semantic_step=EmbedStep(final_scale=1.0))
     _, session = with_control(sd(), prompt, control, steps=10)
     is_object = preset == "object" or (preset == "auto" and prompt == OBJECTS)
     assert counts(session.trace, "entropy") == ([6, 6] if is_object else [4, 0]) + [0] * 8
