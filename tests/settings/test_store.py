@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from PIL import Image
 
 from t2ictl.settings import store as module
 from t2ictl.settings.files import read_settings
-from t2ictl.settings.store import CHECKSUM, Store, file_name
+from t2ictl.settings.store import CHECKSUM, Store, file_hash, file_name
 from tests.repository.sources import ROOT
 
 ROWS: list[dict[str, Any]] = [{"key": "a", "text": "é\n"}, {"key": "b", "value": 0.1}, {"key": "c", "list": [1, None]}]
@@ -96,6 +97,15 @@ def test_rows_from_before_there_were_checksums_are_read_and_added_to(store: Stor
     assert store.rows("rows/one") == [*old, *ROWS, {}]
 
 
+@pytest.mark.parametrize("key, is_old", [("cheCKSum", False), ("chECKSum", True)])
+def test_a_seal_may_have_three_damaged_bytes_before_it_passes_for_another_key(
+    key: str, is_old: bool, store: Store
+) -> None:
+    content = file(store).read_bytes()
+    file(store).write_bytes(content.replace(b"checksum", key.encode()))
+    assert len(store.rows("rows/one")) == (3 if is_old else 0)
+
+
 def test_a_row_cannot_bring_a_checksum_of_its_own(store: Store) -> None:
     before = file(store).read_bytes()
     with pytest.raises(ValueError, match="checksum"):
@@ -112,6 +122,27 @@ def test_keys_have_file_names_of_their_own_that_stay_in_their_folder(tmp_path: P
     for name in names:
         (tmp_path / f"{name}-0.png").write_bytes(name.encode())
     assert {path.stem for path in tmp_path.iterdir()} == {f"{name}-0" for name in names}
+
+
+def test_long_keys_are_cut_where_a_file_name_may_be_too_long() -> None:
+    assert file_name("x" * 150) == "x" * 150
+    assert len(file_name("x" * 151)) == len(file_name("é" * 99)) == 150
+    assert file_name("x" * 151)[:133] == "x" * 133 and file_name("x" * 151)[133] == "="
+
+
+def test_files_are_known_by_their_bytes(tmp_path: Path) -> None:
+    for content in (b"", b"abc"):
+        (tmp_path / "a").write_bytes(content)
+        assert file_hash(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_folders_are_made_when_they_are_first_written_to(tmp_path: Path) -> None:
+    store, image = Store(tmp_path / "new"), Image.new("RGB", (2, 2))
+    for name in ("a", "b"):
+        store.write_image(f"images/plain/{name}", image, {})
+        store.write_file(f"files/deep/{name}.txt", b"")
+        store.append(f"rows/deep/{name}", ROWS)
+    assert len([path for path in store.root.rglob("*") if path.is_file()]) == 6
 
 
 def test_what_is_written_is_on_the_disk_before_the_call_returns(
