@@ -99,12 +99,7 @@ def run(
         >>> len(outcome.rows), outcome.failed, merge(Path("smoke")).missing
         (2, 0, 0)
     """
-    for module in ("pyarrow", "filelock"):
-        need(module)
-    if engine not in ENGINES:
-        raise BadSetting(f"There is no engine {engine!r}.", f"Engines: {', '.join(ENGINES)}.")
-    if workers < 1 or (workers > 1 and engine != "ray"):
-        raise BadSetting(f"{workers} workers make no sense here.", "Workers are of ray: --engine ray --workers 2.")
+    _check_engine(engine, workers)
     shard = shard or Shard()
     arms, _ = _checked(plan)
     with _engine(plan, runtime or Runtime(), engine, workers, shard) as worker:
@@ -119,15 +114,21 @@ def run(
             there = folder.read(expected)
             done = {number for number, block in there.blocks.items() if not (retry_failed and block.has_failed)}
             todo = [unit for unit in mine if unit.number not in done]
-            folder.cut(worker.name, expected)
-            if len(done) < len(units):
-                if there.note:
-                    warnings.warn(f"{there.note} What is missing by it is made again.", stacklevel=2)
-                # Images are about to change: a table of before must not stay beside them if this is killed.
-                folder.results.unlink(missing_ok=True)
+            if len(done) < len(units) and there.note:
+                warnings.warn(f"{there.note} What is missing by it is made again.", stacklevel=2)
+            _make_room(folder, worker.name, expected, is_whole=len(done) == len(units))
             with _stoppable(), _bar(mine, done, len(arms)) as bar:
                 worker.work(folder, todo, bar)
     return merge(out, partial=True)
+
+
+def _check_engine(engine: str, workers: int) -> None:
+    for module in ("pyarrow", "filelock"):
+        need(module)
+    if engine not in ENGINES:
+        raise BadSetting(f"There is no engine {engine!r}.", f"Engines: {', '.join(ENGINES)}.")
+    if workers < 1 or (workers > 1 and engine != "ray"):
+        raise BadSetting(f"{workers} workers make no sense here.", "Workers are of ray: --engine ray --workers 2.")
 
 
 def foretell(plan: RunPlan) -> str:
@@ -226,6 +227,13 @@ def _expected(manifest: Mapping[str, Any], units: Sequence[Unit]) -> dict[int, t
         unit.number: tuple((arm, pair.item.id, pair.seed) for arm in manifest["arms"] for pair in unit.pairs)
         for unit in units
     }
+
+
+def _make_room(folder: Folder, worker: str, expected: Mapping[int, Sequence[Key]], *, is_whole: bool) -> None:
+    """Remove what must not stay beside the rows and images that are about to be written."""
+    folder.cut(worker, expected)
+    if not is_whole:  # if this is killed, the table of before would describe images of another time
+        folder.results.unlink(missing_ok=True)
 
 
 def _bar(units: Sequence[Unit], done: set[int], arms: int) -> Any:

@@ -287,6 +287,7 @@ def test_a_failed_candidate_fails_the_arms_that_need_it() -> None:
     assert all(one.generation is None for one in two.images)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # no image becomes one of NaN
 @pytest.mark.parametrize("endless", [float("inf"), float("nan")])
 def test_a_move_without_a_finite_length_is_null_and_fails_only_its_own_repetition(
     sampler: Sampler, endless: float

@@ -17,11 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tests.mutation.changes import Change, changes_of
-from tests.mutation.trials import Tree, passed, tests_by_line
+from tests.mutation.trials import Covering, Tree, passed, tests_by_line
 from tests.repository.sources import ROOT
 
 #: Files that matter most, and the tests of their area.
@@ -71,26 +72,31 @@ def said(result: dict[str, Any]) -> str:
 def run(options: argparse.Namespace, files: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Try what was not tried yet."""
     known = read_results(options.out)
+    sources = {name: (ROOT / name).read_text(encoding="utf-8") for name in files}
+    todo: dict[str, list[Change]] = {}
+    for name, source in sources.items():
+        changes = sampled(changes_of(source), options.sample, options.seed, name)
+        left = [each for each in changes if _is_open(known.get((name, each.key)), options.survivors)]
+        todo |= {name: left} if left else {}
     with tempfile.TemporaryDirectory(prefix="mutation-") as home:
-        tree = None
-        for name in files:
-            source = (ROOT / name).read_text(encoding="utf-8")
-            changes = sampled(changes_of(source), options.sample, options.seed, name)
-            todo = [each for each in changes if _is_open(known.get((name, each.key)), options.survivors)]
-            if not todo:
-                continue
-            tree = tree or Tree(ROOT, Path(home))
-            print(f"{name}: {len(todo)} changes; first the tests without any", file=sys.stderr, flush=True)
-            covering, took = tests_by_line(tree, name, AREAS[name], options.baseline)
-            for change in todo:
-                tests = covering.get(change.line, [])[:MANY]
-                began = time.monotonic()
-                with tree.changed(name, change.apply(source)):
-                    status = tree.run(tests, SLACK + 4 * took) if tests else 0
-                fields = {key: getattr(change, key) for key in ("key", "owner", "kind", "line", "before", "after")}
-                verdict = "survived" if passed(status) else "timeout" if status is None else "killed"
-                spent = round(time.monotonic() - began, 1)
-                yield {"file": name, **fields, "tests": len(tests), "verdict": verdict, "seconds": spent}
+        tree = Tree(ROOT, Path(home))
+        for tests, group in groupby(sorted(todo, key=lambda name: AREAS[name]), key=lambda name: AREAS[name]):
+            names = list(group)
+            print(f"{', '.join(names)}: first the tests without any change", file=sys.stderr, flush=True)
+            covering = tests_by_line(tree, names, tests, options.baseline)
+            for name in names:
+                for change in todo[name]:
+                    yield {"file": name, **_tried(tree, name, change, sources[name], covering)}
+
+
+def _tried(tree: Tree, name: str, change: Change, source: str, covering: Covering) -> dict[str, Any]:
+    tests = covering.tests[name].get(change.line, [])[:MANY]
+    began = time.monotonic()
+    with tree.changed(name, change.apply(source)):
+        status = tree.run(tests, SLACK + 4 * covering.seconds) if tests else 0
+    fields = {key: getattr(change, key) for key in ("key", "owner", "kind", "line", "before", "after")}
+    verdict = "survived" if passed(status) else "timeout" if status is None else "killed"
+    return {**fields, "tests": len(tests), "verdict": verdict, "seconds": round(time.monotonic() - began, 1)}
 
 
 def _is_open(result: dict[str, Any] | None, survivors: bool) -> bool:

@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
-__all__ = ["Tree", "passed", "tests_by_line"]
+__all__ = ["Covering", "Tree", "passed", "tests_by_line"]
 
 HEAVY = (
     "torch",
@@ -117,24 +118,40 @@ def passed(status: int | None) -> bool:
     return status == 0
 
 
-class _LinesOfTests:
-    """A plugin that writes down which lines of one file each test executes."""
+@dataclass(frozen=True, kw_only=True)
+class Covering:
+    """Which tests execute which lines.
 
-    def __init__(self, path: Path, out: Path) -> None:
-        self._path, self._out = str(path.resolve()), out
-        self._lines: dict[str, set[int]] = {}
+    Args:
+        tests: node ids by file and line, the quickest tests first.
+        seconds: how long all tests take.
+    """
+
+    tests: dict[str, dict[int, list[str]]]
+    seconds: float
+
+
+class _LinesOfTests:
+    """A plugin that writes down which lines of some files each test executes."""
+
+    def __init__(self, home: Path, names: Sequence[str], out: Path) -> None:
+        self._names = {str((home / name).resolve()): name for name in names}
+        self._out = out
+        self._lines: dict[str, dict[str, set[int]]] = {name: {} for name in names}
         self._seconds: dict[str, float] = {}
         self._owner = ANY
-        self._codes: dict[Any, bool] = {}
+        self._codes: dict[Any, str | None] = {}
 
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
         if code not in self._codes:
-            self._codes[code] = os.path.realpath(code.co_filename) == self._path
+            self._codes[code] = self._names.get(os.path.realpath(code.co_filename))
         return self._trace_lines(frame, event, argument) if self._codes[code] else None
 
     def _trace_lines(self, frame: FrameType, event: str, argument: Any) -> Any:
-        self._lines.setdefault(self._owner, set()).add(frame.f_lineno)
+        name = self._codes[frame.f_code]
+        assert name is not None
+        self._lines[name].setdefault(self._owner, set()).add(frame.f_lineno)
         return self._trace_lines
 
     def pytest_sessionstart(self) -> None:
@@ -159,35 +176,35 @@ class _LinesOfTests:
     def pytest_sessionfinish(self) -> None:
         sys.settrace(None)
         threading.settrace(None)  # type: ignore[arg-type]
-        lines = {owner: sorted(found) for owner, found in self._lines.items()}
+        lines = {name: {owner: sorted(found) for owner, found in own.items()} for name, own in self._lines.items()}
         self._out.write_text(json.dumps({"lines": lines, "seconds": self._seconds}), encoding="utf-8")
 
 
-def tests_by_line(tree: Tree, name: str, tests: Sequence[str], seconds: float) -> tuple[dict[int, list[str]], float]:
-    """Find the tests that execute each line of a file.
+def tests_by_line(tree: Tree, names: Sequence[str], tests: Sequence[str], seconds: float) -> Covering:
+    """Find the tests that execute each line of some files.
 
     Args:
         tree: the copy, unchanged.
-        name: the file.
+        names: the files.
         tests: files or folders of tests.
         seconds: time limit.
 
     Returns:
-        Node ids by line, the quickest tests first; and how long all tests take.
+        What was found, and how long all tests take.
 
     Raises:
         RuntimeError: if they do not pass as they are.
     """
     out = tree.home.parent / "lines.json"
     began = time.monotonic()
-    status = tree.run(tests, seconds, [_LinesOfTests(tree.home / name, out)])
+    status = tree.run(tests, seconds, [_LinesOfTests(tree.home, names, out)])
     if not passed(status):
-        raise RuntimeError(f"The tests of {name} do not pass without any change (status {status}).")
+        raise RuntimeError(f"The tests of {', '.join(names)} do not pass without any change (status {status}).")
     took = time.monotonic() - began
     found = json.loads(out.read_text(encoding="utf-8"))
-    order = sorted(found["seconds"], key=lambda test: found["seconds"][test])
-    covering: dict[int, list[str]] = {}
-    for test in order:
-        for line in {*found["lines"].get(test, ()), *found["lines"].get(ANY, ())}:
-            covering.setdefault(line, []).append(test)
-    return covering, took
+    covering: dict[str, dict[int, list[str]]] = {name: {} for name in names}
+    for test in sorted(found["seconds"], key=lambda test: found["seconds"][test]):
+        for name, own in found["lines"].items():
+            for line in {*own.get(test, ()), *own.get(ANY, ())}:
+                covering[name].setdefault(line, []).append(test)
+    return Covering(tests=covering, seconds=took)
