@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,20 @@ def test_the_plan_and_the_table_are_written_under_a_lock(tmp_path: Path, monkeyp
         monkeypatch.setattr(runner, name, watched(getattr(runner, name)))
     assert bench(tmp_path / "run", "--limit", "1", "--seeds", "1", arms="plain") == 0
     assert locked == ["write_text", "write_results"]
+
+
+def test_a_lock_that_is_waited_for_is_waited_for_as_long_as_it_takes(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.prepare()
+    held = filelock.FileLock(tmp_path / "locks" / "plan.lock", thread_local=False)
+    held.acquire()
+    with pytest.raises(BadSetting, match="at work"):
+        folder.lock("plan", wait=False)
+    release = threading.Timer(1.5, held.release)
+    release.start()
+    with folder.lock("plan", wait=True):
+        assert not held.is_locked
+    release.join()
 
 
 # -- moves longer than a number ----------------------------------------------------------------------

@@ -31,7 +31,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "t2ictl/session/call.py": ("tests/session",),
     "t2ictl/session/mover.py": ("tests/session",),
     "t2ictl/guidance/optimize.py": ("tests/guidance", "tests/session/test_moves.py"),
-    "t2ictl/attention/processor.py": ("tests/attention", "tests/session"),
+    "t2ictl/attention/processor.py": ("tests/attention",),
     "t2ictl/settings/store.py": ("tests/settings",),
     "benchmarks/runs/store.py": ("tests/benchmarks/test_bench_integrity.py", "tests/benchmarks/test_bench_runs.py"),
 }
@@ -80,7 +80,8 @@ def run(options: argparse.Namespace, files: Sequence[str]) -> Iterator[dict[str,
         todo |= {name: left} if left else {}
     with tempfile.TemporaryDirectory(prefix="mutation-") as home:
         tree = Tree(ROOT, Path(home))
-        for tests, group in groupby(sorted(todo, key=lambda name: AREAS[name]), key=lambda name: AREAS[name]):
+        area = {name: tuple(options.tests or AREAS[name]) for name in todo}
+        for tests, group in groupby(sorted(todo, key=lambda name: area[name]), key=lambda name: area[name]):
             names = list(group)
             print(f"{', '.join(names)}: first the tests without any change", file=sys.stderr, flush=True)
             covering = tests_by_line(tree, names, tests, options.baseline)
@@ -127,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="results, one object a line; a run goes on from them")
     parser.add_argument("--file", action="append", choices=AREAS, help="only this file; may be given again")
+    parser.add_argument("--tests", action="append", help="run these, and not all tests of the area; may be given again")
     parser.add_argument("--sample", type=int, help="changes of each file, drawn by --seed; default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--survivors", action="store_true", help="try survivors again, after tests were written")
