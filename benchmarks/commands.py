@@ -234,6 +234,7 @@ def _report(outcome: Any, folder: Path, scored: Sequence[tuple[dict[str, Any], s
         facts = {key: manifest[key] for key in ("hash", "instrument", "limited", "commit")}
         scores = {"scores": [found for found, _ in scored]} if scored else {}
         counts = {"rows": len(outcome.rows), "failed": outcome.failed, "missing_batches": outcome.missing}
+        counts |= {"overflowed_moves": outcome.overflowed}
         print(
             json.dumps({"folder": str(folder), **facts, **counts, "note": limited, "table": table, **scores}, indent=2)
         )
@@ -241,6 +242,8 @@ def _report(outcome: Any, folder: Path, scored: Sequence[tuple[dict[str, Any], s
         notes = [f"plan {manifest['hash']}, instrument {manifest['instrument']}", *([limited] if limited else [])]
         if outcome.missing:
             notes.append(f"not complete: {outcome.missing} batches are missing; no results.parquet yet")
+        if outcome.overflowed:
+            notes.append(f"{outcome.overflowed} moves were longer than a number can say; their lengths are null")
         print("\n\n".join([summaries.summary_text(table, notes), *(text for _, text in scored)]))
     if outcome.failed:
         raise typer.Exit(1)

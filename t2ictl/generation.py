@@ -74,7 +74,7 @@ class Request:
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the pipeline call.
 
-        Every image has a generator of its own, on the CPU: it comes out the same alone, in
+        Every image has a generator of its own, on the CPU: it starts from the same noise alone, in
         a batch, and on another device.
         """
         return {

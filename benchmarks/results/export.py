@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from t2ictl.benchmarks.runs.table import read_results
+from t2ictl.benchmarks.runs.table import checked_image, read_results
 from t2ictl.benchmarks.suites.published.sets import read_set
 from t2ictl.errors import BadSetting
 
@@ -56,8 +56,9 @@ def export_run(run: Path, arm: str, layout: str, out: Path, data: str | None = N
         How many images were copied.
 
     Raises:
-        BadSetting: for an unknown layout or arm, a run with missing or failed images, a prompt that the official tool
-            could not read back from a file name, or a folder that is not empty; nothing is written then.
+        BadSetting: for an unknown layout or arm, a run with missing, changed or failed images, a prompt or category
+            that the official tool could not read back from a file name, or a folder that is not empty; nothing is
+            written then.
     """
     if layout not in LAYOUTS:
         raise BadSetting(f"There is no layout {layout!r}.", f"Layouts: {', '.join(LAYOUTS)}.")
@@ -90,9 +91,7 @@ def _shots(run: Path, arm: str) -> list[Shot]:
 
 
 def _shot(run: Path, number: int, row: dict[str, Any]) -> Shot:
-    path = run / row["image"]
-    if not path.is_file():
-        raise BadSetting(f"The image {row['image']!r} is not there.", "Run again: what is missing is made anew.")
+    path = checked_image(run, row)
     name = str(row["prompt_id"]).partition("-")[2]  # without the split
     return Shot(prompt_id=name, category=row["category"], prompt=row["prompt"], number=number, path=path)
 
@@ -101,7 +100,7 @@ def _compbench(shots: Sequence[Shot]) -> Iterator[tuple[Shot, str]]:
     """``<category>/samples/<prompt>_<running number>.png``; the tool cuts the name at its first underscore."""
     for category, group in groupby(shots, key=lambda shot: shot.category):
         for number, shot in enumerate(group):
-            yield shot, f"{category}/samples/{_readable(shot.prompt, '_/')}_{number:06d}.png"
+            yield shot, f"{_readable(category, '/')}/samples/{_readable(shot.prompt, '_/')}_{number:06d}.png"
 
 
 def _attend_and_excite(shots: Sequence[Shot]) -> Iterator[tuple[Shot, str]]:
@@ -119,13 +118,12 @@ def _geneval(shots: Sequence[Shot]) -> Iterator[tuple[Shot, str]]:
         yield shot, f"{shot.prompt_id}/samples/{shot.number:04d}.png"
 
 
-def _readable(prompt: str, forbidden: str) -> str:
-    found = [char for char in forbidden if char in prompt]
-    if found or prompt != prompt.strip() or prompt.startswith("."):
-        raise BadSetting(
-            f"The official tool cannot read the prompt {prompt!r} back from a file name.", "Leave this prompt out."
-        )
-    return prompt
+def _readable(text: str, forbidden: str) -> str:
+    """A prompt or category as part of a path, which must stay in the folder of the export."""
+    found = [char for char in f"{forbidden}\\\0" if char in text]
+    if found or text != text.strip() or text.startswith(".") or not text:
+        raise BadSetting(f"The official tool cannot read {text!r} back from a file name.", "Leave this prompt out.")
+    return text
 
 
 def _metadata(shots: Sequence[Shot], data: str | None) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ Legend: ``B`` image, ``C`` channels, ``Y`` ``X`` rows and columns, ``K`` positio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -83,8 +84,8 @@ def _vectors(free: Tensor, length_B: Tensor, generators: Sequence[torch.Generato
 
 
 def _vector(free: Tensor, length: float, generator: torch.Generator) -> Tensor:
-    """A vector of this length where ``free`` is 1; an image that did not move draws nothing."""
-    if length == 0:
+    """A vector of this length where ``free`` is 1; an image that did not move, or endlessly far, draws nothing."""
+    if length == 0 or not math.isfinite(length):
         return torch.zeros(free.shape, dtype=torch.float64)
     vector = torch.randn(free.shape, generator=generator, dtype=torch.float64) * free.cpu()
     return vector * (length / vector.norm())

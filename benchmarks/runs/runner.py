@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from t2ictl.benchmarks.runs.arms import Arm, resolve_arms
 from t2ictl.benchmarks.runs.making import Runtime, UnitMaker, opened
 from t2ictl.benchmarks.runs.manifest import check_same, read_manifest
 from t2ictl.benchmarks.runs.plan import RunPlan, plan_items
-from t2ictl.benchmarks.runs.store import Block, Folder, Key
+from t2ictl.benchmarks.runs.store import Folder, Key
 from t2ictl.benchmarks.runs.table import write_results
 from t2ictl.benchmarks.runs.units import Shard, Unit, units_of
 from t2ictl.benchmarks.suites.base import Item, Suite, find_suite
@@ -55,6 +56,11 @@ class Outcome:
     def failed(self) -> int:
         """Number of rows that are errors."""
         return sum(row["status"] != "ok" for row in self.rows)
+
+    @property
+    def overflowed(self) -> int:
+        """Number of moves whose length is more than a number holds; it is null in the table."""
+        return sum(length is None for row in self.rows for length in row.get("lengths") or ())
 
 
 def run(
@@ -93,12 +99,7 @@ def run(
         >>> len(outcome.rows), outcome.failed, merge(Path("smoke")).missing
         (2, 0, 0)
     """
-    for module in ("pyarrow", "filelock"):
-        need(module)
-    if engine not in ENGINES:
-        raise BadSetting(f"There is no engine {engine!r}.", f"Engines: {', '.join(ENGINES)}.")
-    if workers < 1 or (workers > 1 and engine != "ray"):
-        raise BadSetting(f"{workers} workers make no sense here.", "Workers are of ray: --engine ray --workers 2.")
+    _check_engine(engine, workers)
     shard = shard or Shard()
     arms, _ = _checked(plan)
     with _engine(plan, runtime or Runtime(), engine, workers, shard) as worker:
@@ -109,12 +110,25 @@ def run(
             _settle(folder, manifest)
             units = _units(manifest)
             expected = _expected(manifest, units)
-            folder.cut(worker.name, expected)
             mine = [unit for unit in units if shard.takes(unit)]
-            done = _done(folder, folder.blocks(expected), retry_failed)
+            there = folder.read(expected)
+            done = {number for number, block in there.blocks.items() if not (retry_failed and block.has_failed)}
+            todo = [unit for unit in mine if unit.number not in done]
+            if len(done) < len(units) and there.note:
+                warnings.warn(f"{there.note} What is missing by it is made again.", stacklevel=2)
+            _make_room(folder, worker.name, expected, is_whole=len(done) == len(units))
             with _stoppable(), _bar(mine, done, len(arms)) as bar:
-                worker.work(folder, [unit for unit in mine if unit.number not in done], bar)
+                worker.work(folder, todo, bar)
     return merge(out, partial=True)
+
+
+def _check_engine(engine: str, workers: int) -> None:
+    for module in ("pyarrow", "filelock"):
+        need(module)
+    if engine not in ENGINES:
+        raise BadSetting(f"There is no engine {engine!r}.", f"Engines: {', '.join(ENGINES)}.")
+    if workers < 1 or (workers > 1 and engine != "ray"):
+        raise BadSetting(f"{workers} workers make no sense here.", "Workers are of ray: --engine ray --workers 2.")
 
 
 def foretell(plan: RunPlan) -> str:
@@ -170,21 +184,22 @@ def merge(out: Path, *, partial: bool = False) -> Outcome:
         What the folder holds.
 
     Raises:
-        BadSetting: if there is no run, or units are missing.
+        BadSetting: if there is no run, or units are missing: not made yet, with damaged rows, or with images that are
+            lost or others than those of their rows.
     """
     folder = Folder(out)
     manifest = read_manifest(folder.plan)
     units = _units(manifest)
     with folder.lock("plan", wait=True):
-        blocks = folder.blocks(_expected(manifest, units))
-        missing = len(units) - len(blocks)
-        rows = [row for unit in sorted(blocks) for row in blocks[unit].rows]
+        there = folder.read(_expected(manifest, units))
+        missing = len(units) - len(there.blocks)
+        rows = [row for unit in sorted(there.blocks) for row in there.blocks[unit].rows]
         if not missing:
             write_results(rows, manifest, folder.results)
         elif not partial:
             raise BadSetting(
-                f"{missing} of {len(units)} batches of {str(out)!r} are not there.",
-                "Run the missing shards, or the run without --shard, to the end first.",
+                f"{missing} of {len(units)} batches of {str(out)!r} are not there. {there.note or ''}".strip(),
+                "Run the missing shards, or the run without --shard, to the end first; what is damaged is made again.",
             )
     return Outcome(manifest=manifest, rows=rows, missing=missing)
 
@@ -206,19 +221,19 @@ def _units(manifest: Mapping[str, Any]) -> tuple[Unit, ...]:
     return units_of(items, seeds, manifest["batch"])
 
 
-def _expected(manifest: Mapping[str, Any], units: Sequence[Unit]) -> dict[int, frozenset[Key]]:
-    """The keys of the rows of each unit."""
+def _expected(manifest: Mapping[str, Any], units: Sequence[Unit]) -> dict[int, tuple[Key, ...]]:
+    """The keys of the rows of each unit, in the order in which they are made."""
     return {
-        unit.number: frozenset((arm, pair.item.id, pair.seed) for arm in manifest["arms"] for pair in unit.pairs)
+        unit.number: tuple((arm, pair.item.id, pair.seed) for arm in manifest["arms"] for pair in unit.pairs)
         for unit in units
     }
 
 
-def _done(folder: Folder, blocks: Mapping[int, Block], retry_failed: bool) -> set[int]:
-    """The units that need not be made again."""
-    return {
-        unit for unit, block in blocks.items() if folder.has_images(block) and not (retry_failed and block.has_failed)
-    }
+def _make_room(folder: Folder, worker: str, expected: Mapping[int, Sequence[Key]], *, is_whole: bool) -> None:
+    """Remove what must not stay beside the rows and images that are about to be written."""
+    folder.cut(worker, expected)
+    if not is_whole:  # if this is killed, the table of before would describe images of another time
+        folder.results.unlink(missing_ok=True)
 
 
 def _bar(units: Sequence[Unit], done: set[int], arms: int) -> Any:

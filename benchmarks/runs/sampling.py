@@ -46,10 +46,11 @@ class Sample:
 
         Returns:
             Triples (evaluation, length, what moved) in the order in which they were made; latents in scaled space, text
-            rows in their own. Passes in which the image waited for others of its batch are none.
+            rows in their own. A length that no number holds is infinite or not a number. Passes in which the image
+            waited for others of its batch are none.
         """
         moves = [(entry.step.index, float(entry.length[row]), entry.moved) for entry in self.trace]
-        return [each for each in moves if each[1] > 0]
+        return [each for each in moves if each[1] != 0]
 
     def extra_forwards(self, row: int) -> int:
         """Count the forward passes that moving one image took.

@@ -2,6 +2,7 @@
 
 Rows are appended, a whole unit in one write, and each worker has a file of its own. What a killed
 write left behind is an incomplete block at the end of one file; it is not read, and its worker cuts it off.
+Workers come and go, so two files may hold rows of one unit: those count that say what the images on disk are.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from PIL import Image
 from t2ictl import Generation
 from t2ictl.benchmarks.extras import need
 from t2ictl.errors import BadSetting
-from t2ictl.settings.store import Line, Store
+from t2ictl.settings.store import Line, Store, file_hash, file_name
 
-__all__ = ["Block", "Folder", "Key", "pixel_hash"]
+__all__ = ["Block", "Contents", "Folder", "Key", "pixel_hash"]
 
 Key = tuple[str, str, int]  # arm, prompt id, seed
 PARTS = ("rows", "images", "timings")
 Row = dict[str, Any]
+_NEEDED = {"unit": int, "arm": str, "category": str, "prompt_id": str, "prompt": str, "seed": int, "status": str}
+_NEEDED_IF_OK = {"image": str, "file_sha256": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,28 @@ class Block:
     def has_failed(self) -> bool:
         """Whether a row of it is an error."""
         return any(row["status"] != "ok" for row in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What the folder of a run holds.
+
+    Args:
+        blocks: the block of each unit that is complete, and whose images are as its rows say.
+        changed: units with complete rows, an image of which is lost or is not the one that the rows describe.
+        torn: lines of all files that are damaged, or of a batch that is not complete.
+    """
+
+    blocks: dict[int, Block]
+    changed: frozenset[int]
+    torn: int
+
+    @property
+    def note(self) -> str | None:
+        """A sentence on what is there besides complete units; None if there is nothing."""
+        if not (self.torn or self.changed):
+            return None
+        return f"Damaged or incomplete rows: {self.torn}; batches with lost or changed images: {len(self.changed)}."
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -145,33 +170,42 @@ class Folder:
         """
         self.store.append(f"rows/{worker}", [{"unit": unit, **row} for row in rows])
 
-    def cut(self, worker: str, expected: Mapping[int, frozenset[Key]]) -> None:
+    def cut(self, worker: str, expected: Mapping[int, Sequence[Key]]) -> None:
         """Cut off what a killed process left at the end of its file.
 
         Args:
             worker: name of the worker's file.
-            expected: keys of the rows of each unit.
+            expected: keys of the rows of each unit, in their order.
         """
         name = f"rows/{worker}"
         blocks = _blocks(self.store.lines(name), expected)
         self.store.cut(name, end=blocks[-1].end if blocks else 0)
 
-    def blocks(self, expected: Mapping[int, frozenset[Key]]) -> dict[int, Block]:
-        """Read the rows of all workers.
+    def read(self, expected: Mapping[int, Sequence[Key]]) -> Contents:
+        """Read the rows of all workers, and compare the images with them.
 
         Args:
-            expected: keys of the rows of each unit.
+            expected: keys of the rows of each unit, in their order.
 
         Returns:
-            The block of each unit that is complete: the last one of a file, and one without errors before others.
+            The complete units and what is damaged. Of several blocks of a unit the last one counts whose images are on
+            disk as it says, one without errors before others; names of files play no part in it.
         """
         found: dict[int, Block] = {}
+        seen: set[int] = set()
+        hashes: dict[str, str | None] = {}
+        torn = 0
         for path in sorted((self.root / "rows").glob("*.jsonl")):
-            last = {block.unit: block for block in _blocks(self.store.lines(f"rows/{path.stem}"), expected)}
-            for unit, block in last.items():
-                if unit not in found or found[unit].has_failed:
-                    found[unit] = block
-        return found
+            lines = list(self.store.lines(f"rows/{path.stem}"))
+            blocks = _blocks(lines, expected)
+            torn += len(lines) - sum(len(block.rows) for block in blocks)
+            torn += path.stat().st_size > (lines[-1].end if lines else 0)
+            for block in blocks:
+                seen.add(block.unit)
+                wins = block.unit not in found or found[block.unit].has_failed or not block.has_failed
+                if wins and self._has_images(block, hashes):
+                    found[block.unit] = block
+        return Contents(blocks=found, changed=frozenset(seen - found.keys()), torn=torn)
 
     def add_timing(self, worker: str, record: Mapping[str, Any]) -> None:
         """Append one record of time and memory, which must not be in rows: it differs from run to run.
@@ -194,45 +228,50 @@ class Folder:
         Returns:
             The fields ``image``, ``sha256`` (of the pixels) and ``file_sha256`` of the row.
         """
-        path = self.store.image_path(f"images/{row['arm'].replace(':', '@')}/{row['prompt_id']}-{row['seed']}")
+        arm = "@".join(map(file_name, row["arm"].split(":")))
+        path = self.store.image_path(f"images/{arm}/{file_name(row['prompt_id'])}-{row['seed']}")
         path.parent.mkdir(exist_ok=True)
         made.save(path)
         inside = path.relative_to(self.root).as_posix()
-        return {"image": inside, "sha256": pixel_hash(made.image), "file_sha256": _file_hash(path)}
+        return {"image": inside, "sha256": pixel_hash(made.image), "file_sha256": file_hash(path)}
 
-    def has_images(self, block: Block) -> bool:
-        """Return whether every image of a unit is there as it was written.
-
-        Args:
-            block: rows of the unit.
-
-        Returns:
-            False if a file is missing, cut short or changed.
-        """
-        named = [(self.root / row["image"], row["file_sha256"]) for row in block.rows if row["status"] == "ok"]
-        return all(path.is_file() and _file_hash(path) == known for path, known in named)
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    def _has_images(self, block: Block, hashes: dict[str, str | None]) -> bool:
+        """Whether every image of a unit is there as it was written; ``hashes`` keeps those of files."""
+        for row in block.rows:
+            if row["status"] == "ok":
+                path = self.root / row["image"]
+                if row["image"] not in hashes:
+                    hashes[row["image"]] = file_hash(path) if path.is_file() else None
+                if hashes[row["image"]] != row["file_sha256"]:
+                    return False
+        return True
 
 
-def _blocks(lines: Iterable[Line], expected: Mapping[int, frozenset[Key]]) -> list[Block]:
-    """Find the complete blocks: lines of one unit, one after the other, one for each of its keys."""
+def _is_whole(line: Line) -> bool:
+    """Whether a line is a row with everything by which rows are told apart and images found."""
+    row = line.row or {}
+    needed = _NEEDED | (_NEEDED_IF_OK if row.get("status") == "ok" else {})
+    return all(isinstance(row.get(key), kind) for key, kind in needed.items())
+
+
+def _blocks(lines: Iterable[Line], expected: Mapping[int, Sequence[Key]]) -> list[Block]:
+    """Find the complete blocks: lines of one unit, one after the other, with its keys in their order."""
     found: list[Block] = []
     rows: list[Row] = []
     unit = -1
     for line in lines:
-        row = line.row or {}
+        row = dict(line.row or {}) if _is_whole(line) else {}
         number = row.pop("unit", -1)
         if number != unit:
             unit, rows = number, []
-        rows.append(row)
-        if len(rows) == len(expected.get(unit, ())) and _keys(rows) == expected[unit]:
+        # Rows of an attempt that was not finished may come right before those of the one that was.
+        wanted = expected.get(unit, ())
+        rows = [*rows, row][-len(wanted) :] if wanted else []
+        if len(wanted) > 0 and _keys(rows) == list(wanted):
             found.append(Block(unit=unit, rows=tuple(rows), end=line.end))
             unit, rows = -1, []
     return found
 
 
-def _keys(rows: Iterable[Row]) -> frozenset[Key]:
-    return frozenset((row.get("arm", ""), row.get("prompt_id", ""), row.get("seed", -1)) for row in rows)
+def _keys(rows: Iterable[Row]) -> list[Key | None]:
+    return [(row["arm"], row["prompt_id"], row["seed"]) if row else None for row in rows]

@@ -1,7 +1,11 @@
-"""results.parquet: the rows of all workers in one table, the same bytes whoever made them and in whatever order."""
+"""results.parquet: the rows of all workers in one table, the same bytes whoever made them and in whatever order.
+
+The table carries a checksum of its own content, and readers compare it; those of images are in its rows.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +14,11 @@ from typing import Any
 from t2ictl.benchmarks.extras import need
 from t2ictl.errors import BadSetting
 from t2ictl.settings.files import write_bytes
+from t2ictl.settings.store import file_hash
 
-__all__ = ["flat_rows", "read_results", "write_results"]
+__all__ = ["RESULTS", "checked_image", "flat_rows", "read_results", "read_table", "write_results"]
+
+RESULTS = "results.parquet"
 
 #: Fields before and after the outcomes, which are the judge's; with the type each has in the table.
 _BEFORE = {
@@ -84,11 +91,82 @@ def write_results(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
     known = _BEFORE | _AFTER
     names = list(flat[0]) if flat else list(known)
     schema = arrow.schema([(name, types[known.get(name, "bool")]) for name in names])
-    facts = {key: manifest[key] for key in _FACTS}
-    schema = schema.with_metadata({"t2ictl": json.dumps(facts, sort_keys=True)})
+    facts = json.dumps({key: manifest[key] for key in _FACTS}, sort_keys=True)
+    table = arrow.Table.from_pylist(flat, schema=schema)
+    table = table.replace_schema_metadata({"t2ictl": facts, "t2ictl.checksum": _checksum(table, facts)})
     sink = arrow.BufferOutputStream()
-    parquet.write_table(arrow.Table.from_pylist(flat, schema=schema), sink, compression="zstd")
+    parquet.write_table(table, sink, compression="zstd", write_page_checksum=True)
     write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def _checksum(table: Any, facts: str) -> str:
+    """Hash what a table says: names, types, values and facts."""
+    # Arrow calls the items of a list by another name after they were in a file.
+    types = [(field.name, str(field.type).replace("element:", "item:")) for field in table.schema]
+    return hashlib.sha256(json.dumps([types, table.to_pylist(), facts], default=repr).encode()).hexdigest()
+
+
+def read_table(run: Path) -> Any:
+    """Read the table of a run, and compare it with its checksum.
+
+    Args:
+        run: the folder of the run.
+
+    Returns:
+        A data frame with the rows in the order of the table, also those of failures. Tables without a checksum were
+        written before there was one; they are read as they are.
+
+    Raises:
+        BadSetting: if the run is not done, or its table is damaged.
+        MissingExtra: if pandas is not installed.
+    """
+    path = run / RESULTS
+    if not path.is_file():
+        raise BadSetting(f"{str(run)!r} has no {RESULTS}.", "Finish the run: t2ictl bench run, or bench merge.")
+    pandas, parquet = need("pandas"), need("pyarrow.parquet")
+    try:
+        table = parquet.read_table(path, page_checksum_verification=True)
+        known = table.schema.metadata or {}
+        written = known.get(b"t2ictl.checksum")
+        is_whole = written is None or written.decode() == _checksum(table, known[b"t2ictl"].decode())
+        rows = pandas.read_parquet(path) if is_whole else None
+    # A reader of damaged bytes fails in whatever way they lead it to.
+    except Exception as error:
+        raise _damaged(path, str(error)) from None
+    if rows is None:
+        raise _damaged(path, "it says something else than what was written")
+    return rows
+
+
+def _damaged(path: Path, reason: str) -> BadSetting:
+    return BadSetting(
+        f"{str(path)!r} is damaged: {' '.join(reason.split())[:200]}.",
+        "`t2ictl bench merge` writes it again from the rows.",
+    )
+
+
+def checked_image(run: Path, row: Mapping[str, Any]) -> Path:
+    """Find the image of a row, and compare it with the row.
+
+    Args:
+        run: the folder of the run.
+        row: of the table; without ``file_sha256`` the image is not compared.
+
+    Returns:
+        Its file.
+
+    Raises:
+        BadSetting: if the image is lost, or is another one than the row describes.
+    """
+    path = run / row["image"]
+    if not path.is_file():
+        raise BadSetting(f"The image {row['image']!r} is not there.", "Run again: it is made anew.")
+    known = row.get("file_sha256")
+    if isinstance(known, str) and file_hash(path) != known:
+        raise BadSetting(
+            f"The image {row['image']!r} is not the one that its row describes.", "Run again: it is made anew."
+        )
+    return path
 
 
 def read_results(run: Path, arm: str | None = None) -> Any:
@@ -102,13 +180,10 @@ def read_results(run: Path, arm: str | None = None) -> Any:
         A data frame with the rows in the order of the table.
 
     Raises:
-        BadSetting: if the run is not done or has no such arm, or if images failed.
+        BadSetting: if the run is not done or has no such arm, its table is damaged, or images failed.
         MissingExtra: if pandas is not installed.
     """
-    path = run / "results.parquet"
-    if not path.is_file():
-        raise BadSetting(f"{str(run)!r} has no results.parquet.", "Finish the run: t2ictl bench run, or bench merge.")
-    rows = need("pandas").read_parquet(path)
+    rows = read_table(run)
     if arm is not None:
         arms = list(rows["arm"].unique())
         if arm not in arms:

@@ -6,6 +6,7 @@ among the same ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,7 +146,12 @@ class UnitRun:
         if base is None:
             raise T2ictlError(f"The arm {arm.base!r}, whose moves this one repeats, failed.")
         seeds = [direction_seed(pair, arm.label) for pair in self.unit.pairs]
-        return self._moved(arm, (RandomDirection(base.trace, seeds, arm.controls),))
+        made, images = self._moved(arm, (RandomDirection(base.trace, seeds, arm.controls),))
+        endless = T2ictlError(f"A move of the arm {arm.base!r}, whose moves this one repeats, has no finite length.")
+        for row in self._rows:
+            if not all(math.isfinite(length) for _, length, _ in base.moves(row)):
+                images[row] = self._failed(arm, endless)[row]
+        return made, images
 
     def _moved(self, arm: Arm, acting: Sequence[Control]) -> tuple[list[Sample], list[MadeImage]]:
         sample = self.sampler(self._prompts, self._seeds(0), acting, measurable(arm.controls))
@@ -230,7 +236,7 @@ class UnitRun:
             "forwards": sample.passes + sample.extra_forwards(row),
             "backwards": sample.backwards(row),
             "chosen_seed": None,
-            "lengths": [length for _, length, _ in moves],
+            "lengths": [length if math.isfinite(length) else None for _, length, _ in moves],
             "length_steps": [step for step, _, _ in moves],
             "moved": sorted({moved for _, _, moved in moves}),
             "loss": sample.loss(arm.controls, row),

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from t2ictl.benchmarks.markdown import markdown_table
-from t2ictl.benchmarks.runs.table import read_results
+from t2ictl.benchmarks.runs.table import checked_image, read_results
 from t2ictl.benchmarks.scoring.base import Metric, Score
 from t2ictl.errors import BadSetting
 from t2ictl.evaluation.statistics.intervals import difference_bounds, share_bounds
@@ -45,7 +45,7 @@ def score_run(run: Path, metric: Metric, *, on_image: Callable[[int, int], Any] 
         also written to the run's folder, where a report finds it.
 
     Raises:
-        BadSetting: if the run is not done, or images of it failed or are not there.
+        BadSetting: if the run is not done, or images of it failed, are not there or are others.
     """
     rows = read_results(run)
     cache = _Cache(run, metric)
@@ -53,10 +53,7 @@ def score_run(run: Path, metric: Metric, *, on_image: Callable[[int, int], Any] 
     for number, row in enumerate(rows.to_dict("records"), start=1):
         key = cache.key(row["sha256"], row["prompt"])
         if key not in cache.scores:
-            path = run / row["image"]
-            if not path.is_file():
-                raise BadSetting(f"The image {row['image']!r} is not there.", "Run again: it is made anew.")
-            with Image.open(path) as image:
+            with Image.open(checked_image(run, row)) as image:
                 cache.add(key, metric(image, row["prompt"]))
         found.append(cache.scores[key])
         if on_image is not None:

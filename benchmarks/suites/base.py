@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ class Item:
     """One prompt of a suite.
 
     Args:
-        id: unique in the suite over all kinds and splits; fit for a file name.
+        id: unique in the suite over all kinds and splits.
         category: the kind it belongs to; tables have one line for each.
         prompt: the text.
     """
@@ -184,8 +183,8 @@ def _published(name: str, data: str) -> Suite:
             )
         found: dict[str, list[Item]] = {}
         for each in read_set(source, Path(data)):
-            safe = f"{split}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', each.id)}"
-            found.setdefault(each.category, []).append(Item(id=safe, category=each.category, prompt=each.prompt))
+            item = Item(id=f"{split}-{each.id}", category=each.category, prompt=each.prompt)
+            found.setdefault(each.category, []).append(item)
         return found
 
     def items(kind: str, split: Split, count: int) -> tuple[Item, ...]:

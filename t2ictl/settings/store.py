@@ -2,11 +2,13 @@
 
 An image is written beside its place and moved there, so it is complete or absent. Rows are lines at the end of a
 file; a write that was interrupted leaves a last line without its newline, which is not read and is cut off before
-anything is appended. So what the folder holds is complete, and what it does not hold is made again.
+anything is appended. Each line ends with a checksum of itself, so that one which a disk or an editor changed counts as
+absent. So what the folder holds is complete and as it was written, and what it does not hold is made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +22,16 @@ from t2ictl.errors import BadSetting
 from t2ictl.settings.files import write_bytes, write_png
 from t2ictl.settings.images import open_image
 
-__all__ = ["Line", "Store"]
+__all__ = ["CHECKSUM", "Line", "Store", "file_hash", "file_name"]
+
+CHECKSUM = "checksum"
+"""Key that ends each line: the first 16 hexadecimal digits of the SHA-256 of the line without it."""
+_SEAL = f', "{CHECKSUM}": "'.encode()
+_DIGITS = 16
+_SEAL_BYTES = len(_SEAL) + _DIGITS + len(b'"}')
+_LONGEST_NAME = 150  # of the 255 that most file systems have; callers add seeds and endings
+_ALIKE = 3  # bytes of a seal that may be damaged; by more, other keys differ from it
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +102,18 @@ class Store:
 
         Args:
             name: of the file, without its ending.
-            rows: JSON objects with finite numbers.
+            rows: JSON objects with finite numbers, and without the key ``checksum``, which the file adds.
             sync: whether to return only when they are on the disk.
 
         Raises:
-            ValueError: if a number is not finite; nothing is written then.
+            ValueError: if a number is not finite, or a row has a checksum; nothing is written then.
         """
-        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        content = b"".join(_sealed(row) + b"\n" for row in rows)
         self.cut(name)
         path = self._rows_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as handle:
-            handle.write(text.encode("utf-8"))
+            handle.write(content)
             handle.flush()
             if sync:
                 os.fsync(handle.fileno())
@@ -186,12 +197,73 @@ class Store:
         return write_bytes(path, content)
 
 
+def file_name(key: str) -> str:
+    """Return a name that stands for a key in file systems, another one for each key.
+
+    Letters, digits, ``.``, ``_`` and ``-`` stay; every other byte of its UTF-8 becomes ``=`` and two digits, and so
+    does a dot at the beginning. Of a long name only the beginning stays, and a hash follows. No name contains a slash.
+
+    Args:
+        key: any text that is not empty.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> file_name("a-b"), file_name("a/b"), file_name("..")
+        ('a-b', 'a=2Fb', '=2E.')
+    """
+    kept = "".join(
+        char if char in _PLAIN else "".join(f"={byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
+        for char in key
+    )
+    name = f"=2E{kept[1:]}" if kept.startswith(".") else kept
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGITS]
+    return f"{name[: _LONGEST_NAME - _DIGITS - 1]}={digest}"
+
+
+def file_hash(path: Path) -> str:
+    """Hash the bytes of a file.
+
+    Args:
+        path: a file that is there.
+
+    Returns:
+        Its SHA-256.
+    """
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sealed(row: Mapping[str, Any]) -> bytes:
+    """Return the line of a row, without its newline."""
+    if CHECKSUM in row:
+        raise ValueError(f"a row cannot have the key {CHECKSUM!r} of its own")
+    text = json.dumps({**row, CHECKSUM: ""}, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    body = text.removesuffix(b'"}')
+    return body + _digest(body) + b'"}'
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:_DIGITS].encode()
+
+
 def _row(text: bytes) -> dict[str, Any] | None:
+    """Return the row of a line; None if it is damaged. Lines without a checksum were written before there was one."""
     try:
         row = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    # A seal that is itself damaged must not make its line pass for an old one.
+    end = text[-_SEAL_BYTES:]
+    differing = sum(one != other for one, other in zip(end, _SEAL, strict=False))
+    if CHECKSUM not in row and (len(end) < _SEAL_BYTES or differing > _ALIKE):
+        return row
+    body = text[: -_DIGITS - 2]
+    return row if row.pop(CHECKSUM, None) == _digest(body).decode() else None
 
 
 def _complete(handle: Any, size: int) -> int:

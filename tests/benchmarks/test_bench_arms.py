@@ -285,3 +285,26 @@ def test_a_failed_candidate_fails_the_arms_that_need_it() -> None:
     assert [one.row["status"] for one in plain.images] == ["ok", "ok"]
     assert [one.row["error"] for one in two.images] == ["RuntimeError: out of memory"] * 2
     assert all(one.generation is None for one in two.images)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # no image becomes one of NaN
+@pytest.mark.parametrize("endless", [float("inf"), float("nan")])
+def test_a_move_without_a_finite_length_is_null_and_fails_only_its_own_repetition(
+    sampler: Sampler, endless: float
+) -> None:
+    step = SimpleNamespace(index=0)
+    trace = (SimpleNamespace(step=step, length=torch.tensor([0.5, endless]), moved="latents", terms={}, iteration=0),)
+
+    class Endless(Faked):
+        def __call__(self, prompts: Any, seeds: Any, controls: Any, measure: Any) -> Sample:
+            random = isinstance(controls[0], RandomDirection)
+            made = sampler(prompts, seeds, controls, ()) if random else super().__call__(prompts, seeds, (), ())
+            return made if random else replace(made, trace=trace)
+
+    arms = [Arm(label="c", kind="control", controls=(CONTROL,)), Arm(label="random:c", kind="random", base="c")]
+    moving: Any = Endless()
+    run = UnitRun(unit=Unit(number=0, pairs=PAIRS), arms=arms, sampler=moving, judge=lambda *_: Judgement(outcomes={}))
+    base, random = ([one.row for one in each.images] for each in run.results())
+    assert [row["lengths"] for row in base] == [[0.5], [None]]
+    assert [row["status"] for row in random] == ["ok", "error"] and "no finite length" in random[1]["error"]
+    np.testing.assert_allclose(random[0]["lengths"], [0.5], rtol=1e-6)

@@ -9,6 +9,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from t2ictl.benchmarks.runs.summary import shown_name
+from t2ictl.benchmarks.runs.table import checked_image
 
 __all__ = ["contact_sheet"]
 
@@ -56,7 +57,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, run: Path, row: pd.Series, corner: tuple[int, int]) -> None:
-    with Image.open(run / row["image"]) as opened:
+    with Image.open(checked_image(run, row)) as opened:
         image = opened.convert("RGB")
     enlarges = max(image.size) < CELL
     image = image.resize((CELL, CELL), Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)

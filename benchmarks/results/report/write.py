@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from t2ictl.benchmarks.scoring.run import table_text
 from t2ictl.errors import BadSetting
 from t2ictl.maps.pages import render
 from t2ictl.settings.files import write_text
+from t2ictl.settings.store import file_name
 
 __all__ = ["write_report"]
 
@@ -66,7 +66,7 @@ def write_report(
     _write_tables(out, compared, tables, scored)
     sheets = []
     for category, rows in read.rows.groupby("category"):
-        sheets.append(contact_sheet(run, rows, read.arms, out / f"sheet-{_named(str(category))}.png"))
+        sheets.append(contact_sheet(run, rows, read.arms, out / f"sheet-{file_name(str(category))}.png"))
     if tensorboard is not None:
         write_events(tensorboard, compared, scored, sheets)
     outcomes = () if compared is None else compared.outcomes
@@ -91,11 +91,6 @@ def _comparison(read: Run, against: Sequence[str], *, allow_missing: bool) -> Co
     """The comparison by the suite's own judge; None where images are judged later."""
     judged = any(str(name).startswith(("has_", "is_")) for name in read.rows)
     return compare_run(read, against=against, allow_missing=allow_missing) if judged else None
-
-
-def _named(category: str) -> str:
-    """A category as part of a file name; users' own sets may call one as they like."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", category)
 
 
 def _notes(read: Run, compared: Comparison | None) -> list[str]:

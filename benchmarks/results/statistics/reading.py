@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from t2ictl.benchmarks.runs.table import RESULTS, read_table
 from t2ictl.errors import BadSetting
 
-ROWS_FILE = "results.parquet"
 PLAN_FILE = "plan.json"
 #: The arm that is the untouched model.
 PLAIN = "plain"
@@ -95,16 +95,16 @@ def read_runs(folders: Sequence[Path]) -> Run:
         raise BadSetting("No run folder was given.", "Name at least one.")
     tables, plans = [], []
     for folder in folders:
-        for name in (ROWS_FILE, PLAN_FILE):
+        for name in (RESULTS, PLAN_FILE):
             if not (folder / name).is_file():
                 raise BadSetting(
                     f"{folder} has no {name}.", "Name the folder of a run; shards have to be merged first."
                 )
         try:
             plans.append(json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")))
-            tables.append(pd.read_parquet(folder / ROWS_FILE))
         except (ValueError, OSError) as error:
             raise BadSetting(f"{folder} cannot be read: {error}.", "Make the run again.") from None
+        tables.append(read_table(folder))
     for folder, plan in zip(folders, plans, strict=True):
         for key in sorted({*plan, *plans[0]}):
             if key not in MAY_DIFFER and plan.get(key) != plans[0].get(key):
