@@ -57,6 +57,8 @@ class ControlledAttention:
     """
 
     def __init__(self, layer: Layer, previous: Any, active_pass: ActivePass) -> None:
+        while isinstance(previous, ControlledAttention):  # one that was kept from a session before
+            previous = previous.previous
         self.layer = layer
         self.previous = previous
         self.active_pass = active_pass
@@ -78,6 +80,7 @@ class ControlledAttention:
         now = self.active_pass.current
         if now is None:
             return inputs.send(self.previous)
+        now.visited.add(self.layer.address)
         if now.kind is PassKind.OTHER_TEXT:
             return self._free(inputs)
         edits = [edit for edit in now.edits.get(self.layer.address, ()) if edit.acts(now.step)]
@@ -104,7 +107,7 @@ class ControlledAttention:
     def _shared(self, call: AttentionCall, taps: Sequence[Tap], inputs: Inputs, *, ends: bool) -> Tensor:
         """The layer and its maps from one projection of queries and of keys; taps of extra passes hear all rows.
 
-        Text rows are the same at every evaluation: what is projected from them is kept for the next one.
+        Text rows are the same in all passes of an evaluation: what is projected from them is kept for the next pass.
         """
         attn = inputs.attn
         hidden_BQC, context_BKC = inputs.states()

@@ -16,17 +16,20 @@ from torch import Tensor
 from t2ictl.attention.edits import Edit
 from t2ictl.attention.passes import ActivePass, DenoiserPass
 from t2ictl.errors import MoveLost, NonFiniteLoss
-from t2ictl.families.schedulers import discards_sample
+from t2ictl.families.schedulers import discarded_samples
 from t2ictl.guidance.optimize import MoveTrace
+from t2ictl.maps.recorder import Recorder
 from t2ictl.session.cost import Cost
 from t2ictl.session.extra_passes import Evaluation, ExtraPasses
 from t2ictl.session.guard import EvaluationGuard
+from t2ictl.session.installation import AttnProcessorPatch
 from t2ictl.session.listeners import MapListeners
 from t2ictl.session.mover import LatentMover
+from t2ictl.session.observers import LossMonitor
 from t2ictl.session.text_embeds import EmbedsState
 from t2ictl.settings.windows import Step
 
-__all__ = ["MoveLog", "PipelineCall"]
+__all__ = ["CallResults", "MoveLog", "PipelineCall"]
 
 _INPUTS = ("sample", "timestep", "encoder_hidden_states")
 
@@ -64,9 +67,32 @@ class MoveLog:
         bad = [row for row, skipped in enumerate(torch.stack([t.skipped for t in trace]).any(dim=0)) if skipped]
         if bad:
             raise NonFiniteLoss(
-                f"The loss or its gradient is not finite at evaluation {step.index} for images {bad}.",
+                f"Loss, gradient or moved latent is not finite at evaluation {step.index} for images {bad}.",
                 "Use bfloat16 or float32, a smaller step, or on_nonfinite='skip'.",
             )
+
+
+@dataclass(kw_only=True)
+class CallResults:
+    """What can be asked of a pipeline call, also when it is over.
+
+    Args:
+        log: the trace.
+        listeners: who has read the maps.
+    """
+
+    log: MoveLog = field(default_factory=MoveLog)
+    listeners: MapListeners | None = None
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What has filled the record."""
+        return None if self.listeners is None else self.listeners.recorder
+
+    @property
+    def monitors(self) -> Sequence[LossMonitor]:
+        """The controls that were measured."""
+        return () if self.listeners is None else self.listeners.monitors
 
 
 @dataclass(kw_only=True)
@@ -80,6 +106,7 @@ class PipelineCall:
         log: the trace.
         edits: edits of attention by the address of their layer, in the order of the controls.
         active_pass: tells the attention processors which pass is in progress.
+        processors: puts ours at the layers, for the length of an evaluation.
         passes: extra passes through the denoiser.
         cost: counter of the session.
         text: what a control does to the text embeddings, or None.
@@ -91,10 +118,17 @@ class PipelineCall:
     log: MoveLog
     edits: Mapping[str, Sequence[Edit]]
     active_pass: ActivePass
+    processors: AttnProcessorPatch
     passes: ExtraPasses
     cost: Cost
     text: EmbedsState | None = None
     _step: Step | None = None
+    _discarded: tuple[bool, ...] = ()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was an evaluation."""
+        return self.guard.evaluations > 0
 
     @property
     def is_lost(self) -> bool:
@@ -119,6 +153,8 @@ class PipelineCall:
             MoveLost: if the last move was never taken up by a scheduler step.
         """
         inputs = {**dict(zip(_INPUTS, args, strict=False)), **kwargs}
+        if self._step is None:
+            self.guard.check_one_each_step(inputs)
         self._check_taken_up()
         step = self.guard.next_step(inputs)
         now = Evaluation(step=step, batch=self.guard.batch, inputs=inputs, rest=args[len(_INPUTS) :])
@@ -126,19 +162,27 @@ class PipelineCall:
         latent_size = (sample.shape[-2], sample.shape[-1])
         if step.index == 0:
             self.listeners.start(now.cond, step.total, latent_size)
+            self._discarded = self._discarded_samples(inputs["timestep"], step.total)
+        is_discarded = self._discarded[step.index]
+        self.processors.place(self.passes.layers)
         if self.text is not None:
             self.log.add(self.text.update(now, self.passes), step)
             inputs |= self.text.inputs(now)
-        acting = self.mover.acting(step)
+        acting = self.mover.acting(step, is_discarded=is_discarded)
         inputs["sample"] = self.mover.move(acting, now)
         self.cost.forwards += len(sample)
-        is_discarded = discards_sample(self.guard.adapter.pipe.scheduler)
         taps = self.listeners.begin(acting, step, now.cond, is_discarded=is_discarded)
         self.active_pass.begin(
             DenoiserPass(batch=now.batch, latent_size=latent_size, step=step, edits=self.edits, taps=taps)
         )
         self._step = step
         return (*(inputs.pop(name) for name in _INPUTS), *now.rest), inputs
+
+    def _discarded_samples(self, timestep: Any, total: int) -> tuple[bool, ...]:
+        """Measured only where it matters."""
+        if not self.listeners.monitors and not any(plan.objectives for plan in self.mover.plans):
+            return (False,) * total
+        return discarded_samples(self.guard.adapter.pipe.scheduler, timestep, total)
 
     def _check_taken_up(self) -> None:
         if self.is_lost:
@@ -149,10 +193,17 @@ class PipelineCall:
             )
 
     def after(self) -> None:
-        """End the pass that made the image: hand its maps to those who asked for them."""
+        """End the pass that made the image: hand its maps to those who asked for them.
+
+        Raises:
+            UnsupportedPipeline: if it left layers out.
+        """
+        over = self.active_pass.current
         self.active_pass.end()
+        self.processors.remove()
         step, self._step = self._step, None
-        assert step is not None
+        assert step is not None and over is not None
+        over.check_visited(self.passes.layers)
         self.listeners.end(step)
 
     def replace(self, sample: Tensor) -> Tensor:
@@ -164,4 +215,5 @@ class PipelineCall:
         Returns:
             The same, moved if a move is waiting.
         """
+        self.guard.steps += 1
         return self.mover.take_up(sample)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
-__all__ = ["DenoiserHook", "Frozen"]
+__all__ = ["DenoiserHook", "Frozen", "copy_without"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 HOOK_NAME = "t2ictl"
@@ -97,29 +98,72 @@ class DenoiserHook(ModelHook):
         reference.post_forward = lambda module, output: output
 
 
+def copy_without(module: nn.Module, names: Sequence[str]) -> Callable[[dict[int, Any]], nn.Module]:
+    """Return what ``copy.deepcopy`` is to do with a denoiser in a session: a copy of it as it was found.
+
+    The chain of hooks is made anew, since its functions would go on calling the module that was copied.
+
+    Args:
+        module: the denoiser.
+        names: attributes that the session has set there, beside its hook.
+
+    Returns:
+        A function for the instance's ``__deepcopy__``.
+    """
+
+    def copied(memo: dict[int, Any]) -> nn.Module:
+        registry = vars(module).get("_diffusers_hook")
+        chain = ("_diffusers_hook", "forward") if registry is not None else ()
+        made = type(module).__new__(type(module))
+        memo[id(module)] = made
+        own = {name: value for name, value in vars(module).items() if name not in (*names, *chain)}
+        made.__dict__.update({name: copy.deepcopy(value, memo) for name, value in own.items()})
+        if registry is not None and registry._fn_refs:
+            innermost = registry._fn_refs[0].forward
+            if getattr(innermost, "__func__", None) is not type(module).forward:
+                made.__dict__["forward"] = copy.deepcopy(innermost, memo)
+            for name in registry._hook_order:
+                if name != HOOK_NAME:
+                    other = copy.deepcopy(registry.hooks[name], memo)
+                    HookRegistry.check_if_exists_or_initialize(made).register_hook(other, name)
+        return made
+
+    return copied
+
+
 class Frozen:
     """Ask for no gradient of weights, and drop no activations, in extra passes only.
 
     The pass that makes the image keeps the flags that it has always had: torch picks other
     kernels for weights that ask for a gradient, even where none is taken, and rounds differently.
     Gradient checkpointing would run layers a second time, when nobody listens to their maps.
+    Flags are read anew for each pass: between two evaluations weights may come and go, or be frozen by the user.
 
     Args:
         module: the denoiser.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._asking = [each for each in module.parameters() if each.requires_grad]
-        self._dropping: list[Any] = [each for each in module.modules() if getattr(each, _CHECKPOINTING, False)]
+        self._module = module
+        self._asking: list[nn.Parameter] = []
+        self._dropping: list[nn.Module] = []
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Hold the flags for the length of a ``with`` block."""
+        # Known before the first is changed, so that a break at any line leaves nothing that `restore` cannot find.
+        self._asking = [each for each in self._module.parameters() if each.requires_grad]
+        self._dropping = [each for each in self._module.modules() if getattr(each, _CHECKPOINTING, False)]
         try:
             self._set(False)
             yield
         finally:
-            self._set(True)
+            self.restore()
+
+    def restore(self) -> None:
+        """Put the flags back. It can be run again after a break."""
+        self._set(True)
+        self._asking, self._dropping = [], []
 
     def _set(self, value: bool) -> None:
         for parameter in self._asking:
