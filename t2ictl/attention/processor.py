@@ -11,8 +11,8 @@ position (key), ``D`` head width, ``C`` channels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from diffusers.models.attention_processor import (
@@ -33,7 +33,16 @@ from t2ictl.attention.softmax import attention_and_map, scores, softmax, summed_
 from t2ictl.errors import ControlConflict, ShapeMismatch, UnsupportedPipeline
 from t2ictl.settings.windows import Step
 
-__all__ = ["AttentionCall", "ControlledAttention", "Edit", "Inputs", "Step", "edited_attention", "lone_key_attention"]
+__all__ = [
+    "AttentionCall",
+    "ControlledAttention",
+    "Edit",
+    "Inputs",
+    "KeptProjections",
+    "Step",
+    "edited_attention",
+    "lone_key_attention",
+]
 
 
 # Processors whose result is plain attention with the layer's own weights: our arithmetic may
@@ -47,6 +56,21 @@ STOCK_PROCESSORS = (
 )
 
 
+@dataclass(frozen=True)
+class KeptProjections:
+    """What one layer made of the text rows that it read last.
+
+    Args:
+        made_with: signature of the layer's weights.
+        keys: ``k_BHKD`` by text rows.
+        values: ``v_BHKD`` by text rows.
+    """
+
+    made_with: Hashable | None = None
+    keys: TensorCache = field(default_factory=TensorCache)
+    values: TensorCache = field(default_factory=TensorCache)
+
+
 class ControlledAttention:
     """The attention processor that a session puts at each touched layer.
 
@@ -54,9 +78,12 @@ class ControlledAttention:
         layer: address of the layer it stands at.
         previous: the processor that was there; it does the work whenever no edit acts.
         active_pass: tells which pass is in progress.
+        kept: keys and values of text that were projected before, for the next pass.
     """
 
-    def __init__(self, layer: Layer, previous: Any, active_pass: ActivePass) -> None:
+    def __init__(
+        self, layer: Layer, previous: Any, active_pass: ActivePass, kept: KeptProjections | None = None
+    ) -> None:
         while isinstance(previous, ControlledAttention):  # one that was kept from a session before
             previous = previous.previous
         self.layer = layer
@@ -65,7 +92,7 @@ class ControlledAttention:
         # diffusers drops keyword arguments that the signature of `processor.__call__` does not
         # name (IP-Adapter masks, for one). The call itself goes to the class; the instance
         # attribute exists to be inspected, and shows the signature of the one that was there.
-        self._keys, self._values = TensorCache(), TensorCache()
+        self.kept = KeptProjections() if kept is None else kept
         vars(self)["__call__"] = functools.wraps(previous.__call__)(functools.partial(type(self).__call__, self))
 
     def __call__(
@@ -107,14 +134,14 @@ class ControlledAttention:
     def _shared(self, call: AttentionCall, taps: Sequence[Tap], inputs: Inputs, *, ends: bool) -> Tensor:
         """The layer and its maps from one projection of queries and of keys; taps of extra passes hear all rows.
 
-        Text rows are the same in all passes of an evaluation: what is projected from them is kept for the next pass.
+        Text rows are the same at every evaluation: what is projected from them is kept for the next one.
         """
         attn = inputs.attn
         hidden_BQC, context_BKC = inputs.states()
         q_BHQD = _query(attn, hidden_BQC)
-        k_BHKD = self._keys(context_BKC, "k", lambda: project_keys(attn, context_BKC))
+        k_BHKD = self.kept.keys(context_BKC, "k", lambda: project_keys(attn, context_BKC))
         mask = _mask(inputs, context_BKC.shape[1], slice(None))
-        v_BHKD = self._values(context_BKC, "v", lambda: split_heads(attn, attn.to_v(context_BKC)))
+        v_BHKD = self.kept.values(context_BKC, "v", lambda: split_heads(attn, attn.to_v(context_BKC)))
         out_BHQD, map_BQK = attention_and_map(q_BHQD, k_BHKD, v_BHKD, mask, attn.scale, upcast=attn.upcast_attention)
         for tap in taps:
             tap.take(call, map_BQK)

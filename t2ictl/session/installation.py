@@ -14,7 +14,8 @@ from torch import nn
 
 from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import ActivePass
-from t2ictl.attention.processor import ControlledAttention
+from t2ictl.attention.processor import ControlledAttention, KeptProjections
+from t2ictl.attention.weights import weights_signature
 from t2ictl.patching import InstanceAttributes
 
 __all__ = ["AttnProcessorPatch", "ProcessorsBefore"]
@@ -31,11 +32,10 @@ class AttnProcessorPatch:
     def __init__(self, denoiser: Any, active_pass: ActivePass) -> None:
         self._denoiser, self._active_pass = denoiser, active_pass
         self._placed = InstanceAttributes()
+        self._kept: dict[str, KeptProjections] = {}
 
     def place(self, layers: Iterable[Layer]) -> None:
         """Put a new processor at each layer; what is there now goes on working behind it.
-
-        New ones keep nothing that was made with weights of an evaluation before.
 
         Args:
             layers: the layers.
@@ -43,7 +43,16 @@ class AttnProcessorPatch:
         self.remove()
         for layer in layers:
             attention = self._denoiser.get_submodule(layer.module)
-            self._placed.set(attention, "processor", ControlledAttention(layer, attention.processor, self._active_pass))
+            ours = ControlledAttention(layer, attention.processor, self._active_pass, self._kept_for(layer, attention))
+            self._placed.set(attention, "processor", ours)
+
+    def _kept_for(self, layer: Layer, attention: nn.Module) -> KeptProjections:
+        """What was projected from text at the evaluation before, unless the weights have changed since."""
+        made_with = weights_signature(attention) if layer.kind == "cross" else None
+        kept = self._kept.get(layer.address)
+        if kept is None or made_with is None or kept.made_with != made_with:
+            self._kept[layer.address] = kept = KeptProjections(made_with)
+        return kept
 
     def remove(self) -> None:
         """Put back what was there, unless someone else has replaced ours since."""
