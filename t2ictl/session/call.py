@@ -6,6 +6,7 @@ guard checks it, text embeddings and latents may move, and listeners are set; af
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,11 @@ from t2ictl.errors import MoveLost, NonFiniteLoss
 from t2ictl.families.schedulers import discarded_samples
 from t2ictl.guidance.optimize import MoveTrace
 from t2ictl.maps.recorder import Recorder
+from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.cost import Cost
 from t2ictl.session.extra_passes import Evaluation, ExtraPasses
 from t2ictl.session.guard import EvaluationGuard
+from t2ictl.session.hooks import warn_of_other_listeners
 from t2ictl.session.installation import AttnProcessorPatch
 from t2ictl.session.listeners import MapListeners
 from t2ictl.session.mover import LatentMover
@@ -124,6 +127,8 @@ class PipelineCall:
     text: EmbedsState | None = None
     _step: Step | None = None
     _discarded: tuple[bool, ...] = ()
+    _others: list[tuple[Tensor, tuple[Prompt, ...]]] = field(default_factory=list)
+    _states: Tensor | None = None
 
     @property
     def has_begun(self) -> bool:
@@ -163,6 +168,9 @@ class PipelineCall:
         if step.index == 0:
             self.listeners.start(now.cond, step.total, latent_size)
             self._discarded = self._discarded_samples(inputs["timestep"], step.total)
+            if any(plan.objectives or (plan.text is not None and plan.text.objectives) for plan in self.mover.plans):
+                warn_of_other_listeners(self.guard.adapter.denoiser)
+        self._notice_text(now)
         is_discarded = self._discarded[step.index]
         self.processors.place(self.passes.layers)
         if self.text is not None:
@@ -177,6 +185,33 @@ class PipelineCall:
         )
         self._step = step
         return (*(inputs.pop(name) for name in _INPUTS), *now.rest), inputs
+
+    def learn(self, embeds_BTC: Tensor, prompts: tuple[Prompt, ...]) -> None:
+        """Learn the words of embeddings that a callback has made, for which those of the call may be exchanged.
+
+        Args:
+            embeds_BTC: one row an image.
+            prompts: the prompt of each image.
+        """
+        self._others.append((embeds_BTC, prompts))
+
+    def _notice_text(self, now: Evaluation) -> None:
+        """Warn if the call goes on with another prompt, in which the words stand elsewhere or not at all."""
+        states, before = now.inputs["encoder_hidden_states"], self._states
+        self._states, own = states, self.listeners.prompts
+        if before is None or before is states or own is None or not self.passes.layers:
+            return
+        rows_BTC = states[now.cond]
+        for embeds_BTC, prompts in self._others:
+            is_this = embeds_BTC.shape == rows_BTC.shape and torch.equal(embeds_BTC.to(rows_BTC), rows_BTC)
+            pairs = [pair for pair in zip(own, prompts, strict=False) if not _has_words_of(*pair)]
+            if is_this and pairs:
+                warnings.warn(
+                    f"From evaluation {now.step.index} on the call has another prompt, {pairs[0][1].text!r}, and words "
+                    f"are still sought at their places in {pairs[0][0].text!r}.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
     def _discarded_samples(self, timestep: Any, total: int) -> tuple[bool, ...]:
         """Measured only where it matters."""
@@ -217,3 +252,14 @@ class PipelineCall:
         """
         self.guard.steps += 1
         return self.mover.take_up(sample)
+
+
+def _has_words_of(first: Prompt, second: Prompt) -> bool:
+    """Whether a prompt has all tokens of another one, in their places."""
+    pairs = zip(first.encodings, second.encodings, strict=True)
+    return all(
+        one.ids[place] == other.ids[place]
+        for one, other in pairs
+        for place, role in enumerate(one.roles)
+        if role == "item"
+    )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
-__all__ = ["DenoiserHook", "Frozen", "copy_without"]
+__all__ = ["DenoiserHook", "Frozen", "copy_without", "warn_of_other_listeners"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 HOOK_NAME = "t2ictl"
@@ -129,6 +131,31 @@ def copy_without(module: nn.Module, names: Sequence[str]) -> Callable[[dict[int,
         return made
 
     return copied
+
+
+def warn_of_other_listeners(denoiser: nn.Module) -> None:
+    """Warn if another tool listens at attention layers: it hears the session's own passes as well.
+
+    Args:
+        denoiser: the model.
+    """
+    layers = [each for each in denoiser.modules() if isinstance(each, Attention)]
+    hooked = {
+        id(each) for layer in layers for each in layer.modules() if each._forward_hooks or each._forward_pre_hooks
+    }
+    foreign = {
+        type(layer.processor).__name__
+        for layer in layers
+        if not type(layer.processor).__module__.startswith(("diffusers.", "t2ictl."))
+    }
+    if hooked or foreign:
+        found = [f"hooks at {len(hooked)} modules"] * bool(hooked) + sorted(foreign)
+        warnings.warn(
+            f"Attention layers carry {' and '.join(found)} of another tool, which hears the session's own passes, too. "
+            "In these torch.is_grad_enabled() is true, in those that make the image it is not.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 class Frozen:

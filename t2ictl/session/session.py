@@ -254,9 +254,10 @@ class Session:
 
     def encoded_on_the_way(self, encoded: Encoded, result: Any) -> None:
         """Remember the words of a text that a callback has encoded."""
-        if encoded.texts is not None:
-            prompts = tuple(self.adapter.parse(texts, self._words.parser) for texts in encoded.texts)
-            self._words.remember(result[0], by_image(prompts, encoded), is_edited=False)
+        if encoded.texts is not None and self._call is not None:
+            prompts = by_image(tuple(self.adapter.parse(each, self._words.parser) for each in encoded.texts), encoded)
+            self._words.remember(result[0], prompts, is_edited=False)
+            self._call.learn(result[0], prompts or ())
 
     def begin_call(self, encoded: Encoded, encode: Encode, site: tuple[Any, int] | None = None) -> None:
         """Start a pipeline call: learn its prompt, make the plans, install what they need.
