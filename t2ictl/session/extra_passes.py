@@ -123,7 +123,7 @@ class ExtraPasses:
         ) -> list[Tensor]:
             """Run one pass, and give the mean map of each group."""
             if rows is not None and self.edits:  # an edit may want all images of a batch, which read each other
-                return [each[rows] for each in maps(x_BCYX, embeds_BTC=embeds_BTC)]
+                return [each[rows] for each in self.maps(groups, now)(x_BCYX, embeds_BTC=embeds_BTC)]
             own: slice | list[int] = now.cond
             if rows is not None:
                 x_BCYX, own = x_BCYX[rows], [now.cond.start + row for row in rows]

@@ -63,16 +63,18 @@ class DenoiserHook(ModelHook):
         if self._module is None:
             self._had_registry = "_diffusers_hook" in module.__dict__
             self._had_forward = "forward" in module.__dict__
+            self._module = module  # known before anything is set, for a break in between
         elif module.__dict__.get("forward") is self._installed:
             return
         else:
             self._unregister(self._module)
+        self._installed = None
         HookRegistry.check_if_exists_or_initialize(module).register_hook(self, HOOK_NAME)
-        self._module, self._installed = module, module.__dict__["forward"]
+        self._installed = module.__dict__["forward"]
 
     def remove(self) -> None:
-        """Take the hook out and leave the denoiser's ``__dict__`` as it was found."""
-        module, self._module = self._module, None
+        """Take the hook out; leave the denoiser's ``__dict__`` as it was found. After a break it can be run again."""
+        module = self._module
         if module is None:
             return
         self._unregister(module)
@@ -83,6 +85,7 @@ class DenoiserHook(ModelHook):
         left = module.__dict__.get("forward")
         if not self._had_forward and getattr(left, "__func__", None) is type(module).forward:
             del module.__dict__["forward"]
+        self._module = None
 
     def _unregister(self, module: nn.Module) -> None:
         """Take the hook out of the chain of hooks, wherever in it it now stands."""
@@ -92,12 +95,13 @@ class DenoiserHook(ModelHook):
             registry.remove_hook(HOOK_NAME, recurse=False)
             if current is None:
                 module.__dict__.pop("forward", None)
-            elif current is not self._installed:
+            elif self._installed is not None and current is not self._installed:
                 # Someone replaced `forward` after us; the registry has just put an older one in its place.
                 module.forward = current
-        # Whoever wrapped `forward` after us keeps ours inside: from now on it passes everything on.
-        reference.pre_forward = lambda module, *args, **kwargs: (args, kwargs)
-        reference.post_forward = lambda module, output: output
+        if reference is not None:
+            # Whoever wrapped `forward` after us keeps ours inside: from now on it passes everything on.
+            reference.pre_forward = lambda module, *args, **kwargs: (args, kwargs)
+            reference.post_forward = lambda module, output: output
 
 
 def copy_without(module: nn.Module, names: Sequence[str]) -> Callable[[dict[int, Any]], nn.Module]:

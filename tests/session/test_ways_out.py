@@ -136,11 +136,11 @@ def test_a_block_whose_session_was_released_is_left_in_peace() -> None:
 @pytest.mark.parametrize("is_one_object", [False, True])
 def test_of_two_threads_one_has_the_pipeline(is_one_object: bool) -> None:
     pipe, plain, before = used(tiny.sd())
-    for _ in range(20):
+
+    def attempt() -> tuple[list[Any], list[str]]:
         one = t2ictl.controlled(pipe)
         sessions = [one, one if is_one_object else t2ictl.controlled(pipe)]
         start, results = threading.Barrier(2), list[str]()
-        done = threading.Barrier(2)
 
         def enter(session: Any) -> None:
             start.wait()
@@ -149,15 +149,17 @@ def test_of_two_threads_one_has_the_pipeline(is_one_object: bool) -> None:
                 results.append("open")
             except ControlConflict:
                 results.append("refused")
-            done.wait()
 
         workers = [threading.Thread(target=enter, args=(each,)) for each in sessions]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-        assert sorted(results) == ["open", "refused"]
-        assert any(each.is_open for each in sessions)
+        return sessions, sorted(results)
+
+    for _ in range(10):
+        sessions, results = attempt()
+        assert results == ["open", "refused"]
         next(each for each in sessions if each.is_open).__exit__(None, None, None)
         assert state(pipe) == before
     assert torch.equal(tiny.run(pipe, PROMPT, steps=2), plain)
@@ -310,9 +312,7 @@ def in_opening_and_closing(frame: FrameType) -> bool:
     name, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
     if name == "t2ictl.session.session":
         return function in ("__enter__", "__exit__")
-    return name in ("t2ictl.session.patches", "t2ictl.session.installation", "t2ictl.patching") or (
-        name == "t2ictl.session.hooks" and "_" not in function[:1]
-    )
+    return name in ("t2ictl.session.patches", "t2ictl.session.hooks", "t2ictl.patching") and function != "<listcomp>"
 
 
 def session_of(pipe: Any) -> None:
@@ -330,7 +330,7 @@ def test_a_break_at_any_line_of_opening_and_closing_leaves_a_way_out() -> None:
         session_of(pipe)
     after = state(pipe)
     assert lines[0] > 150
-    numbers = sorted({*range(1, 25), *range(25, lines[0], 9), *range(lines[0] - 60, lines[0] + 1)})
+    numbers = sorted({*range(1, 31), *range(31, lines[0], 1 + lines[0] // 25), *range(lines[0] - 40, lines[0] + 1)})
     left = []
     for number in numbers:
         with torch.no_grad(), pytest.raises(Break), broken_at(number, in_opening_and_closing):
