@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from t2ictl.guidance.gradients import needs_gradient
+from t2ictl.guidance.gradients import check_differentiable, needs_gradient
 from t2ictl.guidance.objectives import Objective
 from t2ictl.guidance.optimize import (
     Maps,
@@ -61,6 +61,7 @@ def optimize_noise(
             new_BCYX = moved[0] + (moved[1] / 2).exp() * noise_BCYX
             losses = read_losses(objectives, look(new_BCYX.to(x_BCYX.dtype)), step)
             total_B = weighted_total(objectives, losses)
+            check_differentiable(total_B)  # the distance from normal noise has a gradient whatever the losses have
             far_B = (kl_divergence(*moved) - search.kl_threshold).clamp(min=0)
             found = torch.autograd.grad((total_B + search.kl_weight * far_B).sum(), moved)
         finite_B = torch.isfinite(total_B) & torch.stack([g.flatten(1).isfinite().all(1) for g in found]).all(0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from t2ictl.attention.edits import Edit
 from t2ictl.attention.passes import ActivePass, DenoiserPass
-from t2ictl.errors import MoveLost, NonFiniteLoss
+from t2ictl.errors import MoveLost, NonFiniteLoss, UnsupportedPipeline
 from t2ictl.families.schedulers import discarded_samples
 from t2ictl.guidance.optimize import MoveTrace
 from t2ictl.maps.recorder import Recorder
@@ -240,6 +240,24 @@ class PipelineCall:
         assert step is not None and over is not None
         over.check_visited(self.passes.layers)
         self.listeners.end(step)
+
+    def explain(self, error: BaseException) -> None:
+        """Name the cause of an error that the denoiser raised, where it is known.
+
+        Args:
+            error: what it raised.
+
+        Raises:
+            UnsupportedPipeline: if tensors did not fit after passes of the session's own.
+        """
+        over = self.active_pass.current
+        left_out = over is not None and any(layer.address not in over.visited for layer in self.passes.layers)
+        if left_out and self.cost.extra_forwards and isinstance(error, RuntimeError) and "size" in str(error).lower():
+            raise UnsupportedPipeline(
+                f"The denoiser failed in its pass after the session's own ({str(error).splitlines()[0]}): something "
+                "seems to keep features of one pass for the next.",
+                "Take such a cache out for the length of the session (for diffusers' own: pipe.unet.disable_cache()).",
+            ) from error
 
     def replace(self, sample: Tensor) -> Tensor:
         """Hand the scheduler the moved latents.

@@ -29,11 +29,15 @@ class DenoiserHook(ModelHook):
     Args:
         before: gets positional and keyword arguments of the forward pass, returns those to use.
         after: is told that the forward pass is over.
+        failed: gets what the forward pass raised, and may raise another error in its place.
     """
 
-    def __init__(self, before: Callable[..., Arguments], after: Callable[[], None]) -> None:
+    def __init__(
+        self, before: Callable[..., Arguments], after: Callable[[], None], failed: Callable[[BaseException], None]
+    ) -> None:
         super().__init__()
-        self._before, self._after = before, after
+        self._before, self._after, self._failed = before, after, failed
+        self._inner: Callable[..., Any] | None = None
         self._module: nn.Module | None = None
         self._installed: Any = None
         self._had_registry = self._had_forward = False
@@ -49,7 +53,18 @@ class DenoiserHook(ModelHook):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the denoiser without this hook: the passes that the session makes for itself."""
-        return self.fn_ref.forward(*args, **kwargs)
+        inner = self._inner if self.fn_ref.forward == self._watched else self.fn_ref.forward
+        assert inner is not None
+        return inner(*args, **kwargs)
+
+    def _watched(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass that makes the image."""
+        assert self._inner is not None
+        try:
+            return self._inner(*args, **kwargs)
+        except BaseException as error:
+            self._failed(error)
+            raise
 
     def install(self, module: nn.Module) -> None:
         """Register on a denoiser, or register again if something has since taken or wrapped the hook.
@@ -71,6 +86,8 @@ class DenoiserHook(ModelHook):
         self._installed = None
         HookRegistry.check_if_exists_or_initialize(module).register_hook(self, HOOK_NAME)
         self._installed = module.__dict__["forward"]
+        # The registry forgets this when a hook below ours is taken out; then errors pass unseen, and nothing is lost.
+        self._inner, self.fn_ref.forward = self.fn_ref.forward, self._watched
 
     def remove(self) -> None:
         """Take the hook out; leave the denoiser's ``__dict__`` as it was found. After a break it can be run again."""
@@ -92,6 +109,8 @@ class DenoiserHook(ModelHook):
         current, reference = module.__dict__.get("forward"), self.fn_ref
         registry = module.__dict__.get("_diffusers_hook")
         if registry is not None and registry.get_hook(HOOK_NAME) is self:
+            if reference.forward == self._watched:
+                reference.forward = self._inner
             registry.remove_hook(HOOK_NAME, recurse=False)
             if current is None:
                 module.__dict__.pop("forward", None)
@@ -125,7 +144,7 @@ def copy_without(module: nn.Module, names: Sequence[str]) -> Callable[[dict[int,
         own = {name: value for name, value in vars(module).items() if name not in (*names, *chain)}
         made.__dict__.update({name: copy.deepcopy(value, memo) for name, value in own.items()})
         if registry is not None and registry._fn_refs:
-            innermost = registry._fn_refs[0].forward
+            innermost = _unwatched(registry._fn_refs[0].forward)
             if getattr(innermost, "__func__", None) is not type(module).forward:
                 made.__dict__["forward"] = copy.deepcopy(innermost, memo)
             for name in registry._hook_order:
@@ -135,6 +154,11 @@ def copy_without(module: nn.Module, names: Sequence[str]) -> Callable[[dict[int,
         return made
 
     return copied
+
+
+def _unwatched(forward: Any) -> Any:
+    hook = getattr(forward, "__self__", None)
+    return hook._inner if isinstance(hook, DenoiserHook) else forward
 
 
 def warn_of_other_listeners(denoiser: nn.Module) -> None:

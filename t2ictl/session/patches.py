@@ -7,8 +7,8 @@ second from finishing. What somebody keeps of ours beyond the end passes everyth
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -141,6 +141,15 @@ class PipelinePatches:
         if self._before is not None:
             self._before.restore()
         self.active_pass.end()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Hold a part of an evaluation: whatever is raised in it ends the evaluation."""
+        try:
+            yield
+        except BaseException:
+            self.break_off()
+            raise
 
     def _restore_broken(self) -> None:
         if self.active_pass.current is not None:  # the denoiser raised

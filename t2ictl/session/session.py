@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -203,7 +202,7 @@ class Session:
     # -- entry and exit ---------------------------------------------------------------------
 
     def __enter__(self) -> Session:
-        patches = PipelinePatches(self.adapter, DenoiserHook(self._before, self._after))
+        patches = PipelinePatches(self.adapter, DenoiserHook(self._before, self._after, self._failed))
         try:
             patches.open(self)
             self._patches = patches
@@ -375,25 +374,21 @@ class Session:
     # -- the denoiser's hook ----------------------------------------------------------------
 
     def _before(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self._call is None:
+        if self._call is None or self._patches is None:
             raise ForeignCall(
                 "The denoiser was called before this session's pipeline encoded a prompt.",
                 "Another pipeline shares this denoiser: call it outside the session, or give it its own.",
             )
-        with self._whole():
+        with self._patches.whole():
             return self._call.before(*args, **kwargs)
 
     def _after(self) -> None:
-        if self._call is not None:
-            with self._whole():
+        if self._call is not None and self._patches is not None:
+            with self._patches.whole():
                 self._call.after()
 
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Whatever is raised in our part of an evaluation ends it."""
-        try:
-            yield
-        except BaseException:
-            if self._patches is not None:
-                self._patches.break_off()
-            raise
+    def _failed(self, error: BaseException) -> None:
+        if self._call is not None and self._patches is not None:
+            with self._patches.whole():
+                self._call.explain(error)
+                raise error

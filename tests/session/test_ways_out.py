@@ -326,11 +326,12 @@ def session_of(pipe: Any) -> None:
 
 def test_a_break_at_any_line_of_opening_and_closing_leaves_a_way_out() -> None:
     pipe, plain, before = used(tiny.sd())
-    with torch.no_grad(), broken_at(0, in_opening_and_closing) as lines:
-        session_of(pipe)
+    for _ in range(2):  # the first one measures the scheduler
+        with torch.no_grad(), broken_at(0, in_opening_and_closing) as lines:
+            session_of(pipe)
     after = state(pipe)
     assert lines[0] > 150
-    numbers = sorted({*range(1, 31), *range(31, lines[0], 1 + lines[0] // 25), *range(lines[0] - 40, lines[0] + 1)})
+    numbers = sorted({*range(1, 26), *range(26, lines[0], 1 + lines[0] // 12), *range(lines[0] - 25, lines[0] + 1)})
     left = []
     for number in numbers:
         with torch.no_grad(), pytest.raises(Break), broken_at(number, in_opening_and_closing):
