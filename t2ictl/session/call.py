@@ -171,7 +171,7 @@ class PipelineCall:
             if any(plan.objectives or (plan.text is not None and plan.text.objectives) for plan in self.mover.plans):
                 warn_of_other_listeners(self.guard.adapter.denoiser)
         self._notice_text(now)
-        is_discarded = self._discarded[step.index]
+        is_discarded = any(self._discarded[step.index : step.index + 1])
         self.processors.place(self.passes.layers)
         if self.text is not None:
             self.log.add(self.text.update(now, self.passes), step)

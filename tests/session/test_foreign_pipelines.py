@@ -198,10 +198,7 @@ def in_place(pipe: Any) -> None:
 
 
 def detached(pipe: Any) -> None:
-    for module in pipe.unet.modules():
-        if hasattr(module, "to_q"):
-            module.to_q.register_forward_hook(lambda module, given, out: out.detach())
-            module.to_k.register_forward_hook(lambda module, given, out: out.detach())
+    pipe.unet.conv_in.register_forward_hook(lambda module, given, out: out.detach())
 
 
 NO_WAY = [(AttendAndExcite(refinement=None), in_place), (AttendAndExcite(), detached), (InitialNoise(), in_place)]
