@@ -147,7 +147,7 @@ class ControlledAttention:
             tap.take(call, map_BQK)
         if ends:
             raise StopForward
-        return _finished(inputs, out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype))
+        return _finished(inputs, _projected(attn, out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype)))
 
     def _call(self, attn: Attention, hidden: Tensor, now: DenoiserPass) -> AttentionCall:
         size = self.layer.size(now.latent_size)
@@ -207,13 +207,17 @@ def _query_key(attn: Attention, hidden_BQC: Tensor, context_BKC: Tensor) -> tupl
     return _query(attn, hidden_BQC), project_keys(attn, context_BKC)
 
 
+def _projected(attn: Attention, out_BQC: Tensor) -> Tensor:
+    """The projection of a layer's result, and its dropout."""
+    projected: Tensor = attn.to_out[1](attn.to_out[0](out_BQC))
+    return projected
+
+
 def _finished(inputs: Inputs, out_BQC: Tensor) -> Tensor:
-    """The projection of a layer's result, and what the layer does after it."""
-    attn = inputs.attn
-    out_BQC = attn.to_out[1](attn.to_out[0](out_BQC))
-    if attn.residual_connection:
+    """What a layer does after its projection."""
+    if inputs.attn.residual_connection:
         out_BQC = out_BQC + inputs.hidden
-    return out_BQC / attn.rescale_output_factor
+    return out_BQC / inputs.attn.rescale_output_factor
 
 
 def _mask(inputs: Inputs, keys: int, rows: Rows) -> Tensor | None:
@@ -274,11 +278,8 @@ def lone_key_attention(inputs: Inputs) -> Tensor:
     """
     attn = inputs.attn
     _, context_BKC = inputs.states()
-    out_BKC = attn.to_out[1](attn.to_out[0](attn.to_v(context_BKC)))
-    out_BQC = out_BKC.expand(-1, inputs.hidden.shape[1], -1)
-    if attn.residual_connection:
-        out_BQC = out_BQC + inputs.hidden
-    return out_BQC / attn.rescale_output_factor
+    out_BKC = _projected(attn, attn.to_v(context_BKC))
+    return _finished(inputs, out_BKC.expand(-1, inputs.hidden.shape[1], -1))
 
 
 def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], inputs: Inputs) -> Tensor:
@@ -317,10 +318,7 @@ def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], 
     mask = _mask(inputs, k_BHKD.shape[2], slice(None))
     heads = Heads(q=q_BHQD, k=k_BHKD, v=v_BHKD, mask=mask, context=context_BKC)
     out_BHQD = _attend(call, edits, heads)
-    out_BQC = out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype)
-    out_BQC = attn.to_out[1](attn.to_out[0](out_BQC))
+    out_BQC = _projected(attn, out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype))
     for edit in edits:
         out_BQC = edit.output(call, out_BQC)
-    if attn.residual_connection:
-        out_BQC = out_BQC + inputs.hidden
-    return out_BQC / attn.rescale_output_factor
+    return _finished(inputs, out_BQC)

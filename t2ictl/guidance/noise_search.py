@@ -66,7 +66,7 @@ def optimize_noise(
             found = torch.autograd.grad((total_B + search.kl_weight * far_B).sum(), moved)
         finite_B = torch.isfinite(total_B) & torch.stack([g.flatten(1).isfinite().all(1) for g in found]).all(0)
         presence = [each.presence for each in losses if each.presence is not None]
-        done_B = done_B | ~finite_B
+        was_done_B, done_B = done_B, done_B | ~finite_B
         if presence:
             done_B = done_B | (torch.stack(presence).amin(0) >= search.target)
         _step(adam, moved, found, done_B)
@@ -81,7 +81,7 @@ def optimize_noise(
         trace.append(
             MoveTrace(
                 step=step, iteration=tries, terms=terms, total=total_B.detach(), length=length_B,
-                refined=~done_B & (tries + 1 < search.max_steps), skipped=~finite_B,
+                refined=~done_B & (tries + 1 < search.max_steps), skipped=~finite_B & ~was_done_B,
             )
         )  # fmt: skip
         if not look.keep(~done_B):

@@ -117,8 +117,8 @@ def optimize(
         again_B = _wants_more(objectives, losses, before or losses, step, tries=len(trace)) & ~done_B
         total_B = weighted_total(objectives, losses)
         delta_BCYX = _step(objectives, now_BCYX, gradient_BCYX.to(exact), step)
-        finite_B = torch.isfinite(total_B) & torch.isfinite(gradient_BCYX).flatten(1).all(1)
-        finite_B &= can_move(now_BCYX, delta_BCYX, x_BCYX.dtype, input_scale)
+        # A gradient that is not finite makes a move that is not.
+        finite_B = torch.isfinite(total_B) & can_move(now_BCYX, delta_BCYX, x_BCYX.dtype, input_scale)
         moves_B = finite_B & ~done_B
         delta_BCYX = torch.where(moves_B[:, None, None, None], delta_BCYX, torch.zeros_like(delta_BCYX))
         now_BCYX = now_BCYX + delta_BCYX

@@ -45,11 +45,13 @@ class MoveLog:
         raise_nonfinite: raise at a loss that is not finite, where its update would otherwise be skipped.
         on_move: called with each entry as soon as it is there, or None.
         entries: the trace so far.
+        overflows: for each pass after a move, ``bool_B``, the rows whose predicted noise is not finite.
     """
 
     raise_nonfinite: bool = False
     on_move: Callable[[MoveTrace], None] | None = None
     entries: list[MoveTrace] = field(default_factory=list)
+    overflows: list[Tensor] = field(default_factory=list)
 
     def add(self, trace: Sequence[MoveTrace], step: Step) -> None:
         """Keep and report some moves, then check them: the trace of a call that the check ends says where.
@@ -72,6 +74,35 @@ class MoveLog:
             raise NonFiniteLoss(
                 f"Loss, gradient or moved latent is not finite at evaluation {step.index} for images {bad}.",
                 "Use bfloat16 or float32, a smaller step, or on_nonfinite='skip'.",
+            )
+
+    def look_at(self, noise_BCYX: Tensor, step: Step) -> None:
+        """Look at what the denoiser makes of moved latents: half precision may hold these, and nothing behind them.
+
+        Args:
+            noise_BCYX: its result.
+            step: the evaluation.
+
+        Raises:
+            NonFiniteLoss: if it is not finite, and that was asked for.
+        """
+        self.overflows.append(~torch.isfinite(noise_BCYX).flatten(1).all(1))
+        if self.raise_nonfinite and self.overflows[-1].any():
+            raise NonFiniteLoss(
+                f"The denoiser's result for the moved latent is not finite at evaluation {step.index}.",
+                "Use bfloat16 or float32, or a smaller step.",
+            )
+
+    def warn(self) -> None:
+        """Say at the end of a call what was left out, and what came out wrong."""
+        skipped = sum(int(entry.skipped.sum()) for entry in self.entries)
+        overflows = sum(bool(each.any()) for each in self.overflows)
+        told = [f"{skipped} updates were skipped because the loss, its gradient or the moved latent was not finite"]
+        told += [f"the denoiser's result was not finite at {overflows} evaluations after a move"]
+        told = [text for text, count in zip(told, (skipped, overflows), strict=True) if count]
+        if told:
+            warnings.warn(
+                f"{'; '.join(told)}. Use bfloat16 or float32, or a smaller step.", RuntimeWarning, stacklevel=4
             )
 
 
@@ -227,11 +258,15 @@ class PipelineCall:
                 "Set the scheduler before the call; the pipeline must step after each evaluation.",
             )
 
-    def after(self) -> None:
+    def after(self, noise: Any) -> None:
         """End the pass that made the image: hand its maps to those who asked for them.
+
+        Args:
+            noise: what the denoiser returned.
 
         Raises:
             UnsupportedPipeline: if it left layers out.
+            NonFiniteLoss: if it could not stand a move, and that was asked for.
         """
         over = self.active_pass.current
         self.active_pass.end()
@@ -240,6 +275,8 @@ class PipelineCall:
         assert step is not None and over is not None
         over.check_visited(self.passes.layers)
         self.listeners.end(step)
+        if self.mover.is_waiting:
+            self.log.look_at(noise[0], step)
 
     def explain(self, error: BaseException) -> None:
         """Name the cause of an error that the denoiser raised, where it is known.

@@ -28,12 +28,12 @@ class DenoiserHook(ModelHook):
 
     Args:
         before: gets positional and keyword arguments of the forward pass, returns those to use.
-        after: is told that the forward pass is over.
+        after: gets what the forward pass returned.
         failed: gets what the forward pass raised, and may raise another error in its place.
     """
 
     def __init__(
-        self, before: Callable[..., Arguments], after: Callable[[], None], failed: Callable[[BaseException], None]
+        self, before: Callable[..., Arguments], after: Callable[[Any], None], failed: Callable[[BaseException], None]
     ) -> None:
         super().__init__()
         self._before, self._after, self._failed = before, after, failed
@@ -48,7 +48,7 @@ class DenoiserHook(ModelHook):
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         """Notify the session that the pass is over."""
-        self._after()
+        self._after(output)
         return output
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

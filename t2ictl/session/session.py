@@ -9,7 +9,6 @@ layers that are needed.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
@@ -236,14 +235,7 @@ class Session:
                 "The latents moved at the last evaluation were not taken up by a scheduler step.",
                 "The scheduler was replaced in the middle of the call.",
             )
-        skipped = sum(int(entry.skipped.sum()) for entry in call.log.entries)
-        if skipped:
-            warnings.warn(
-                f"{skipped} updates were skipped because the loss, its gradient or the moved latent was not finite. "
-                "Use bfloat16 or float32, or a smaller step.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        call.log.warn()
 
     # -- one pipeline call ------------------------------------------------------------------
 
@@ -382,10 +374,10 @@ class Session:
         with self._patches.whole():
             return self._call.before(*args, **kwargs)
 
-    def _after(self) -> None:
+    def _after(self, noise: Any) -> None:
         if self._call is not None and self._patches is not None:
             with self._patches.whole():
-                self._call.after()
+                self._call.after(noise)
 
     def _failed(self, error: BaseException) -> None:
         if self._call is not None and self._patches is not None:
