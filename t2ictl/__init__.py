@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from t2ictl.processors.token_flow.analysis.analysis import flow
     from t2ictl.prompts.prompt import Prompt
     from t2ictl.session.checkpoints import Checkpointing
+    from t2ictl.session.patches import release
     from t2ictl.session.session import Session, controlled
     from t2ictl.settings.fields import describe
     from t2ictl.settings.files import SCHEMA_VERSION, read_settings
@@ -57,6 +58,7 @@ _HOME = {
     "load": "families.loading",
     "parse": "families",
     "read_settings": "settings.files",
+    "release": "session.patches",
     "replay": "generation",
 }
 
@@ -89,6 +91,7 @@ __all__ = [
     "load",
     "parse",
     "read_settings",
+    "release",
     "replay",
     "story",
 ]

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall, Edit
+from t2ictl.attention.layers import Layer
+from t2ictl.errors import UnsupportedPipeline
 from t2ictl.settings.windows import Step
 
 __all__ = ["DenoiserPass", "PassKind", "Rows", "StopForward", "ActivePass", "Tap"]
@@ -35,7 +37,7 @@ class Tap(Protocol):
 
 
 class StopForward(Exception):
-    """Ends a extra forward pass after the last layer it was made for."""
+    """Ends an extra forward pass after the last layer it was made for."""
 
 
 class PassKind(Enum):
@@ -63,6 +65,7 @@ class DenoiserPass:
         taps: listeners to maps.
         stop_after: address of the layer after whose maps the pass may end, or None.
         kind: what the pass is for.
+        visited: addresses of the layers that have run.
     """
 
     batch: BatchLayout
@@ -72,6 +75,27 @@ class DenoiserPass:
     taps: Sequence[Tap] = ()
     stop_after: str | None = None
     kind: PassKind = PassKind.IMAGE
+    visited: set[str] = field(default_factory=set)
+
+    def check_visited(self, layers: Sequence[Layer]) -> None:
+        """See that no layer was left out.
+
+        Args:
+            layers: all layers that have one of our processors, in the order in which they run.
+
+        Raises:
+            UnsupportedPipeline: if one before the end of the pass did not run.
+        """
+        for layer in layers:
+            if layer.address not in self.visited:
+                raise UnsupportedPipeline(
+                    f"The attention layer {layer.address} did not run at evaluation {self.step.index}: something "
+                    "reuses features of an earlier evaluation in its place.",
+                    "Take the cache out for the length of the session (for diffusers' own: pipe.unet.disable_cache()); "
+                    "its features would come from other latents than those that the session measures and moves.",
+                )
+            if layer.address == self.stop_after:
+                return
 
 
 class ActivePass:

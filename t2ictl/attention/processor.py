@@ -11,8 +11,8 @@ position (key), ``D`` head width, ``C`` channels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from diffusers.models.attention_processor import (
@@ -33,7 +33,16 @@ from t2ictl.attention.softmax import attention_and_map, scores, softmax, summed_
 from t2ictl.errors import ControlConflict, ShapeMismatch, UnsupportedPipeline
 from t2ictl.settings.windows import Step
 
-__all__ = ["AttentionCall", "ControlledAttention", "Edit", "Inputs", "Step", "edited_attention", "lone_key_attention"]
+__all__ = [
+    "AttentionCall",
+    "ControlledAttention",
+    "Edit",
+    "Inputs",
+    "KeptProjections",
+    "Step",
+    "edited_attention",
+    "lone_key_attention",
+]
 
 
 # Processors whose result is plain attention with the layer's own weights: our arithmetic may
@@ -47,6 +56,21 @@ STOCK_PROCESSORS = (
 )
 
 
+@dataclass(frozen=True)
+class KeptProjections:
+    """What one layer made of the text rows that it read last.
+
+    Args:
+        made_with: signature of the layer's weights.
+        keys: ``k_BHKD`` by text rows.
+        values: ``v_BHKD`` by text rows.
+    """
+
+    made_with: Hashable | None = None
+    keys: TensorCache = field(default_factory=TensorCache)
+    values: TensorCache = field(default_factory=TensorCache)
+
+
 class ControlledAttention:
     """The attention processor that a session puts at each touched layer.
 
@@ -54,16 +78,21 @@ class ControlledAttention:
         layer: address of the layer it stands at.
         previous: the processor that was there; it does the work whenever no edit acts.
         active_pass: tells which pass is in progress.
+        kept: keys and values of text that were projected before, for the next pass.
     """
 
-    def __init__(self, layer: Layer, previous: Any, active_pass: ActivePass) -> None:
+    def __init__(
+        self, layer: Layer, previous: Any, active_pass: ActivePass, kept: KeptProjections | None = None
+    ) -> None:
+        while isinstance(previous, ControlledAttention):  # one that was kept from a session before
+            previous = previous.previous
         self.layer = layer
         self.previous = previous
         self.active_pass = active_pass
         # diffusers drops keyword arguments that the signature of `processor.__call__` does not
         # name (IP-Adapter masks, for one). The call itself goes to the class; the instance
         # attribute exists to be inspected, and shows the signature of the one that was there.
-        self._keys, self._values = TensorCache(), TensorCache()
+        self.kept = KeptProjections() if kept is None else kept
         vars(self)["__call__"] = functools.wraps(previous.__call__)(functools.partial(type(self).__call__, self))
 
     def __call__(
@@ -78,6 +107,7 @@ class ControlledAttention:
         now = self.active_pass.current
         if now is None:
             return inputs.send(self.previous)
+        now.visited.add(self.layer.address)
         if now.kind is PassKind.OTHER_TEXT:
             return self._free(inputs)
         edits = [edit for edit in now.edits.get(self.layer.address, ()) if edit.acts(now.step)]
@@ -109,15 +139,15 @@ class ControlledAttention:
         attn = inputs.attn
         hidden_BQC, context_BKC = inputs.states()
         q_BHQD = _query(attn, hidden_BQC)
-        k_BHKD = self._keys(context_BKC, "k", lambda: project_keys(attn, context_BKC))
+        k_BHKD = self.kept.keys(context_BKC, "k", lambda: project_keys(attn, context_BKC))
         mask = _mask(inputs, context_BKC.shape[1], slice(None))
-        v_BHKD = self._values(context_BKC, "v", lambda: split_heads(attn, attn.to_v(context_BKC)))
+        v_BHKD = self.kept.values(context_BKC, "v", lambda: split_heads(attn, attn.to_v(context_BKC)))
         out_BHQD, map_BQK = attention_and_map(q_BHQD, k_BHKD, v_BHKD, mask, attn.scale, upcast=attn.upcast_attention)
         for tap in taps:
             tap.take(call, map_BQK)
         if ends:
             raise StopForward
-        return _finished(inputs, out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype))
+        return _finished(inputs, _projected(attn, out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype)))
 
     def _call(self, attn: Attention, hidden: Tensor, now: DenoiserPass) -> AttentionCall:
         size = self.layer.size(now.latent_size)
@@ -177,13 +207,17 @@ def _query_key(attn: Attention, hidden_BQC: Tensor, context_BKC: Tensor) -> tupl
     return _query(attn, hidden_BQC), project_keys(attn, context_BKC)
 
 
+def _projected(attn: Attention, out_BQC: Tensor) -> Tensor:
+    """The projection of a layer's result, and its dropout."""
+    projected: Tensor = attn.to_out[1](attn.to_out[0](out_BQC))
+    return projected
+
+
 def _finished(inputs: Inputs, out_BQC: Tensor) -> Tensor:
-    """The projection of a layer's result, and what the layer does after it."""
-    attn = inputs.attn
-    out_BQC = attn.to_out[1](attn.to_out[0](out_BQC))
-    if attn.residual_connection:
+    """What a layer does after its projection."""
+    if inputs.attn.residual_connection:
         out_BQC = out_BQC + inputs.hidden
-    return out_BQC / attn.rescale_output_factor
+    return out_BQC / inputs.attn.rescale_output_factor
 
 
 def _mask(inputs: Inputs, keys: int, rows: Rows) -> Tensor | None:
@@ -244,11 +278,8 @@ def lone_key_attention(inputs: Inputs) -> Tensor:
     """
     attn = inputs.attn
     _, context_BKC = inputs.states()
-    out_BKC = attn.to_out[1](attn.to_out[0](attn.to_v(context_BKC)))
-    out_BQC = out_BKC.expand(-1, inputs.hidden.shape[1], -1)
-    if attn.residual_connection:
-        out_BQC = out_BQC + inputs.hidden
-    return out_BQC / attn.rescale_output_factor
+    out_BKC = _projected(attn, attn.to_v(context_BKC))
+    return _finished(inputs, out_BKC.expand(-1, inputs.hidden.shape[1], -1))
 
 
 def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], inputs: Inputs) -> Tensor:
@@ -287,10 +318,7 @@ def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], 
     mask = _mask(inputs, k_BHKD.shape[2], slice(None))
     heads = Heads(q=q_BHQD, k=k_BHKD, v=v_BHKD, mask=mask, context=context_BKC)
     out_BHQD = _attend(call, edits, heads)
-    out_BQC = out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype)
-    out_BQC = attn.to_out[1](attn.to_out[0](out_BQC))
+    out_BQC = _projected(attn, out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype))
     for edit in edits:
         out_BQC = edit.output(call, out_BQC)
-    if attn.residual_connection:
-        out_BQC = out_BQC + inputs.hidden
-    return out_BQC / attn.rescale_output_factor
+    return _finished(inputs, out_BQC)

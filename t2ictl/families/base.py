@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -29,6 +30,9 @@ __all__ = ["Adapter", "Encoded"]
 
 # Arguments of encode_prompt that say how, and not what, is encoded.
 _HOW = ("device", "lora_scale", "clip_skip")
+
+# What a session reads of a call of encode_prompt.
+_NEEDED = ("prompt", "num_images_per_prompt", "do_classifier_free_guidance")
 
 # Names under which diffusers registers its hooks of group offloading and of layerwise casting.
 WEIGHTS_AWAY = {"group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting"}
@@ -224,6 +228,44 @@ class Adapter(ABC):
                 prompt=list(texts), num_images_per_prompt=1, do_classifier_free_guidance=False, **kept
             )
         return self.text_states(result)
+
+    @property
+    def can_encode(self) -> bool:
+        """Whether every tokenizer still has its text encoder."""
+        both = ((f"tokenizer{each}", f"text_encoder{each}") for each in ("", "_2"))
+        return all(
+            getattr(self.pipe, encoder, None) is not None
+            for tokenizer, encoder in both
+            if getattr(self.pipe, tokenizer, None) is not None
+        )
+
+    def encode_signature(self, encode_prompt: Any) -> inspect.Signature:
+        """Find the arguments by which ``encode_prompt`` is called.
+
+        A method that passes everything on (``*args, **kwargs``) has those of the class above it.
+
+        Args:
+            encode_prompt: what stands at the pipeline.
+
+        Returns:
+            Its signature, without ``self``.
+
+        Raises:
+            UnsupportedPipeline: if prompts, or the rows of the batch, are not among its arguments.
+        """
+        above = (vars(cls).get("encode_prompt") for cls in type(self.pipe).__mro__)
+        bound = (each.__get__(self.pipe) for each in above if hasattr(each, "__get__"))
+        for each in (encode_prompt, *bound):
+            signature = inspect.signature(each)
+            if set(_NEEDED) <= signature.parameters.keys():
+                return signature
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+                break
+        raise UnsupportedPipeline(
+            f"{type(self.pipe).__name__}.encode_prompt has no {', '.join(_NEEDED)}, from which a session learns the "
+            f"prompt and its batch; it has: {', '.join(inspect.signature(encode_prompt).parameters) or 'nothing'}.",
+            "Call the plain pipeline of the family with the same parts.",
+        )
 
     def check_denoiser(self) -> None:
         """See that the denoiser is the one that this adapter knows, and runs as it is written.

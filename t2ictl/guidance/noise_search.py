@@ -14,15 +14,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from t2ictl.guidance.gradients import check_differentiable, needs_gradient
 from t2ictl.guidance.objectives import Objective
-from t2ictl.guidance.optimize import Maps, Move, MoveTrace, RowSubset, named_terms, read_losses, weighted_total
+from t2ictl.guidance.optimize import (
+    Maps,
+    Move,
+    MoveTrace,
+    RowSubset,
+    can_move,
+    named_terms,
+    read_losses,
+    weighted_total,
+)
 from t2ictl.guidance.rules import kl_divergence
 from t2ictl.settings.windows import Step
 
 __all__ = ["optimize_noise"]
 
 
-def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: Step) -> Move:
+def optimize_noise(
+    x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: Step, *, input_scale: float = 1.0
+) -> Move:
     """Move the initial latents by their means and variances.
 
     Args:
@@ -30,6 +42,7 @@ def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, 
         objectives: those with a search; the first one's settings hold.
         maps: runs the denoiser on latents and gives the maps of some rows.
         step: the first evaluation.
+        input_scale: factor ``c`` from the scheduler's sample to the latents.
 
     Returns:
         The moved latents and the trace. An image that is good enough stays as it is while others go on.
@@ -44,27 +57,31 @@ def optimize_noise(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, 
     look, trace = RowSubset(maps), list[MoveTrace]()
     now_BCYX, done_B = noise_BCYX, torch.zeros(len(x_BCYX), dtype=torch.bool, device=x_BCYX.device)
     for tries in range(search.max_steps):
-        with torch.enable_grad():
+        with torch.enable_grad(), needs_gradient():
             new_BCYX = moved[0] + (moved[1] / 2).exp() * noise_BCYX
             losses = read_losses(objectives, look(new_BCYX.to(x_BCYX.dtype)), step)
             total_B = weighted_total(objectives, losses)
+            check_differentiable(total_B)  # the distance from normal noise has a gradient whatever the losses have
             far_B = (kl_divergence(*moved) - search.kl_threshold).clamp(min=0)
-            gradients = torch.autograd.grad((total_B + search.kl_weight * far_B).sum(), moved)
-        finite_B = torch.isfinite(total_B) & torch.stack([g.flatten(1).isfinite().all(1) for g in gradients]).all(0)
+            found = torch.autograd.grad((total_B + search.kl_weight * far_B).sum(), moved)
+        finite_B = torch.isfinite(total_B) & torch.stack([g.flatten(1).isfinite().all(1) for g in found]).all(0)
         presence = [each.presence for each in losses if each.presence is not None]
-        done_B = done_B | ~finite_B
+        was_done_B, done_B = done_B, done_B | ~finite_B
         if presence:
             done_B = done_B | (torch.stack(presence).amin(0) >= search.target)
-        _step(adam, moved, gradients, done_B)
+        _step(adam, moved, found, done_B)
         with torch.no_grad():
             after_BCYX = moved[0] + (moved[1] / 2).exp() * noise_BCYX
+            can_B = can_move(now_BCYX, after_BCYX - now_BCYX, x_BCYX.dtype, input_scale)
+            after_BCYX = torch.where(can_B[:, None, None, None], after_BCYX, now_BCYX)
+            finite_B, done_B = finite_B & can_B, done_B | ~can_B
         length_B = (after_BCYX - now_BCYX).flatten(1).norm(dim=1)
         now_BCYX = after_BCYX
         terms = {name: value.detach() for name, value in named_terms(objectives, losses).items()}
         trace.append(
             MoveTrace(
                 step=step, iteration=tries, terms=terms, total=total_B.detach(), length=length_B,
-                refined=~done_B & (tries + 1 < search.max_steps), skipped=~finite_B,
+                refined=~done_B & (tries + 1 < search.max_steps), skipped=~finite_B & ~was_done_B,
             )
         )  # fmt: skip
         if not look.keep(~done_B):

@@ -17,10 +17,22 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from t2ictl.guidance.gradients import needs_gradient
 from t2ictl.guidance.objectives import Losses, Objective
 from t2ictl.settings.windows import Step
 
-__all__ = ["RowSubset", "Maps", "Move", "MoveTrace", "named_terms", "optimize", "push", "read_losses", "weighted_total"]
+__all__ = [
+    "Maps",
+    "Move",
+    "MoveTrace",
+    "RowSubset",
+    "can_move",
+    "named_terms",
+    "optimize",
+    "push",
+    "read_losses",
+    "weighted_total",
+]
 
 
 class Maps(Protocol):
@@ -45,7 +57,7 @@ class MoveTrace:
         total: their weighted sum, ``loss_B``.
         length: length of each row's move in scaled space, ``length_B``; 0 for a row that is done.
         refined: ``bool_B``, rows for which this move was an extra one.
-        skipped: ``bool_B``, rows that did not move because loss or gradient was not finite.
+        skipped: ``bool_B``, rows that did not move because loss, gradient or moved latent was not finite.
         moved: what moved; the length of text rows is in their own space.
         forwards: passes that this took, for each row; None: one.
         backwards: gradients that it took, for each row; None: one.
@@ -78,7 +90,9 @@ class Move:
     trace: tuple[MoveTrace, ...]
 
 
-def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: Step) -> Move:
+def optimize(
+    x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: Step, *, input_scale: float = 1.0
+) -> Move:
     """Move the latents of one step.
 
     Args:
@@ -86,6 +100,7 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
         objectives: those that act at this step, all with one step rule.
         maps: runs the denoiser on latents and gives each objective's maps of some rows.
         step: which evaluation this is.
+        input_scale: factor ``c`` from the scheduler's sample to the latents.
 
     Returns:
         The moved latents and the trace. Nothing that was passed in is changed.
@@ -102,9 +117,8 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
         again_B = _wants_more(objectives, losses, before or losses, step, tries=len(trace)) & ~done_B
         total_B = weighted_total(objectives, losses)
         delta_BCYX = _step(objectives, now_BCYX, gradient_BCYX.to(exact), step)
-        finite_B = torch.isfinite(total_B) & (torch.isfinite(gradient_BCYX) & torch.isfinite(delta_BCYX)).flatten(
-            1
-        ).all(1)
+        # A gradient that is not finite makes a move that is not.
+        finite_B = torch.isfinite(total_B) & can_move(now_BCYX, delta_BCYX, x_BCYX.dtype, input_scale)
         moves_B = finite_B & ~done_B
         delta_BCYX = torch.where(moves_B[:, None, None, None], delta_BCYX, torch.zeros_like(delta_BCYX))
         now_BCYX = now_BCYX + delta_BCYX
@@ -123,6 +137,31 @@ def optimize(x_BCYX: Tensor, objectives: Sequence[Objective], maps: Maps, step: 
         before = losses
         if _is_over(objectives, step, len(trace)) or (_looks(objectives, len(trace)) and not look.keep(~done_B)):
             return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX.to(exact), trace=tuple(trace))
+
+
+def can_move(x_BCYX: Tensor, delta_BCYX: Tensor, dtype: torch.dtype, input_scale: float) -> Tensor:
+    """Return which rows stay finite numbers when they move: as the denoiser sees them, and as the scheduler does.
+
+    float16 ends at 65504. A move that float32 holds may lie beyond it, and the scheduler's sample is up to 15 times as
+    large as the latent that the denoiser sees.
+
+    Args:
+        x_BCYX: latents in float32 or better.
+        delta_BCYX: their move.
+        dtype: in which the pipeline computes.
+        input_scale: factor ``c`` from the scheduler's sample to the latents.
+
+    Returns:
+        ``bool_B``.
+
+    Example:
+        >>> x = torch.zeros(2, 1, 1, 1)
+        >>> can_move(x, torch.tensor([1.0, 7e4])[:, None, None, None], torch.float16, 1.0)
+        tensor([ True, False])
+    """
+    after_BCYX = x_BCYX + delta_BCYX
+    both = torch.isfinite(after_BCYX.to(dtype)) & torch.isfinite((after_BCYX / input_scale).to(dtype))
+    return both.flatten(1).all(1) & torch.isfinite(delta_BCYX.flatten(1).norm(dim=1))
 
 
 class RowSubset:
@@ -173,7 +212,7 @@ def _looks(objectives: Sequence[Objective], passes: int) -> bool:
     return passes % min((o.refinement.check_every for o in objectives if o.refinement is not None), default=1) == 0
 
 
-def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0) -> Move:
+def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0, *, input_scale: float = 1.0) -> Move:
     """Move the latents of one step by given vectors, as the inner loop moves them by those it finds.
 
     Args:
@@ -181,6 +220,7 @@ def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0) ->
         moves: ``dx_BCYX``, to be made one after the other.
         step: which evaluation this is.
         first: number of the first entry of the trace.
+        input_scale: factor ``c`` from the scheduler's sample to the latents.
 
     Returns:
         The moved latents and the trace, without losses: nothing was measured.
@@ -191,6 +231,8 @@ def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0) ->
     nothing_B = torch.zeros(len(x_BCYX), dtype=exact, device=x_BCYX.device)
     for number, move_BCYX in enumerate(moves):
         move_BCYX = move_BCYX.to(device=x_BCYX.device, dtype=exact)
+        can_B = can_move(now_BCYX, move_BCYX, x_BCYX.dtype, input_scale)
+        move_BCYX = torch.where(can_B[:, None, None, None], move_BCYX, torch.zeros_like(move_BCYX))
         now_BCYX = now_BCYX + move_BCYX
         trace.append(
             MoveTrace(
@@ -200,7 +242,7 @@ def push(x_BCYX: Tensor, moves: Sequence[Tensor], step: Step, first: int = 0) ->
                 total=nothing_B,
                 length=move_BCYX.flatten(1).norm(dim=1),
                 refined=torch.full_like(nothing_B, number > 0, dtype=torch.bool),
-                skipped=torch.zeros_like(nothing_B, dtype=torch.bool),
+                skipped=~can_B,
             )
         )
     return Move(latents=now_BCYX.to(x_BCYX.dtype), delta=now_BCYX - start_BCYX, trace=tuple(trace))
@@ -211,11 +253,11 @@ def _gradient(
 ) -> tuple[list[Losses], Tensor]:
     """One pass: the losses of each objective and the gradient of their weighted sum."""
     scale = FP16_LOSS_SCALE if x_BCYX.dtype == torch.float16 else 1.0
-    with torch.enable_grad():
+    with torch.enable_grad(), needs_gradient():
         leaf_BCYX = x_BCYX.detach().requires_grad_(True)
         found = read_losses(objectives, look(leaf_BCYX), step)
         # A sum over rows has each row's own gradient in its own row.
-        (gradient_BCYX,) = torch.autograd.grad((weighted_total(objectives, found) * scale).sum(), leaf_BCYX)
+        (gradient_BCYX,) = torch.autograd.grad((weighted_total(objectives, found) * scale).sum(), [leaf_BCYX])
     detached = [
         Losses(
             terms={name: value.detach() for name, value in each.terms.items()},

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from t2ictl.guidance.gradients import needs_gradient
 from t2ictl.guidance.optimize import FP16_LOSS_SCALE, MoveTrace
 from t2ictl.guidance.text_objectives import EmbedLosses, EmbedObjective, TextPasses
 from t2ictl.settings.windows import Step
@@ -57,7 +58,7 @@ def update_embeds(
     trace: list[MoveTrace] = []
     backwards = 0
     while len(trace) < int(most_B.max()) and not (trace and bool(done_B.all()) and objective.decide_before_update):
-        with torch.enable_grad():
+        with torch.enable_grad(), needs_gradient():
             leaf_BKC = now_BKC.detach().requires_grad_(True)
             losses = objective.evaluate(passes, leaf_BKC, step)
             total_B = losses.total
@@ -67,10 +68,11 @@ def update_embeds(
                 still_B = torch.zeros_like(total_B)
                 trace.append(_entry(objective, losses, step, len(trace), looked_B, still_B, torch.zeros_like(done_B)))
                 break
-            (gradient_BKC,) = torch.autograd.grad((total_B * scale).sum(), leaf_BKC)
+            (gradient_BKC,) = torch.autograd.grad((total_B * scale).sum(), [leaf_BKC])
             backwards += losses.rows
         move_BKC = objective.step_size.move(now_BKC, gradient_BKC / scale, objective.movable, step, objective.strength)
-        finite_B = torch.isfinite(total_B.detach()) & torch.isfinite(move_BKC).flatten(1).all(dim=1)
+        # In the precision of the denoiser: half precision ends at 65504.
+        finite_B = torch.isfinite(total_B.detach()) & torch.isfinite((now_BKC + move_BKC).to(dtype)).flatten(1).all(1)
         moves_B = finite_B & moving_B
         move_BKC = torch.where(moves_B[:, None, None], move_BKC, torch.zeros_like(move_BKC))
         now_BKC = now_BKC + move_BKC
@@ -80,7 +82,9 @@ def update_embeds(
     return EmbedMove(rows=now_BKC, trace=tuple(trace), backwards=backwards)
 
 
-def perturb_embeds(embeds_BTC: Tensor, moves: Sequence[Tensor], step: Step) -> EmbedMove:
+def perturb_embeds(
+    embeds_BTC: Tensor, moves: Sequence[Tensor], step: Step, dtype: torch.dtype = torch.float32
+) -> EmbedMove:
     """Move text rows by given vectors.
 
     Args:
@@ -94,9 +98,10 @@ def perturb_embeds(embeds_BTC: Tensor, moves: Sequence[Tensor], step: Step) -> E
     trace = []
     for number, move_BKC in enumerate(moves):
         move_BKC = move_BKC.to(embeds_BTC)
+        can_B = torch.isfinite((embeds_BTC + move_BKC).to(dtype)).flatten(1).all(1)
+        move_BKC = torch.where(can_B[:, None, None], move_BKC, torch.zeros_like(move_BKC))
         embeds_BTC = embeds_BTC + move_BKC
         length_B = move_BKC.flatten(1).norm(dim=1)
-        no_B = torch.zeros_like(length_B, dtype=torch.bool)
         trace.append(
             MoveTrace(
                 step=step,
@@ -104,8 +109,8 @@ def perturb_embeds(embeds_BTC: Tensor, moves: Sequence[Tensor], step: Step) -> E
                 terms={},
                 total=torch.zeros_like(length_B),
                 length=length_B,
-                refined=no_B,
-                skipped=no_B,
+                refined=torch.zeros_like(can_B),
+                skipped=~can_B,
                 moved="tokens",
                 forwards=torch.zeros_like(length_B),
                 backwards=torch.zeros_like(length_B),

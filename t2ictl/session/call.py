@@ -6,6 +6,7 @@ guard checks it, text embeddings and latents may move, and listeners are set; af
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,18 +16,23 @@ from torch import Tensor
 
 from t2ictl.attention.edits import Edit
 from t2ictl.attention.passes import ActivePass, DenoiserPass
-from t2ictl.errors import MoveLost, NonFiniteLoss
-from t2ictl.families.schedulers import discards_sample
+from t2ictl.errors import MoveLost, NonFiniteLoss, UnsupportedPipeline
+from t2ictl.families.schedulers import discarded_samples
 from t2ictl.guidance.optimize import MoveTrace
+from t2ictl.maps.recorder import Recorder
+from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.cost import Cost
 from t2ictl.session.extra_passes import Evaluation, ExtraPasses
 from t2ictl.session.guard import EvaluationGuard
+from t2ictl.session.hooks import warn_of_other_listeners
+from t2ictl.session.installation import AttnProcessorPatch
 from t2ictl.session.listeners import MapListeners
 from t2ictl.session.mover import LatentMover
+from t2ictl.session.observers import LossMonitor
 from t2ictl.session.text_embeds import EmbedsState
 from t2ictl.settings.windows import Step
 
-__all__ = ["MoveLog", "PipelineCall"]
+__all__ = ["CallResults", "MoveLog", "PipelineCall"]
 
 _INPUTS = ("sample", "timestep", "encoder_hidden_states")
 
@@ -39,11 +45,13 @@ class MoveLog:
         raise_nonfinite: raise at a loss that is not finite, where its update would otherwise be skipped.
         on_move: called with each entry as soon as it is there, or None.
         entries: the trace so far.
+        overflows: for each pass after a move, ``bool_B``, the rows whose predicted noise is not finite.
     """
 
     raise_nonfinite: bool = False
     on_move: Callable[[MoveTrace], None] | None = None
     entries: list[MoveTrace] = field(default_factory=list)
+    overflows: list[Tensor] = field(default_factory=list)
 
     def add(self, trace: Sequence[MoveTrace], step: Step) -> None:
         """Keep and report some moves, then check them: the trace of a call that the check ends says where.
@@ -64,9 +72,61 @@ class MoveLog:
         bad = [row for row, skipped in enumerate(torch.stack([t.skipped for t in trace]).any(dim=0)) if skipped]
         if bad:
             raise NonFiniteLoss(
-                f"The loss or its gradient is not finite at evaluation {step.index} for images {bad}.",
+                f"Loss, gradient or moved latent is not finite at evaluation {step.index} for images {bad}.",
                 "Use bfloat16 or float32, a smaller step, or on_nonfinite='skip'.",
             )
+
+    def look_at(self, noise_BCYX: Tensor, step: Step) -> None:
+        """Look at what the denoiser makes of moved latents: half precision may hold these, and nothing behind them.
+
+        Args:
+            noise_BCYX: its result.
+            step: the evaluation.
+
+        Raises:
+            NonFiniteLoss: if it is not finite, and that was asked for.
+        """
+        self.overflows.append(~torch.isfinite(noise_BCYX).flatten(1).all(1))
+        if self.raise_nonfinite and self.overflows[-1].any():
+            raise NonFiniteLoss(
+                f"The denoiser's result for the moved latent is not finite at evaluation {step.index}.",
+                "Use bfloat16 or float32, or a smaller step.",
+            )
+
+    def warn(self) -> None:
+        """Say at the end of a call what was left out, and what came out wrong."""
+        skipped = sum(int(entry.skipped.sum()) for entry in self.entries)
+        overflows = sum(bool(each.any()) for each in self.overflows)
+        told = [f"{skipped} updates were skipped because the loss, its gradient or the moved latent was not finite"]
+        told += [f"the denoiser's result was not finite at {overflows} evaluations after a move"]
+        told = [text for text, count in zip(told, (skipped, overflows), strict=True) if count]
+        if told:
+            warnings.warn(
+                f"{'; '.join(told)}. Use bfloat16 or float32, or a smaller step.", RuntimeWarning, stacklevel=4
+            )
+
+
+@dataclass(kw_only=True)
+class CallResults:
+    """What can be asked of a pipeline call, also when it is over.
+
+    Args:
+        log: the trace.
+        listeners: who has read the maps.
+    """
+
+    log: MoveLog = field(default_factory=MoveLog)
+    listeners: MapListeners | None = None
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What has filled the record."""
+        return None if self.listeners is None else self.listeners.recorder
+
+    @property
+    def monitors(self) -> Sequence[LossMonitor]:
+        """The controls that were measured."""
+        return () if self.listeners is None else self.listeners.monitors
 
 
 @dataclass(kw_only=True)
@@ -80,6 +140,7 @@ class PipelineCall:
         log: the trace.
         edits: edits of attention by the address of their layer, in the order of the controls.
         active_pass: tells the attention processors which pass is in progress.
+        processors: puts ours at the layers, for the length of an evaluation.
         passes: extra passes through the denoiser.
         cost: counter of the session.
         text: what a control does to the text embeddings, or None.
@@ -91,10 +152,19 @@ class PipelineCall:
     log: MoveLog
     edits: Mapping[str, Sequence[Edit]]
     active_pass: ActivePass
+    processors: AttnProcessorPatch
     passes: ExtraPasses
     cost: Cost
     text: EmbedsState | None = None
     _step: Step | None = None
+    _discarded: tuple[bool, ...] = ()
+    _others: list[tuple[Tensor, tuple[Prompt, ...]]] = field(default_factory=list)
+    _states: Tensor | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was an evaluation."""
+        return self.guard.evaluations > 0
 
     @property
     def is_lost(self) -> bool:
@@ -119,6 +189,8 @@ class PipelineCall:
             MoveLost: if the last move was never taken up by a scheduler step.
         """
         inputs = {**dict(zip(_INPUTS, args, strict=False)), **kwargs}
+        if self._step is None:
+            self.guard.check_one_each_step(inputs)
         self._check_taken_up()
         step = self.guard.next_step(inputs)
         now = Evaluation(step=step, batch=self.guard.batch, inputs=inputs, rest=args[len(_INPUTS) :])
@@ -126,19 +198,57 @@ class PipelineCall:
         latent_size = (sample.shape[-2], sample.shape[-1])
         if step.index == 0:
             self.listeners.start(now.cond, step.total, latent_size)
+            self._discarded = self._discarded_samples(inputs["timestep"], step.total)
+            if any(plan.objectives or (plan.text is not None and plan.text.objectives) for plan in self.mover.plans):
+                warn_of_other_listeners(self.guard.adapter.denoiser)
+        self._notice_text(now)
+        is_discarded = any(self._discarded[step.index : step.index + 1])
+        self.processors.place(self.passes.layers)
         if self.text is not None:
             self.log.add(self.text.update(now, self.passes), step)
             inputs |= self.text.inputs(now)
-        acting = self.mover.acting(step)
+        acting = self.mover.acting(step, is_discarded=is_discarded)
         inputs["sample"] = self.mover.move(acting, now)
         self.cost.forwards += len(sample)
-        is_discarded = discards_sample(self.guard.adapter.pipe.scheduler)
         taps = self.listeners.begin(acting, step, now.cond, is_discarded=is_discarded)
         self.active_pass.begin(
             DenoiserPass(batch=now.batch, latent_size=latent_size, step=step, edits=self.edits, taps=taps)
         )
         self._step = step
         return (*(inputs.pop(name) for name in _INPUTS), *now.rest), inputs
+
+    def learn(self, embeds_BTC: Tensor, prompts: tuple[Prompt, ...]) -> None:
+        """Learn the words of embeddings that a callback has made, for which those of the call may be exchanged.
+
+        Args:
+            embeds_BTC: one row an image.
+            prompts: the prompt of each image.
+        """
+        self._others.append((embeds_BTC, prompts))
+
+    def _notice_text(self, now: Evaluation) -> None:
+        """Warn if the call goes on with another prompt, in which the words stand elsewhere or not at all."""
+        states, before = now.inputs["encoder_hidden_states"], self._states
+        self._states, own = states, self.listeners.prompts
+        if before is None or before is states or own is None or not self.passes.layers:
+            return
+        rows_BTC = states[now.cond]
+        for embeds_BTC, prompts in self._others:
+            is_this = embeds_BTC.shape == rows_BTC.shape and torch.equal(embeds_BTC.to(rows_BTC), rows_BTC)
+            pairs = [pair for pair in zip(own, prompts, strict=False) if not _has_words_of(*pair)]
+            if is_this and pairs:
+                warnings.warn(
+                    f"From evaluation {now.step.index} on the call has another prompt, {pairs[0][1].text!r}, and words "
+                    f"are still sought at their places in {pairs[0][0].text!r}.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def _discarded_samples(self, timestep: Any, total: int) -> tuple[bool, ...]:
+        """Measured only where it matters."""
+        if not self.listeners.monitors and not any(plan.objectives for plan in self.mover.plans):
+            return (False,) * total
+        return discarded_samples(self.guard.adapter.pipe.scheduler, timestep, total)
 
     def _check_taken_up(self) -> None:
         if self.is_lost:
@@ -148,12 +258,43 @@ class PipelineCall:
                 "Set the scheduler before the call; the pipeline must step after each evaluation.",
             )
 
-    def after(self) -> None:
-        """End the pass that made the image: hand its maps to those who asked for them."""
+    def after(self, noise: Any) -> None:
+        """End the pass that made the image: hand its maps to those who asked for them.
+
+        Args:
+            noise: what the denoiser returned.
+
+        Raises:
+            UnsupportedPipeline: if it left layers out.
+            NonFiniteLoss: if it could not stand a move, and that was asked for.
+        """
+        over = self.active_pass.current
         self.active_pass.end()
+        self.processors.remove()
         step, self._step = self._step, None
-        assert step is not None
+        assert step is not None and over is not None
+        over.check_visited(self.passes.layers)
         self.listeners.end(step)
+        if self.mover.is_waiting:
+            self.log.look_at(noise[0], step)
+
+    def explain(self, error: BaseException) -> None:
+        """Name the cause of an error that the denoiser raised, where it is known.
+
+        Args:
+            error: what it raised.
+
+        Raises:
+            UnsupportedPipeline: if tensors did not fit after passes of the session's own.
+        """
+        over = self.active_pass.current
+        left_out = over is not None and any(layer.address not in over.visited for layer in self.passes.layers)
+        if left_out and self.cost.extra_forwards and isinstance(error, RuntimeError) and "size" in str(error).lower():
+            raise UnsupportedPipeline(
+                f"The denoiser failed in its pass after the session's own ({str(error).splitlines()[0]}): something "
+                "seems to keep features of one pass for the next.",
+                "Take such a cache out for the length of the session (for diffusers' own: pipe.unet.disable_cache()).",
+            ) from error
 
     def replace(self, sample: Tensor) -> Tensor:
         """Hand the scheduler the moved latents.
@@ -164,4 +305,16 @@ class PipelineCall:
         Returns:
             The same, moved if a move is waiting.
         """
+        self.guard.steps += 1
         return self.mover.take_up(sample)
+
+
+def _has_words_of(first: Prompt, second: Prompt) -> bool:
+    """Whether a prompt has all tokens of another one, in their places."""
+    pairs = zip(first.encodings, second.encodings, strict=True)
+    return all(
+        one.ids[place] == other.ids[place]
+        for one, other in pairs
+        for place, role in enumerate(one.roles)
+        if role == "item"
+    )

@@ -1,7 +1,7 @@
 """Activation checkpointing of extra passes: less memory for the backward pass, some layers computed twice.
 
-Only modules in which nobody listens are run again: feed-forward layers, residual blocks, and attention without one of
-our processors. They are plain functions of what goes in, so they need nothing of the pass they were first run in, and
+Only modules in which nobody listens are run again: feed-forward layers, residual blocks, and attention that nobody
+edits or hears. They are plain functions of what goes in, so they need nothing of the pass they were first run in, and
 the gradient is the same to the last bit where kernels are deterministic. Layers with maps keep little as it is
 (:mod:`t2ictl.attention.softmax`). Diffusers' own checkpointing runs whole blocks again, maps included, and is held off.
 """
@@ -9,8 +9,8 @@ the gradient is the same to the last bit where kernels are deterministic. Layers
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,9 +20,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from t2ictl.attention.processor import ControlledAttention
 from t2ictl.errors import BadSetting
-from t2ictl.patching import instance_attribute
+from t2ictl.patching import InstanceAttributes
 from t2ictl.session.hooks import Frozen
 
 __all__ = ["Checkpointing", "Recomputed", "check_checkpointing"]
@@ -61,13 +60,14 @@ class Recomputed:
     """Keep only the inputs of modules in which nobody listens, for the length of a ``with`` block.
 
     Args:
-        denoiser: the model, with the session's processors in place.
+        denoiser: the model.
         kind: ``"feed_forward"`` for these layers alone, ``"all"`` for all in which nobody listens, or ``"off"``.
+        heard: names of the attention modules in which somebody listens.
 
     Example:
         >>> block = ResnetBlock2D(in_channels=32, temb_channels=None)
         >>> x = torch.randn(1, 32, 4, 4, requires_grad=True)
-        >>> with Recomputed(nn.Sequential(block), "all")():
+        >>> with Recomputed(nn.Sequential(block), "all", heard=())():
         ...     y = block(x, None)
         >>> (gradient,) = torch.autograd.grad(y.sum(), x)
         >>> (plain,) = torch.autograd.grad(block(x, None).sum(), x)
@@ -75,22 +75,25 @@ class Recomputed:
         True
     """
 
-    def __init__(self, denoiser: nn.Module, kind: Checkpointing) -> None:
-        kinds = _KINDS[kind]
-        self._modules = [each for each in denoiser.modules() if isinstance(each, kinds) and _is_alone(each)]
+    def __init__(self, denoiser: nn.Module, kind: Checkpointing, heard: Collection[str]) -> None:
+        self._denoiser, self._kinds, self._heard = denoiser, _KINDS[kind], frozenset(heard)
+        self._held = InstanceAttributes()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Hold the modules' ``forward`` for the length of the block; leave their ``__dict__`` as it was found."""
-        with ExitStack() as held:
-            for module in self._modules:
-                short = functools.partial(_kept_short, module, module.forward)
-                held.enter_context(instance_attribute(module, "forward", short))
+        try:
+            # Looked up anew for each pass: modules may be replaced between two evaluations.
+            for name, module in self._denoiser.named_modules() if self._kinds else ():
+                if isinstance(module, self._kinds) and name not in self._heard:
+                    self._held.set(module, "forward", functools.partial(_kept_short, module, module.forward))
             yield
+        finally:
+            self.restore()
 
-
-def _is_alone(module: nn.Module) -> bool:
-    return not isinstance(getattr(module, "processor", None), ControlledAttention)
+    def restore(self) -> None:
+        """Let the modules go. It can be run again after a break."""
+        self._held.undo()
 
 
 def _kept_short(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

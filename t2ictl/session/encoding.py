@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import sys
 from typing import Any, Protocol
 
 from t2ictl.families import Adapter
 from t2ictl.families.base import Encoded
 from t2ictl.families.text_states import Encode
 
-__all__ = ["EncodePromptWrapper", "Encoding"]
+__all__ = ["EncodePromptWrapper", "Encoding", "call_site"]
 
 
 class Encoding(Protocol):
@@ -18,15 +20,28 @@ class Encoding(Protocol):
 
     adapter: Adapter
 
-    def begin_call(self, encoded: Encoded, encode: Encode) -> None:
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is to be done."""
+
+    def belongs_to_call(self, site: tuple[Any, int] | None) -> bool:
+        """Whether a text is encoded on the way, by a callback of the call that is running."""
+
+    def begin_call(self, encoded: Encoded, encode: Encode, site: tuple[Any, int] | None) -> None:
         """Start a pipeline call, before its prompt is encoded."""
 
     def end_encoding(self, encoded: Encoded, result: Any, encode: Encode) -> Any:
         """Return what the pipeline gets in place of ``result``."""
 
+    def encoded_on_the_way(self, encoded: Encoded, result: Any) -> None:
+        """Learn the words of a text that was encoded in the middle of a call."""
+
 
 class EncodePromptWrapper:
     """Stands at ``pipe.encode_prompt`` for the length of a session and tells it what is encoded.
+
+    Whoever has kept it passes through to the pipeline's own once the session is closed; a deep copy of the pipeline
+    gets the pipeline's own in its place.
 
     Args:
         original: the pipeline's own ``encode_prompt``.
@@ -34,16 +49,52 @@ class EncodePromptWrapper:
     """
 
     def __init__(self, original: Any, session: Encoding) -> None:
-        self._original, self._session = original, session
-        self._signature = inspect.signature(original)
+        self.original, self._session = original, session
+        self._signature = session.adapter.encode_signature(original)
         functools.update_wrapper(self, original)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its session is."""
+        return self._session.is_open
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        session = self._session
+        if not session.is_open:
+            return self.original(*args, **kwargs)
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        adapter = self._session.adapter
+        adapter, site = session.adapter, call_site(session.adapter.pipe)
         encoded = adapter.encoded(bound.arguments)
-        encode: Encode = functools.partial(adapter.encode, self._original, bound.arguments)
-        self._session.begin_call(encoded, encode)
-        result = self._original(*args, **kwargs)
-        return self._session.end_encoding(encoded, result, encode)
+        if session.belongs_to_call(site):
+            result = self.original(*args, **kwargs)
+            session.encoded_on_the_way(encoded, result)
+            return result
+        encode: Encode = functools.partial(adapter.encode, self.original, bound.arguments)
+        session.begin_call(encoded, encode, site)
+        result = self.original(*args, **kwargs)
+        return session.end_encoding(encoded, result, encode)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.original, memo)
+
+
+def call_site(pipe: Any) -> tuple[Any, int] | None:
+    """Say where in its own ``__call__`` a pipeline stands, if that is running.
+
+    Its own encoding and its callbacks are different places; the same place of a later call is equal.
+
+    Args:
+        pipe: the pipeline.
+
+    Returns:
+        The code and the instruction, or None.
+    """
+    own = (vars(cls).get("__call__") for cls in type(pipe).__mro__)
+    codes = {getattr(inspect.unwrap(each), "__code__", None) for each in own if each is not None}
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in codes and frame.f_locals.get("self") is pipe:
+            return frame.f_code, frame.f_lasti
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +25,7 @@ from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import ActivePass, DenoiserPass, PassKind, StopForward
 from t2ictl.families import Adapter
 from t2ictl.maps.recorder import MapTap
-from t2ictl.session.checkpoints import Checkpointing, Recomputed
+from t2ictl.session.checkpoints import Recomputed
 from t2ictl.session.cost import Cost
 from t2ictl.session.hooks import DenoiserHook, Frozen
 from t2ictl.settings.windows import Step
@@ -89,8 +88,10 @@ class ExtraPasses:
         hook: runs the denoiser past the session's own hook.
         cost: counter of the session.
         edits: edits of attention by layer address.
+        layers: all layers that have one of our processors, in the order in which they run.
+        frozen: holds the flags of weights.
+        recomputed: holds layers that are computed again for the backward pass.
         truncate: end passes for maps after the last layer that is needed.
-        checkpointing: which layers are computed again for the backward pass.
     """
 
     adapter: Adapter
@@ -98,22 +99,11 @@ class ExtraPasses:
     hook: DenoiserHook
     cost: Cost
     edits: Mapping[str, Sequence[Edit]]
+    layers: Sequence[Layer]
+    frozen: Frozen
+    recomputed: Recomputed
     truncate: bool = True
-    checkpointing: Checkpointing = "off"
-
-    @cached_property
-    def _context(self) -> TensorCache:
-        return TensorCache()
-
-    @cached_property
-    def frozen(self) -> Frozen:
-        """What extra passes need of the denoiser."""
-        return Frozen(self.adapter.denoiser)
-
-    @cached_property
-    def recomputed(self) -> Recomputed:
-        """What extra passes do not keep; processors must be in place."""
-        return Recomputed(self.adapter.denoiser, self.checkpointing)
+    _context: TensorCache = field(default_factory=TensorCache)
 
     def maps(self, groups: Sequence[tuple[Layer, ...]], now: Evaluation) -> MapsOf:
         """Make the function from latents and text states to attention maps.
@@ -133,7 +123,7 @@ class ExtraPasses:
         ) -> list[Tensor]:
             """Run one pass, and give the mean map of each group."""
             if rows is not None and self.edits:  # an edit may want all images of a batch, which read each other
-                return [each[rows] for each in maps(x_BCYX, embeds_BTC=embeds_BTC)]
+                return [each[rows] for each in self.maps(groups, now)(x_BCYX, embeds_BTC=embeds_BTC)]
             own: slice | list[int] = now.cond
             if rows is not None:
                 x_BCYX, own = x_BCYX[rows], [now.cond.start + row for row in rows]
@@ -153,6 +143,7 @@ class ExtraPasses:
             self.cost.backwards += len(x_BCYX) if embeds_BTC is None else 0
             with contextlib.suppress(StopForward), self.active_pass.use(this):
                 self._run(torch.cat([x_BCYX, extra], dim=1), embeds_BTC, own, now)
+            this.check_visited(self.layers)
             return [taps[layers].mean() for layers in groups]
 
         return maps
@@ -181,6 +172,7 @@ class ExtraPasses:
         self.cost.extra_forwards += len(states_GKC)
         with self.active_pass.use(this):
             result = self._run(now.inputs["sample"][rows_G], states_GKC, rows_G, now, free=True)
+        this.check_visited(self.layers)
         noise_GCYX: Tensor = result[0]
         return noise_GCYX
 

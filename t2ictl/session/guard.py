@@ -16,6 +16,7 @@ from torch import Tensor
 from t2ictl.attention.batch import BatchLayout
 from t2ictl.errors import ForeignCall
 from t2ictl.families import Adapter
+from t2ictl.families.evaluations import several_evaluations
 from t2ictl.settings.windows import Step
 
 __all__ = ["EvaluationGuard"]
@@ -32,12 +33,14 @@ class EvaluationGuard:
         batch: the rows of its batch; conditional rows alone once a callback has switched guidance off.
         embeds: what the pipeline's own ``encode_prompt`` returned; None: not compared.
         evaluations: how many there have been.
+        steps: how many scheduler steps there have been.
     """
 
     adapter: Adapter
     batch: BatchLayout
     embeds: Tensor | None = None
     evaluations: int = 0
+    steps: int = 0
     _last_timestep: float = float("inf")
     _schedule: tuple[Any, Any, list[float]] | None = None
 
@@ -46,6 +49,23 @@ class EvaluationGuard:
         """The conditional rows, which lie together."""
         rows = self.batch.indices("cond")
         return slice(rows[0], rows[-1] + 1)
+
+    def check_one_each_step(self, inputs: dict[str, Any]) -> None:
+        """See that the scheduler has stepped since the last evaluation.
+
+        Args:
+            inputs: arguments of the denoiser by name.
+
+        Raises:
+            UnsupportedPipeline: if the pipeline evaluates its denoiser once more at the same timestep.
+        """
+        scheduler = self.adapter.pipe.scheduler
+        if self._schedule is None or self.steps >= self.evaluations:
+            return
+        own, timesteps, _ = self._schedule
+        is_same_call = scheduler is own and scheduler.timesteps is timesteps
+        if is_same_call and _timestep(inputs) == self._last_timestep:
+            raise several_evaluations(self.adapter.pipe)
 
     def next_step(self, inputs: dict[str, Any]) -> Step:
         """Check that this is the evaluation expected next, and number it.
@@ -60,7 +80,7 @@ class EvaluationGuard:
             ForeignCall: if it is not.
             UnsupportedPipeline: if the batch has other rows than were encoded.
         """
-        sample, timestep = inputs["sample"], float(torch.as_tensor(inputs["timestep"]).flatten()[0])
+        sample, timestep = inputs["sample"], _timestep(inputs)
         pipe = self.adapter.pipe
         total = getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)
         if self.evaluations >= total or not self._follows(timestep):
@@ -118,3 +138,7 @@ def _requested(scheduler: Any, total: int) -> int | None:
     """The steps that a call asked for, less those that it leaves out (image to image begins in the middle)."""
     asked = getattr(scheduler, "num_inference_steps", None)
     return None if asked is None else max(int(asked) - (len(scheduler.timesteps) - total), 1)
+
+
+def _timestep(inputs: dict[str, Any]) -> float:
+    return float(torch.as_tensor(inputs["timestep"]).flatten()[0])

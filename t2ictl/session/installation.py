@@ -1,4 +1,9 @@
-"""Put attention processors at the layers that a call needs, and take them away again."""
+"""Put attention processors at the layers of a denoiser for the length of one evaluation.
+
+Between two evaluations, in callbacks and between calls, the layers have the user's own processors: whoever looks at
+their types, stores them or sets others never meets ours. Within an evaluation ours shadows the attribute of the
+instance, so that a processor with weights stays a submodule of its layer, and names of weights stay what they are.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,11 @@ from torch import nn
 
 from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import ActivePass
-from t2ictl.attention.processor import ControlledAttention
+from t2ictl.attention.processor import ControlledAttention, KeptProjections
+from t2ictl.attention.weights import weights_signature
+from t2ictl.patching import InstanceAttributes
 
-__all__ = ["AttnProcessorPatch"]
-
-_PREVIOUS = "t2ictl_previous_processor"
+__all__ = ["AttnProcessorPatch", "ProcessorsBefore"]
 
 
 class AttnProcessorPatch:
@@ -26,31 +31,48 @@ class AttnProcessorPatch:
 
     def __init__(self, denoiser: Any, active_pass: ActivePass) -> None:
         self._denoiser, self._active_pass = denoiser, active_pass
-        self._placed: list[tuple[Any, ControlledAttention]] = []
+        self._placed = InstanceAttributes()
+        self._kept: dict[str, KeptProjections] = {}
 
     def place(self, layers: Iterable[Layer]) -> None:
-        """Put a processor at each layer; what was there goes on working behind it.
+        """Put a new processor at each layer; what is there now goes on working behind it.
 
         Args:
             layers: the layers.
         """
+        self.remove()
         for layer in layers:
             attention = self._denoiser.get_submodule(layer.module)
-            ours = ControlledAttention(layer, attention.processor, self._active_pass)
-            attention.set_processor(ours)
-            if isinstance(ours.previous, nn.Module):  # keep its weights where offloading finds them
-                attention.add_module(_PREVIOUS, ours.previous)
-            self._placed.append((attention, ours))
+            ours = ControlledAttention(layer, attention.processor, self._active_pass, self._kept_for(layer, attention))
+            self._placed.set(attention, "processor", ours)
+
+    def _kept_for(self, layer: Layer, attention: nn.Module) -> KeptProjections:
+        """What was projected from text at the evaluation before, unless the weights have changed since."""
+        made_with = weights_signature(attention) if layer.kind == "cross" else None
+        kept = self._kept.get(layer.address)
+        if kept is None or made_with is None or kept.made_with != made_with:
+            self._kept[layer.address] = kept = KeptProjections(made_with)
+        return kept
 
     def remove(self) -> None:
         """Put back what was there, unless someone else has replaced ours since."""
-        for attention, ours in self._placed:
-            attention._modules.pop(_PREVIOUS, None)
-            if attention.processor is ours:
-                attention.set_processor(ours.previous)
-        self._placed = []
-        # Projections that were fused inside the session come apart later, to the processors of that moment.
-        saved = getattr(self._denoiser, "original_attn_processors", None) or {}
-        for name, processor in saved.items():
-            if isinstance(processor, ControlledAttention):
-                saved[name] = processor.previous
+        self._placed.undo()
+
+
+class ProcessorsBefore:
+    """The processors of all layers before a call, for a call that is broken off with others in place.
+
+    Some pipelines set processors of their own after encoding, and put the earlier ones back only at their end.
+
+    Args:
+        denoiser: the U-Net.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._kept = [(each, each.processor) for each in denoiser.modules() if hasattr(each, "get_processor")]
+
+    def restore(self) -> None:
+        """Put them back where others stand now."""
+        for attention, processor in self._kept:
+            if attention.processor is not processor:
+                attention.set_processor(processor)  # type: ignore[operator]

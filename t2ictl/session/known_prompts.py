@@ -6,13 +6,18 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from t2ictl.errors import PromptUnknown
 from t2ictl.families import Adapter, Encoded
+from t2ictl.families.text_states import Encode
 from t2ictl.prompts.prompt import Prompt
 
-__all__ = ["PromptCache"]
+__all__ = ["PromptCache", "by_image"]
+
+# Rows of the same word lie on one line but for rounding (0.9999 in bfloat16), those of others at 0.99 at most.
+_SAME = 0.998
 
 
 @dataclass(frozen=True)
@@ -39,17 +44,18 @@ class PromptCache:
     parser: str
     seen: list[_Seen] = field(default_factory=list)
 
-    def prompts_of(self, encoded: Encoded) -> tuple[Prompt, ...] | None:
+    def prompts_of(self, encoded: Encoded, encode: Encode) -> tuple[Prompt, ...] | None:
         """Return the parsed prompt of each text that the pipeline was given, or None where nobody knows the words.
 
         Args:
             encoded: what the pipeline encodes.
+            encode: encodes other texts in the same way.
 
         Returns:
             One prompt for each text, or for each row of embeddings.
 
         Raises:
-            PromptUnknown: if the prompts that the user named do not fit the embeddings.
+            PromptUnknown: if the prompts that the user named do not spell the embeddings.
         """
         if encoded.texts is not None:
             return tuple(self.adapter.parse(texts, self.parser) for texts in encoded.texts)
@@ -66,9 +72,39 @@ class PromptCache:
             raise PromptUnknown(
                 f"prompt= names {len(found)} prompts of {sorted(lengths)} tokens, and the embeddings have "
                 f"{rows} rows of {tokens}.",
-                "Give the prompts from which the embeddings were made, one for each row.",
+                _long(tokens, max(lengths))
+                or "Name the prompts from which the embeddings were made, one for each row.",
             )
-        return found * (rows // len(found))
+        found = found * (rows // len(found))
+        self._check_spelling(encoded.embeddings, found, encode)
+        return found
+
+    def window_problem(self, embeddings: Tensor | None) -> str:
+        """Say why no prompt can be named for embeddings that are longer than a prompt.
+
+        Args:
+            embeddings: what the pipeline was given, or None.
+
+        Returns:
+            A sentence or two; empty where one can be named.
+        """
+        return "" if embeddings is None else _long(embeddings.shape[1], self.adapter.tokenizers[0].model_max_length)
+
+    def _check_spelling(self, embeddings: Tensor, prompts: Sequence[Prompt], encode: Encode) -> None:
+        """Compare with what the pipeline itself makes of the words; weighted words are still the same words."""
+        if not self.adapter.can_encode or not self.adapter.text_is_causal:
+            return
+        ends = [prompt.encodings[0].end for prompt in prompts]
+        texts = [prompt.text for prompt in prompts]
+        own = encode([*texts, ""]).embeds
+        wrong = [row for row, end in enumerate(ends) if not _spells(embeddings[row], own[row], own[-1], end)]
+        if wrong:
+            raise PromptUnknown(
+                f"prompt= does not spell the embeddings: the pipeline itself makes others of {texts[wrong[0]]!r}, "
+                "and words would be sought at wrong places.",
+                "Name the words without the weights or marks of an embedding library, and call with the clip_skip with "
+                "which they were encoded; or encode them inside the session with pipe.encode_prompt.",
+            )
 
     def are_edited(self, embeddings: Tensor | None) -> bool:
         """Return whether a control of this session has edited these embeddings already.
@@ -96,3 +132,34 @@ class PromptCache:
 
     def _find(self, embeddings: Tensor) -> _Seen | None:
         return next((each for each in self.seen if each.embeddings() is embeddings), None)
+
+
+def by_image(prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> tuple[Prompt, ...] | None:
+    """Return the prompt of each image, where prompts are known.
+
+    Args:
+        prompts: one for each text.
+        encoded: what the pipeline encodes.
+    """
+    return None if prompts is None else tuple(prompts[row.prompt] for row in encoded.batch.only("cond").rows)
+
+
+def _long(tokens: int, window: int) -> str:
+    if tokens <= window:
+        return ""
+    return (
+        f"Embeddings of several windows cannot be controlled by words: these are located in one window of {window} "
+        "positions. Encode a prompt that fits into one, or use no control that needs words."
+    )
+
+
+def _spells(given_TC: Tensor, own_TC: Tensor, empty_TC: Tensor, end: int) -> bool:
+    """Whether embeddings are those of a text, but for weights of its words.
+
+    Libraries weight a word by stretching its row, from nothing or from that of the empty text. Every row of another
+    text differs from its first other word on, and the row of its end most surely.
+    """
+    given_TC, own_TC, empty_TC = (each.detach().float().cpu() for each in (given_TC, own_TC, empty_TC))
+    lines = ((given_TC, own_TC), (given_TC - empty_TC, own_TC - empty_TC))
+    likeness_T = torch.stack([torch.cosine_similarity(*line, dim=-1) for line in lines]).amax(0)
+    return bool(likeness_T[end] > _SAME or (likeness_T[1:end] > _SAME).all())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from t2ictl.controls.base import Plan
 from t2ictl.families import Adapter
-from t2ictl.families.schedulers import discards_sample, input_scale
+from t2ictl.families.schedulers import input_scale
 from t2ictl.guidance.noise_search import optimize_noise
 from t2ictl.guidance.objectives import Objective
 from t2ictl.guidance.optimize import Move, MoveTrace, optimize, push
@@ -68,15 +68,19 @@ class LatentMover:
             return sample
         return (sample.to(pending.dtype) + pending.to(sample.device)).to(sample.dtype)
 
-    def acting(self, step: Step) -> list[Objective]:
+    def acting(self, step: Step, *, is_discarded: bool) -> list[Objective]:
         """List the objectives that move latents now.
 
         A refinement that falls on an evaluation whose sample the scheduler discards is made at
         the next one: most two-stage schedulers would otherwise never refine.
+
+        Args:
+            step: the evaluation.
+            is_discarded: whether the scheduler throws its sample away.
         """
         objectives = [objective for plan in self.plans for objective in plan.objectives]
         acting = [(place, each) for place, each in enumerate(objectives) if each.acts(step)]
-        if discards_sample(self.adapter.pipe.scheduler):
+        if is_discarded:
             late = {place: each.target(step) for place, each in acting if not each.keep_discarded}
             self._owed |= {place: target for place, target in late.items() if target is not None}
             return [each for _, each in acting if each.keep_discarded]
@@ -100,8 +104,9 @@ class LatentMover:
         if not acting and all(plan.perturb is None and plan.fixed_latents is None for plan in self.plans):
             return sample
         x_BCYX = sample[now.cond, :channels]
-        moves = self._optimized(acting, x_BCYX, now)
-        perturbed = self._perturbed(moves[-1] if moves else None, x_BCYX, step)
+        scale = input_scale(self.adapter.pipe.scheduler, now.inputs["timestep"])
+        moves = self._optimized(acting, x_BCYX, now, scale)
+        perturbed = self._perturbed(moves[-1] if moves else None, x_BCYX, step, scale)
         self.report([entry for move in perturbed for entry in move.trace], step)
         moves += perturbed
         moves += self._fixed(moves[-1].latents if moves else x_BCYX, step)
@@ -109,11 +114,11 @@ class LatentMover:
             return sample
         # The scheduler steps from its own, unscaled sample: dz = dx / c.
         delta_BCYX = reduce(torch.add, [move.delta for move in moves])
-        self._pending = delta_BCYX / input_scale(self.adapter.pipe.scheduler, now.inputs["timestep"])
+        self._pending = delta_BCYX / scale
         copies = len(sample) // now.batch.images
         return torch.cat([moves[-1].latents.repeat(copies, 1, 1, 1), sample[:, channels:]], dim=1)
 
-    def _optimized(self, acting: Sequence[Objective], x_BCYX: Tensor, now: Evaluation) -> list[Move]:
+    def _optimized(self, acting: Sequence[Objective], x_BCYX: Tensor, now: Evaluation, scale: float) -> list[Move]:
         """The moves down the gradients: first a search for noise, then the update of this step."""
         moves: list[Move] = []
         searching = [each for each in acting if each.search is not None]
@@ -121,12 +126,12 @@ class LatentMover:
         for objectives, find in ((searching, optimize_noise), (moving, optimize)):
             if objectives:
                 maps = self.passes.maps([layers for each in objectives for layers in each.groups], now)
-                found = find(moves[-1].latents if moves else x_BCYX, objectives, maps, now.step)
+                found = find(moves[-1].latents if moves else x_BCYX, objectives, maps, now.step, input_scale=scale)
                 self.report(found.trace, now.step)
                 moves.append(found)
         return moves
 
-    def _perturbed(self, before: Move | None, x_BCYX: Tensor, step: Step) -> list[Move]:
+    def _perturbed(self, before: Move | None, x_BCYX: Tensor, step: Step, scale: float) -> list[Move]:
         """The moves that read no maps, after what the objectives made of the latents."""
         done = len(before.trace) if before else 0
         made: list[Move] = []
@@ -134,7 +139,7 @@ class LatentMover:
             now_BCYX = made[-1].latents if made else before.latents if before else x_BCYX
             vectors = plan.perturb(now_BCYX, step) if plan.perturb is not None else ()
             if vectors:
-                made.append(push(now_BCYX, vectors, step, first=done))
+                made.append(push(now_BCYX, vectors, step, first=done, input_scale=scale))
                 done += len(vectors)
         return made
 

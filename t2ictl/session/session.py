@@ -9,19 +9,15 @@ layers that are needed.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal
 
 from t2ictl.attention.layers import Layer, select_layers
-from t2ictl.attention.passes import ActivePass
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.presets import with_preset
 from t2ictl.errors import (
     BadSetting,
-    ControlConflict,
     ForeignCall,
     MoveLost,
     NotRecorded,
@@ -30,25 +26,23 @@ from t2ictl.errors import (
 )
 from t2ictl.families import find_adapter
 from t2ictl.families.base import Encoded
-from t2ictl.families.schedulers import SchedulerPatch
+from t2ictl.families.evaluations import evaluates_once, several_evaluations
 from t2ictl.families.text_states import Encode
 from t2ictl.guidance.optimize import MoveTrace
 from t2ictl.maps.record import AttentionRecord
 from t2ictl.maps.recorder import Recording
-from t2ictl.patching import instance_attribute
 from t2ictl.prompts.prompt import Prompt
-from t2ictl.session.call import MoveLog, PipelineCall
+from t2ictl.session.call import CallResults, MoveLog, PipelineCall
 from t2ictl.session.checkpoints import Checkpointing, check_checkpointing
 from t2ictl.session.cost import Cost, peak_bytes, start_peak
-from t2ictl.session.encoding import EncodePromptWrapper
 from t2ictl.session.extra_passes import ExtraPasses
 from t2ictl.session.guard import EvaluationGuard
 from t2ictl.session.hooks import DenoiserHook
-from t2ictl.session.installation import AttnProcessorPatch
-from t2ictl.session.known_prompts import PromptCache
+from t2ictl.session.known_prompts import PromptCache, by_image
 from t2ictl.session.listeners import MapListeners
 from t2ictl.session.mover import LatentMover
 from t2ictl.session.observers import LossEntry, LossMonitor
+from t2ictl.session.patches import PipelinePatches
 from t2ictl.session.planning import acting_layers, edits_by_layer, make_plans
 from t2ictl.session.text_embeds import EmbedsState
 
@@ -139,19 +133,20 @@ class Session:
         self.cost, self._checkpointing = Cost(), check_checkpointing(checkpointing)
         self._pipe, self._recording = pipe, recording
         self._raise_nonfinite, self._truncate, self._on_move = raise_nonfinite, truncate, on_move
-        self._active_pass = ActivePass()
-        self._hook = DenoiserHook(self._before, self._after)
+        self._patches: PipelinePatches | None = None
         self._call: PipelineCall | None = None
-        self._scheduler_patch: SchedulerPatch | None = None
-        self._processors = AttnProcessorPatch(self.adapter.denoiser, self._active_pass)
+        self._results = CallResults()
+        self._sites: set[tuple[Any, int] | None] = set()
         self._words = PromptCache(self.adapter, (words,) if isinstance(words, str) else words, parser)
         self._prompts: tuple[Prompt, ...] | None = None
         self._layers: tuple[Layer, ...] = ()
-        self._is_open = False
         self._check()
 
     def _check(self) -> None:
         """Everything that can be said before the pipeline is called."""
+        self.adapter.encode_signature(self._pipe.encode_prompt)
+        if not evaluates_once(self._pipe):
+            raise several_evaluations(self._pipe)
         for control in (*self.controls, *self._measure):
             if self.adapter.family not in control.families:
                 raise UnsupportedPipeline(
@@ -168,7 +163,7 @@ class Session:
 
     def __repr__(self) -> str:
         names = ", ".join(type(control).__name__ for control in self.controls) or "no control"
-        state = "open" if self._is_open else "closed"
+        state = "open" if self.is_open else "closed"
         return f"<Session of {names} on {type(self._pipe).__name__}, {state}, {len(self._layers)} layers touched>"
 
     # -- results ----------------------------------------------------------------------------
@@ -185,58 +180,55 @@ class Session:
         Raises:
             NotRecorded: if the session was opened without ``record=`` or made no call yet.
         """
-        if self._call is None or self._call.listeners.recorder is None:
+        if self._results.recorder is None:
             raise NotRecorded("This session recorded no maps.", "Open it with record=True and call the pipeline.")
-        return self._call.listeners.recorder.record
+        return self._results.recorder.record
 
     @property
     def trace(self) -> tuple[MoveTrace, ...]:
         """Losses and moves of the last pipeline call, one entry a pass."""
-        return () if self._call is None else tuple(self._call.log.entries)
+        return tuple(self._results.log.entries)
 
     @property
     def measured(self) -> tuple[LossEntry, ...]:
         """What the controls of ``measure=`` found in the last pipeline call, one entry a control and evaluation."""
-        return (
-            () if self._call is None else tuple(entry for each in self._call.listeners.monitors for entry in each.found)
-        )
+        return tuple(entry for each in self._results.monitors for entry in each.found)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the session is at work on its pipeline."""
+        return self._patches is not None and self._patches.is_open
 
     # -- entry and exit ---------------------------------------------------------------------
 
     def __enter__(self) -> Session:
-        pipe = self._pipe
-        if isinstance(getattr(pipe, "encode_prompt", None), EncodePromptWrapper) or self.adapter.denoiser.__dict__.get(
-            "_t2ictl"
-        ):
-            raise ControlConflict(
-                "This pipeline, or another one with the same denoiser, already has an open session.",
-                "Give all controls to one session: controlled(pipe, [first, second]).",
-            )
-        start_peak(self.adapter.device)
-        self._started = time.perf_counter()
-        # Undone in reverse order and to the end, whatever is raised on the way; each part undoes itself only.
-        with ExitStack() as undo:
-            wrapper = EncodePromptWrapper(pipe.encode_prompt, self)
-            undo.enter_context(instance_attribute(pipe, "encode_prompt", wrapper))
-            undo.enter_context(instance_attribute(self.adapter.denoiser, "_t2ictl", True))
-            undo.callback(self._hook.remove)
-            undo.callback(self._unpatch_scheduler)
-            undo.callback(self._processors.remove)
-            undo.callback(self._active_pass.end)
-            self._hook.install(self.adapter.denoiser)
-            self._undo = undo.pop_all()
-        self._is_open = True
+        patches = PipelinePatches(self.adapter, DenoiserHook(self._before, self._after, self._failed))
+        try:
+            patches.open(self)
+            self._patches = patches
+            start_peak(self.adapter.device)
+            self._started = time.perf_counter()
+        except BaseException:
+            patches.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._undo.close()
-        self._is_open = False
-        self.cost.seconds += time.perf_counter() - self._started
-        self.cost.peak_bytes = max(self.cost.peak_bytes, peak_bytes(self.adapter.device))
-        if kind is None and self._call is not None:
-            self._close_call(self._call)
+        patches, call = self._patches, self._call
+        try:
+            if patches is not None:
+                patches.close()
+        finally:
+            if patches is not None:
+                patches.close()
+            # Nothing leads from a session to itself any more: records go with their last reader.
+            self._patches = self._call = None
+            self.cost.seconds += time.perf_counter() - self._started
+            self.cost.peak_bytes = max(self.cost.peak_bytes, peak_bytes(self.adapter.device))
+        if kind is None and call is not None:
+            self._close_call(call)
 
     def _close_call(self, call: PipelineCall) -> None:
         if call.is_lost:
@@ -244,30 +236,38 @@ class Session:
                 "The latents moved at the last evaluation were not taken up by a scheduler step.",
                 "The scheduler was replaced in the middle of the call.",
             )
-        skipped = sum(int(entry.skipped.sum()) for entry in call.log.entries)
-        if skipped:
-            warnings.warn(
-                f"{skipped} updates were skipped because the loss or its gradient was not finite. "
-                "Use bfloat16 or float32, or a smaller step.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        call.log.warn()
 
     # -- one pipeline call ------------------------------------------------------------------
 
-    def begin_call(self, encoded: Encoded, encode: Encode) -> None:
+    def belongs_to_call(self, site: tuple[Any, int] | None) -> bool:
+        """Return whether a callback of the running call encodes a text; ``site`` is where the pipeline stands."""
+        return site is not None and site not in self._sites and self._call is not None and self._call.has_begun
+
+    def encoded_on_the_way(self, encoded: Encoded, result: Any) -> None:
+        """Remember the words of a text that a callback has encoded."""
+        if encoded.texts is not None and self._call is not None:
+            prompts = by_image(tuple(self.adapter.parse(each, self._words.parser) for each in encoded.texts), encoded)
+            self._words.remember(result[0], prompts, is_edited=False)
+            self._call.learn(result[0], prompts or ())
+
+    def begin_call(self, encoded: Encoded, encode: Encode, site: tuple[Any, int] | None = None) -> None:
         """Start a pipeline call: learn its prompt, make the plans, install what they need.
 
         Args:
             encoded: what the pipeline is about to encode.
             encode: encodes other texts in the same way.
+            site: where in its own code the pipeline stands.
         """
-        if self._call is not None:
-            self._close_call(self._call)
-        self._call = None
-        self._processors.remove()
+        patches, last, self._call = self._patches, self._call, None
+        assert patches is not None
+        self._sites.add(site)
+        patches.begin_call()
+        if last is not None:
+            self._close_call(last)
+        self._results = CallResults()
         self.adapter.check_denoiser()
-        self._prompts = prompts = self._words.prompts_of(encoded)
+        self._prompts = prompts = self._words.prompts_of(encoded, encode)
         context = PlanContext(
             adapter=self.adapter,
             prompts=prompts or (),
@@ -275,28 +275,28 @@ class Session:
             encode=encode,
             negative_prompts=tuple(self.adapter.parse(each, self._words.parser) for each in encoded.negatives),
         )
-        self._check_words(prompts)
+        self._check_words(prompts, encoded)
         plans, context = make_plans(self.controls, context)
         monitors = tuple(LossMonitor(control, control.plan(context)) for control in self._measure)
-        self._call = call = self._new_call(encoded, prompts, plans, monitors)
-        self._hook.install(self.adapter.denoiser)
-        self._layers = tuple(sorted(acting_layers(plans) | call.listeners.layers, key=lambda layer: layer.order))
-        self._processors.place(self._layers)
-        self._unpatch_scheduler()
-        self._scheduler_patch = SchedulerPatch(self._pipe.scheduler, call.replace)
+        call = self._new_call(patches, encoded, prompts, plans, monitors)
+        patches.start_call(call.replace)
+        self._call = call
+        self._results = CallResults(log=call.log, listeners=call.listeners)
 
-    def _check_words(self, prompts: tuple[Prompt, ...] | None) -> None:
+    def _check_words(self, prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> None:
         wanting = [type(control).__name__ for control in (*self.controls, *self._measure) if control.needs_words]
         if self._recording is not None:
             wanting.append("record=")
         if prompts is None and wanting:
             raise PromptUnknown(
                 f"The pipeline was called with prompt_embeds only, and {', '.join(wanting)} needs the words.",
-                "Name them: controlled(..., prompt='...'), or encode them inside the session with pipe.encode_prompt.",
+                self._words.window_problem(encoded.embeddings)
+                or "Name them: controlled(..., prompt='...'), or encode inside the session with pipe.encode_prompt.",
             )
 
     def _new_call(
         self,
+        patches: PipelinePatches,
         encoded: Encoded,
         prompts: tuple[Prompt, ...] | None,
         plans: Sequence[Plan],
@@ -304,29 +304,36 @@ class Session:
     ) -> PipelineCall:
         text = next((plan.text for plan in plans if plan.text is not None), None)
         edits = edits_by_layer(plans)
+        listeners = MapListeners(
+            plans=plans,
+            monitors=monitors,
+            prompts=by_image(prompts if text is None else text.prompts, encoded),
+            recording=self._recording,
+            record_layers=self._record_layers,
+        )
+        self._layers = tuple(sorted(acting_layers(plans) | listeners.layers, key=lambda layer: layer.order))
+        # Where anything acts, all layers are watched: one that a feature cache skips would make maps of other latents.
+        watched = self.adapter.layers if self._layers else ()
         passes = ExtraPasses(
             adapter=self.adapter,
-            active_pass=self._active_pass,
-            hook=self._hook,
+            active_pass=patches.active_pass,
+            hook=patches.hook,
             cost=self.cost,
             edits=edits,
+            layers=watched,
+            frozen=patches.frozen,
+            recomputed=patches.recomputed(self._checkpointing, [layer.module for layer in self._layers]),
             truncate=self._truncate,
-            checkpointing=self._checkpointing,
         )
         log = MoveLog(raise_nonfinite=self._raise_nonfinite, on_move=self._on_move)
         return PipelineCall(
             guard=EvaluationGuard(adapter=self.adapter, batch=encoded.batch),
             mover=LatentMover(adapter=self.adapter, plans=plans, passes=passes, report=log.add),
-            listeners=MapListeners(
-                plans=plans,
-                monitors=monitors,
-                prompts=_by_image(prompts if text is None else text.prompts, encoded),
-                recording=self._recording,
-                record_layers=self._record_layers,
-            ),
+            listeners=listeners,
             log=log,
             edits=edits,
-            active_pass=self._active_pass,
+            active_pass=patches.active_pass,
+            processors=patches.processors,
             passes=passes,
             cost=self.cost,
             text=None if text is None else EmbedsState(text),
@@ -350,34 +357,31 @@ class Session:
             result = self.adapter.with_text_states(result, states)
         elif text is not None and (text.edit.objectives or text.edit.during is not None):
             # Not edited a second time; but what acts on the way learns from the words what it needs.
-            words = _by_image(self._prompts, encoded)
+            words = by_image(self._prompts, encoded)
             assert words is not None
             text.edit.rewrite(encode([each.text for each in words]), encode)
         self._call.guard.embeds = result[0]
-        self._words.remember(result[0], _by_image(self._prompts, encoded), is_edited=text is not None)
+        self._words.remember(result[0], by_image(self._prompts, encoded), is_edited=text is not None)
         return result
-
-    def _unpatch_scheduler(self) -> None:
-        if self._scheduler_patch is not None:
-            self._scheduler_patch.remove()
-            self._scheduler_patch = None
 
     # -- the denoiser's hook ----------------------------------------------------------------
 
     def _before(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self._call is None:
+        if self._call is None or self._patches is None:
             raise ForeignCall(
                 "The denoiser was called before this session's pipeline encoded a prompt.",
                 "Another pipeline shares this denoiser: call it outside the session, or give it its own.",
             )
-        return self._call.before(*args, **kwargs)
+        with self._patches.whole():
+            return self._call.before(*args, **kwargs)
 
-    def _after(self) -> None:
-        if self._call is not None:
-            self._call.after()
+    def _after(self, noise: Any) -> None:
+        if self._call is not None and self._patches is not None:
+            with self._patches.whole():
+                self._call.after(noise)
 
-
-def _by_image(prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> tuple[Prompt, ...] | None:
-    if prompts is None:
-        return None
-    return tuple(prompts[row.prompt] for row in encoded.batch.only("cond").rows)
+    def _failed(self, error: BaseException) -> None:
+        if self._call is not None and self._patches is not None:
+            with self._patches.whole():
+                self._call.explain(error)
+                raise error

@@ -98,7 +98,7 @@ class EmbedsState:
             own.cost.backwards += found.backwards
         if self.edit.perturb is not None:
             embeds_BTC = self._take(
-                perturb_embeds(embeds_BTC, self.edit.perturb(embeds_BTC, now.step), now.step), trace
+                perturb_embeds(embeds_BTC, self.edit.perturb(embeds_BTC, now.step), now.step, states.dtype), trace
             )
         change_BKC = embeds_BTC - start_BKC
         self.moved = change_BKC if self.moved is None else self.moved + change_BKC

@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor
 
 from t2ictl.attention.edits import AttentionCall, Edit
-from t2ictl.attention.passes import ActivePass, StopForward
+from t2ictl.attention.passes import ActivePass, PassKind, StopForward
 from t2ictl.attention.processor import ControlledAttention, Inputs, lone_key_attention
 from t2ictl.errors import ShapeMismatch, UnsupportedPipeline
 from tests.attention.layer_cases import (
@@ -354,3 +354,38 @@ def test_one_key_alone_equals_the_whole_arithmetic(name: str, processor: Any) ->
         found.append((out_BQC.detach(), gradient_BKC))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-12)
     assert found[0][1].norm() > 0.01
+
+
+@pytest.mark.parametrize("how", ["edit", "pass for maps"])
+@pytest.mark.parametrize("kind", ["cross", "self"])
+def test_dropout_is_that_of_the_layer(how: str, kind: str) -> None:
+    attn = layer(dropout=0.5, **({"cross_attention_dim": CONTEXT} if kind == "cross" else {})).train()
+    hidden, context = given(kind)
+    acting: dict[str, Any] = {"edits": [Output()]} if how == "edit" else {"taps": [Listener()], "kind": PassKind.MAPS}
+    found = []
+    for processor in (AttnProcessor2_0(), installed(attn, AttnProcessor2_0(), **acting)):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(4)
+            found.append(processor(attn, hidden, encoder_hidden_states=context))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-12)
+    assert not torch.allclose(found[0], AttnProcessor2_0()(attn.eval(), hidden, encoder_hidden_states=context))
+
+
+@pytest.mark.parametrize("kind", list(PassKind))
+def test_our_own_passes_go_through_a_processor_of_others(kind: PassKind) -> None:
+    class Foreign:
+        def __call__(self, attn: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+            return hidden_states * 2
+
+    attn, (hidden, context), tap = layer(cross_attention_dim=CONTEXT), given("cross"), Listener()
+    assert context is not None
+    ours = installed(attn, Foreign(), taps=[tap], kind=kind)
+    assert torch.equal(ours(attn, hidden, encoder_hidden_states=context[:, :1]), hidden * 2)
+    assert len(tap.heard) == (0 if kind is PassKind.OTHER_TEXT else 1)
+
+
+def test_one_of_ours_that_was_kept_is_not_put_behind_another() -> None:
+    spy = Spy()
+    kept = ControlledAttention(address_of(), spy, ActivePass())
+    kept.previous = ControlledAttention(address_of(), spy, ActivePass())
+    assert ControlledAttention(address_of(), kept, ActivePass()).previous is spy

@@ -1,7 +1,8 @@
-"""How much image and noise the denoiser sees at a timestep, against what the stock schedulers make of an image."""
+"""How much image and noise the denoiser sees at a timestep, and which samples schedulers throw away."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from t2ictl.errors import UnsupportedPipeline
-from t2ictl.families.schedulers import input_scale, noise_levels
+from t2ictl.families.schedulers import SchedulerPatch, discarded_samples, input_scale, noise_levels
 from tests.tiny import SCHEDULE, SCHEDULERS, scheduler
 
 # Beside the tests' own: those that have a rule of their own for sigmas or timesteps.
@@ -126,3 +127,126 @@ def test_ends_and_middle() -> None:
 def test_schedulers_that_noise_otherwise_are_refused(other: Any) -> None:
     with pytest.raises(UnsupportedPipeline, match=f"{type(other).__name__} does not noise images"):
         noise_levels(other, 10.0)
+
+
+# -- samples that are thrown away -------------------------------------------------------------------------------------
+
+
+def found_by_hand(solver: Any) -> list[int]:
+    """The evaluations whose sample makes no difference, with the predicted noise held fixed."""
+    source, silent = torch.Generator().manual_seed(1), []
+    sample = torch.randn(1, 4, 4, 4, generator=source) * float(solver.init_noise_sigma)
+    for number, t in enumerate(solver.timesteps):
+        solver.scale_model_input(sample, t)
+        noise, other = (torch.randn(1, 4, 4, 4, generator=source) for _ in range(2))
+        made = [copy.deepcopy(solver).step(noise, t, each)[0] for each in (sample, sample + other)]
+        if float((made[1] - made[0]).norm()) < 1e-3 * float(other.norm()):
+            silent.append(number)
+        sample = solver.step(noise, t, sample)[0]
+    return silent
+
+
+SINGLE = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+WITHOUT_NOISE: list[tuple[str, dict[str, Any]]] = [
+    ("ddim", {}),
+    ("euler", {"use_karras_sigmas": True}),
+    ("dpmpp_2m", {"solver_order": 3}),
+    ("pndm", {}),
+    ("pndm", {"skip_prk_steps": False}),
+    ("heun", {}),
+    ("kdpm2", {}),
+    ("unipc", {}),
+    ("unipc", {"predict_x0": False}),  # its corrector makes the sample anew
+    ("DPMSolverSinglestepScheduler", {}),
+    ("DPMSolverSinglestepScheduler", SINGLE),
+    (
+        "DPMSolverSinglestepScheduler",
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3},
+    ),
+    ("DEISMultistepScheduler", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), WITHOUT_NOISE, ids=str)
+def test_which_samples_are_thrown_away_is_measured(name: str, options: dict[str, Any]) -> None:
+    solver = made(name)
+    solver = type(solver).from_config({**solver.config, **options})
+    for steps in (6, 7):
+        solver.set_timesteps(steps)
+        total = len(solver.timesteps)
+        before, random = copy.deepcopy(vars(solver)), torch.get_rng_state()
+        found = discarded_samples(solver, solver.timesteps[0], total)
+        assert torch.equal(torch.get_rng_state(), random)
+        assert str(vars(solver)) == str(before)  # the scheduler of the call is not touched
+        assert [number for number, is_lost in enumerate(found) if is_lost] == found_by_hand(solver)
+        assert len(found) == total
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+@pytest.mark.parametrize("name", ["heun", "kdpm2", "KDPM2AncestralDiscreteScheduler", "euler", "unipc", "lcm"])
+def test_what_the_model_predicts_does_not_matter(name: str, prediction: str) -> None:
+    """A sample that only turns a velocity into noise moves the next one, and the wrong way."""
+    found = []
+    for kind in ("epsilon", prediction):
+        solver = made(name, prediction_type=kind)
+        solver.set_timesteps(5)
+        found.append(discarded_samples(solver, solver.timesteps[0], len(solver.timesteps)))
+    assert found[0] == found[1]
+
+
+def test_schedules_that_are_begun_in_the_middle() -> None:
+    heun = made("heun")
+    heun.set_timesteps(6)
+    heun.set_begin_index(4)
+    assert discarded_samples(heun, heun.timesteps[4], 7) == (False, True) * 3 + (False,)
+    pndm = made("pndm")
+    pndm.set_timesteps(6)
+    assert discarded_samples(pndm, pndm.timesteps[1], 5) == (False, True, False, False, False)
+
+
+def test_schedulers_of_others() -> None:
+    """Any class: one that ignores samples by a rule of its own, and one whose step nobody can try."""
+
+    class Stubborn(diffusers.DDIMScheduler):
+        every = 3
+        first: Any = None
+        count = 0
+
+        def step(self, noise: Any, t: Any, sample: Any, **more: Any) -> Any:
+            if self.count % self.every == 0:
+                self.first = sample
+            self.count += 1
+            return super().step(noise, t, self.first, **more)
+
+    stubborn = Stubborn.from_config(SCHEDULE)
+    stubborn.set_timesteps(6)
+    assert discarded_samples(stubborn, stubborn.timesteps[0], 6) == (False, True, True) * 2
+    stubborn.every = 2  # it is no part of its configuration
+    assert discarded_samples(stubborn, stubborn.timesteps[0], 6) == (False, True) * 3
+
+    class Demanding(diffusers.DDIMScheduler):
+        def step(self, noise: Any, t: Any, sample: Any, *, extra: Any, **more: Any) -> Any:
+            return super().step(noise, t, sample, **more)
+
+    demanding = Demanding.from_config(SCHEDULE)
+    demanding.set_timesteps(2)
+    assert discarded_samples(demanding, demanding.timesteps[0], 2) == (False, False)
+
+
+def test_a_wrap_of_step_is_for_one_scheduler_and_one_time() -> None:
+    ddim, given = made("ddim"), []
+    ddim.set_timesteps(2)
+    x = torch.ones(1, 1, 2, 2)
+
+    def replace(sample: Any) -> Any:
+        given.append(sample)
+        return sample + 1
+
+    plain = ddim.step(x, ddim.timesteps[0], x)[0]
+    patch = SchedulerPatch(ddim, replace)
+    other, step = copy.deepcopy(ddim), ddim.step
+    assert not torch.equal(ddim.step(x, ddim.timesteps[0], x)[0], plain)
+    assert torch.equal(other.step(x, ddim.timesteps[0], x)[0], plain) and len(given) == 1
+    assert discarded_samples(ddim, ddim.timesteps[0], 2) == (False, False) and len(given) == 1
+    patch.remove()
+    assert torch.equal(step(x, ddim.timesteps[0], x)[0], plain) and "step" not in vars(ddim)

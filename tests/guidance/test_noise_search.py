@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,6 +105,27 @@ def test_a_loss_that_is_no_number_leaves_its_image_alone() -> None:
     move = optimize_noise(x_BCYX, [objective(max_steps=3, target=1.0)], Passes(), STEP)
     assert move.trace[0].skipped.tolist() == [True, False]
     assert torch.equal(move.latents[0].isnan(), x_BCYX[0].isnan()) and not torch.equal(move.latents[1], x_BCYX[1])
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient", "too large"])
+def test_an_image_that_cannot_be_searched_is_told_once_and_stays(kind: str) -> None:
+    def evaluate(maps: Tensor, step: Step) -> Losses:
+        mean_B = maps.flatten(1).mean(1)
+        if len(maps) == 2 and kind == "loss":
+            mean_B = mean_B + torch.tensor([torch.nan, 0.0])
+        elif len(maps) == 2 and kind == "gradient":  # a root of zero: a finite loss with an infinite gradient
+            poison_B = (mean_B[:1] - mean_B[:1].detach()).abs().sqrt()
+            mean_B = mean_B + torch.cat([poison_B, torch.zeros(1, dtype=maps.dtype)])
+        return Losses(terms={"up": -mean_B}, presence=torch.zeros(len(maps)))
+
+    x_BCYX = noise(1, 2).half() if kind == "too large" else noise(1, 2)
+    if kind == "too large":
+        x_BCYX[0, 0, 0, 0] = 65504  # the largest number of float16
+    search = objective(max_steps=3, target=1.0, lr=1.0 if kind == "too large" else 0.01)
+    move = optimize_noise(x_BCYX, [dataclasses.replace(search, evaluate=evaluate)], Passes(), STEP)
+    assert [entry.skipped.tolist() for entry in move.trace] == [[True, False], [False, False], [False, False]]
+    assert torch.equal(move.latents[0], x_BCYX[0]) and not torch.equal(move.latents[1], x_BCYX[1])
+    assert torch.isfinite(move.delta).all()
 
 
 @pytest.mark.parametrize("build", [sd, sdxl])

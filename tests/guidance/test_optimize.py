@@ -12,7 +12,7 @@ from torch import Tensor
 import t2ictl
 from t2ictl.benchmarks.speed.synchronizations import Synchronizations
 from t2ictl.guidance.objectives import Losses, Objective
-from t2ictl.guidance.optimize import optimize
+from t2ictl.guidance.optimize import optimize, push
 from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.processors import AttendAndExcite, AttentionSegregation
 from t2ictl.settings.windows import Step
@@ -169,14 +169,16 @@ def test_no_target_at_this_step_means_one_pass() -> None:
     assert len(passes.seen) == len(move.trace) == 1
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient", "infinite", "too large"])
+@pytest.mark.parametrize("kind", ["loss", "loss alone", "gradient", "infinite", "too large"])
 def test_a_row_that_is_not_finite_stays_alone(kind: str) -> None:
     def evaluate(maps: Tensor, step: Step) -> Losses:
         found = shrink(maps, step)
         factor_B = torch.ones(len(maps), dtype=maps.dtype)
         # The last is a finite loss and gradient, and a move past the largest number.
-        factor_B[1] = {"loss": torch.nan, "infinite": torch.inf, "gradient": 1.0, "too large": 1e308}[kind]
+        factor_B[1] = {"loss": torch.nan, "infinite": torch.inf, "too large": 1e308}.get(kind, 1.0)
         half_B = found.terms["half"] * factor_B
+        if kind == "loss alone":  # its gradient is finite
+            half_B = half_B + torch.tensor([0.0, torch.nan, 0.0], dtype=maps.dtype)
         if kind == "gradient":  # a root of zero: a finite loss with an infinite gradient
             poison_B = (maps.flatten(1)[:, 0] * torch.tensor([0.0, 1.0, 0.0], dtype=maps.dtype)).abs().sum()
             half_B = half_B + (poison_B - poison_B.detach()).sqrt() * torch.tensor([0.0, 1.0, 0.0], dtype=maps.dtype)
@@ -195,6 +197,54 @@ def test_a_row_that_is_not_finite_stays_alone(kind: str) -> None:
     assert move.trace[0].skipped[1] and not move.trace[0].refined[1] and move.trace[0].length[1] == 0
     assert not any(entry.skipped[1] for entry in move.trace[1:])  # it is counted once
     assert torch.isfinite(move.latents).all()
+
+
+@pytest.mark.parametrize("mode", ["raw", "normalized"])
+def test_a_move_that_half_precision_cannot_hold_is_not_made(mode: Any) -> None:
+    """It is finite in float32, in which it is made; the other rows go where they would go without it."""
+
+    def evaluate(maps: Tensor, step: Step) -> Losses:
+        slope_B = torch.tensor([1.0, 1e5 if mode == "raw" else 1.0, 1.0])
+        return Losses(terms={"sum": maps.flatten(1).float().mean(1) * slope_B}, presence=torch.zeros(len(maps)))
+
+    x_BCYX = start(1.0, 1.0 if mode == "raw" else 6e4, 1.0, dtype=torch.float16)
+    rule = StepSize(scale=60.0 if mode == "raw" else 20.0, final_scale_sq=1.0, mode=mode)
+    move = optimize(x_BCYX, [objective(evaluate=evaluate, step_size=rule)], Passes(), STEP)
+    assert move.trace[0].skipped.tolist() == [False, True, False] and move.trace[0].length[1] == 0
+    assert torch.equal(move.latents[1], x_BCYX[1]) and not torch.equal(move.latents[0], x_BCYX[0])
+    assert torch.isfinite(move.latents).all() and torch.isfinite(move.delta).all()
+
+
+def test_a_move_that_only_the_scheduler_cannot_hold_is_not_made() -> None:
+    """The scheduler's sample is larger than the latent that the denoiser sees."""
+
+    def evaluate(maps: Tensor, step: Step) -> Losses:
+        return Losses(terms={"sum": maps.flatten(1).float().sum(1) * torch.tensor([1.0, 100.0])})
+
+    x_BCYX, rule = start(1.0, 1.0, dtype=torch.float16), StepSize(scale=100.0, final_scale_sq=1.0)
+    for scale, skipped in ((1.0, [False, False]), (1 / 14, [False, True])):
+        move = optimize(x_BCYX, [objective(evaluate=evaluate, step_size=rule)], Passes(), STEP, input_scale=scale)
+        assert move.trace[0].skipped.tolist() == skipped
+
+
+def test_a_length_that_is_no_number_is_not_traced() -> None:
+    """Every number of the move is finite in float32, and the sum of their squares is not."""
+
+    def evaluate(maps: Tensor, step: Step) -> Losses:
+        return Losses(terms={"sum": maps.flatten(1).sum(1) * torch.tensor([1.0, 1e25])})
+
+    move = optimize(start(1.0, 1.0, dtype=torch.float32), [objective(evaluate=evaluate)], Passes(), STEP)
+    assert move.trace[0].skipped.tolist() == [False, True] and move.trace[0].length[1] == 0
+
+
+def test_pushes_are_looked_at_as_moves_are() -> None:
+    x_BCYX = start(1.0, 1.0, 1.0, dtype=torch.float16)
+    far = torch.ones(3, 4, 3, 5)
+    far[1] = 7e4
+    made = push(x_BCYX, [far, torch.ones(3, 4, 3, 5)], STEP)
+    assert [entry.skipped.tolist() for entry in made.trace] == [[False, True, False], [False] * 3]
+    torch.testing.assert_close(made.delta[:, 0, 0, 0], torch.tensor([2.0, 1.0, 2.0]))
+    assert torch.isfinite(made.latents).all()
 
 
 def test_small_half_precision_gradients_survive() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -98,6 +99,30 @@ def test_only_an_image_whose_loss_is_not_finite_stays() -> None:
     found = update_embeds(start_BKC, objective(evaluate, most=2), None, FIRST, torch.float32)  # type: ignore[arg-type]
     assert found.rows[:, :, 0].tolist() == [[0.5, 1.0], [1.0, 1.0], [0.5, 0.5]]
     assert [each.skipped.tolist() for each in found.trace] == [[False, True, False], [False, False, False]]
+
+
+@pytest.mark.parametrize("kind", ["loss alone", "too large"])
+def test_an_image_whose_loss_or_rows_cannot_be_held_stays(kind: str) -> None:
+    def evaluate(passes: Any, embeds_BTC: Tensor, step: Step) -> EmbedLosses:
+        factor_B = torch.tensor([1.0, 1e6 if kind == "too large" else 1.0, 1.0])
+        loss_B = embeds_BTC.sum(dim=(1, 2)) * factor_B + (
+            torch.tensor([0.0, torch.nan, 0.0]) if kind != "too large" else 0
+        )
+        no_B = torch.zeros(3, dtype=torch.bool)
+        return EmbedLosses(terms={"sum": loss_B}, done=no_B, forwards=torch.ones(3), backwards=torch.ones(3), rows=3)
+
+    start_BKC = torch.ones(3, 2, 1)
+    found = update_embeds(start_BKC, objective(evaluate, most=1), None, FIRST, torch.float16)  # type: ignore[arg-type]
+    assert [each.skipped.tolist() for each in found.trace] == [[False, True, False]]
+    assert torch.equal(found.rows[1], start_BKC[1]) and torch.isfinite(found.rows.half()).all()
+
+
+def test_pushes_that_half_precision_cannot_hold_are_left_out() -> None:
+    moves = torch.ones(2, 2, 2)
+    moves[1] = 7e4
+    found = perturb_embeds(torch.zeros(2, 2, 2), [moves, torch.ones(2, 2, 2)], FIRST, torch.float16)
+    assert [each.skipped.tolist() for each in found.trace] == [[False, True], [False, False]]
+    assert found.rows[:, 0, 0].tolist() == [2.0, 1.0]
 
 
 def test_pushes_add_up_and_are_traced_as_tokens() -> None:

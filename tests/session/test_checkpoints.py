@@ -12,13 +12,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
 import t2ictl
-from t2ictl.attention.passes import ActivePass
 from t2ictl.errors import BadSetting
+from t2ictl.families.unet import unet_layers
 from t2ictl.guidance.rules import Refinement
 from t2ictl.processors import AttendAndExcite, AttentionSegregation, StructuredGuidance, TokenMerging
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
-from t2ictl.session.installation import AttnProcessorPatch
-from t2ictl.session.session import Session
 from tests.tiny import run, sd, sd2, sdxl
 
 PROMPT = "a red circle and a blue square"
@@ -96,21 +94,19 @@ def test_nothing_is_left_on_the_modules() -> None:
     before = [dict(each.__dict__) for each in pipe.unet.modules()]
     own = next(each for each in pipe.unet.modules() if isinstance(each, ResnetBlock2D))
     kept = own.__dict__["forward"] = own.forward  # somebody's own, as accelerate puts it there
-    with pytest.raises(KeyboardInterrupt), Recomputed(pipe.unet, "all")():
+    with pytest.raises(KeyboardInterrupt), Recomputed(pipe.unet, "all", heard=())():
         assert own.__dict__["forward"] is not kept
         raise KeyboardInterrupt
     assert own.__dict__.pop("forward") is kept
     assert all(was.keys() == each.__dict__.keys() for was, each in zip(before, pipe.unet.modules(), strict=True))
 
 
-def test_a_layer_with_one_of_our_processors_is_kept_as_it_is() -> None:
+def test_a_layer_in_which_somebody_listens_is_kept_as_it_is() -> None:
     pipe = sd()
-    layers = Session(pipe, (), recording=None, words=None, parser="grammar", raise_nonfinite=False).adapter.layers
-    installation = AttnProcessorPatch(pipe.unet, ActivePass())
-    installation.place({layer for layer in layers if layer.order < 3})
+    layers = unet_layers(pipe.unet)
     touched = [pipe.unet.get_submodule(layer.module) for layer in layers if layer.order < 3]
     others = [pipe.unet.get_submodule(layer.module) for layer in layers if layer.order >= 3]
-    with Recomputed(pipe.unet, "all")():
+    with Recomputed(pipe.unet, "all", heard=[layer.module for layer in layers if layer.order < 3])():
         assert not any("forward" in each.__dict__ for each in touched)
         assert all("forward" in each.__dict__ for each in others) and others
 

@@ -140,6 +140,62 @@ def test_named_prompt_of_another_length() -> None:
             tiny.run(pipe, None, **longer)
 
 
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize("library", ["stretched", "away from nothing", "down"])
+def test_weights_of_words_leave_them_where_they_are(family: str, library: str) -> None:
+    """The two ways in which embedding libraries weight a word: its row, or its distance from the empty text."""
+    pipe = pipeline(family)
+    given, empty = encoded(pipe), encoded(pipe, "")["prompt_embeds"]
+    embeds = given["prompt_embeds"]
+    weight = torch.ones(1, embeds.shape[1], 1)
+    weight[:, 3] = 0.2 if library == "down" else 1.4
+    changed = embeds * weight if library == "stretched" else empty + (embeds - empty) * weight
+    with t2ictl.controlled(pipe, [MOVES], prompt=PROMPT, record=True) as session:
+        tiny.run(pipe, None, steps=1, **{**given, "prompt_embeds": changed})
+    assert session.record.prompts[0].text == PROMPT
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize(
+    ("named", "made_of"),
+    [
+        ("a red circle!! and a blue square", PROMPT),  # marks of a library, which has left them out
+        ("red circle and a blue square", PROMPT),
+        (PROMPT, "a blue square and a red circle"),
+        (PROMPT, "a red circle and a blue star"),
+    ],
+)
+def test_prompt_that_does_not_spell_the_embeddings(family: str, named: str, made_of: str) -> None:
+    pipe = pipeline(family)
+    given = encoded(pipe, made_of)
+    with unreached(pipe), pytest.raises(PromptUnknown, match="does not spell the embeddings"):
+        with t2ictl.controlled(pipe, [MOVES], prompt=named):
+            tiny.run(pipe, None, steps=1, **given)
+
+
+def test_one_wrong_prompt_of_several() -> None:
+    pipe = pipeline("sd")
+    given = encoded(pipe, list(THREE))
+    wrong = (THREE[0], "a cat and a frog and a dog", THREE[2])
+    with unreached(pipe), pytest.raises(PromptUnknown, match="a cat and a frog and a dog"):
+        with t2ictl.controlled(pipe, record=True, prompt=wrong):
+            tiny.run(pipe, None, steps=1, num_images_per_prompt=2, **given)
+
+
+@pytest.mark.parametrize("named", [PROMPT, None])
+def test_embeddings_of_several_windows_are_named_as_such(named: str | None) -> None:
+    """Whoever gives the prompt is not told to give it, and whoever does not is not sent the wrong way."""
+    pipe = pipeline("sd")
+    longer = {key: torch.cat([value, value], dim=1) for key, value in encoded(pipe).items()}
+    with unreached(pipe), pytest.raises(PromptUnknown) as caught:
+        with t2ictl.controlled(pipe, [MOVES], prompt=named):
+            tiny.run(pipe, None, **longer)
+    assert "several windows" in caught.value.remedy and "one window of 16 positions" in caught.value.remedy
+    plain = tiny.run(pipe, None, steps=1, **longer)
+    with t2ictl.controlled(pipe):  # nothing here needs the words
+        assert torch.equal(tiny.run(pipe, None, steps=1, **longer), plain)
+
+
 def test_text_encoder_that_was_dropped() -> None:
     """Encode once, drop the encoder to save memory: the tokenizer still says where the words are."""
     for build in (tiny.sd, tiny.sdxl):
