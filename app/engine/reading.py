@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import threading
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +129,9 @@ class PromptReader:
     def _read(self, text: str) -> ReadPrompt:
         prompt = Prompt.parse(text, self._tokenizers)
         phrases = prompt.objects()
-        roles = {(phrase.noun.start, phrase.noun.end): "object" for phrase in phrases}
-        roles |= {(span.start, span.end): "attribute" for phrase in phrases for span in phrase.attributes}
+        places = [(phrase.noun.start, phrase.noun.end, "object") for phrase in phrases]
+        places += [(span.start, span.end, "attribute") for phrase in phrases for span in phrase.attributes]
+        places.sort()
         words, seen = [], dict[str, int]()
         names: dict[tuple[int, int], str] = {}
         for span in prompt.words():
@@ -135,7 +139,7 @@ class PromptReader:
             seen[low] = seen.get(low, 0) + 1
             name = low if seen[low] == 1 else f"{low}#{seen[low]}"
             names[span.start, span.end] = name
-            words.append(ReadWord(name=name, text=span.text, role=_role(roles, span), tokens=_count(span)))
+            words.append(ReadWord(name=name, text=span.text, role=_role(places, span), tokens=_count(span)))
         objects = tuple(
             (_name(names, phrase.noun), tuple(_name(names, each) for each in phrase.attributes)) for phrase in phrases
         )
@@ -155,9 +159,12 @@ class PromptReader:
         return tuple(found)
 
 
-def _role(roles: dict[tuple[int, int], str], span: Any) -> str:
-    inside = (role for (start, end), role in roles.items() if start <= span.start and span.end <= end)
-    return next(inside, "word")
+def _role(places: Sequence[tuple[int, int, str]], span: Any) -> str:
+    """Role of a word by where objects and attributes are, which do not overlap."""
+    before = bisect_right(places, span.start, key=itemgetter(0))
+    if before and span.end <= places[before - 1][1]:
+        return places[before - 1][2]
+    return "word"
 
 
 def _count(span: Any) -> int:

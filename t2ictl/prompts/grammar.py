@@ -17,7 +17,7 @@ from t2ictl.errors import BadSetting, MissingExtra
 from t2ictl.prompts.tagging import Range, Rule, RuleBook, Word, split_words, tagged_words
 from t2ictl.prompts.word_lists import COMPOUNDS, OBJECT_LEXICON, OBJECTS, PLACES, PURPOSES, RESTING, VIEWS, Ending
 
-GRAMMAR_VERSION = "2"
+GRAMMAR_VERSION = "3"
 """Part of the settings of an image: raised whenever objects or noun phrases may be found differently than before."""
 
 # Attributes that follow each other, joined by commas, "and" or nothing. Every tag has one place in it: what does not
@@ -25,8 +25,8 @@ GRAMMAR_VERSION = "2"
 LIST = r"R*+A(?:Q*+(?:(?:,?C|,)Q*+)?R*+A)*"
 # A list that leads to no noun is passed over whole: no later start in it leads to one.
 _OBJECT = re.compile(
-    rf"(?P<before>(?:{LIST}+Q*+)?)(?P<noun>N++)(?P<after>Q*+(?:(?:W?B|K){LIST}(?![AN])|W?B?KF++[dD]?A*+N++))?"
-    rf"|{LIST}+|R++"
+    rf"(?P<before>(?:{LIST}Q*+)?)(?P<noun>N++)(?P<after>Q*+(?:(?:W?B|K){LIST}(?![AN])|W?B?KF++[dD]?A*+N++))?"
+    rf"|{LIST}|R++"
 )
 # A run of place words that no noun follows is where, not what: "the left side", "on top", "left of". In the tags that
 # this reads "l" is a place word, "t" a determiner of one place.

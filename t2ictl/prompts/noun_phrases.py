@@ -10,6 +10,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from t2ictl.prompts import word_lists as lists
@@ -158,8 +159,8 @@ def _levels(found: set[Range]) -> dict[Range, int]:
     levels: dict[Range, int] = {}
     widest: list[Range] = []  # those that lie in no other so far, in text order
     for start, end in sorted(found, key=lambda one: (one[1] - one[0], one)):
-        first = bisect_right(widest, start, key=lambda one: one[1])
-        last = bisect_left(widest, end, key=lambda one: one[0])
+        first = bisect_right(widest, start, key=itemgetter(1))
+        last = bisect_left(widest, end, key=itemgetter(0))
         inside = widest[first:last]
         if not inside or (start <= inside[0][0] and inside[-1][1] <= end):
             levels[start, end] = 1 + max((levels[one] for one in inside), default=-1)
@@ -320,8 +321,9 @@ class _Reader:
 
     def _comma_joins(self, index: int, following: int) -> bool:
         """A comma joins in a list that "and" closes, or where nothing but phrases is said; not "On a bed, a cat"."""
-        opens_at_place = self.tags.startswith("I", index - 1) and index > 0 and self.tags[max(index - 2, 0) : index - 1] in ("", "X")
-        return (self.closes[following] or self.is_all_phrases) and not opens_at_place
+        before = self.tags[max(index - 2, 0) : index]
+        is_at_place = before == "XI" or (before == "I" and index == 1)
+        return (self.closes[following] or self.is_all_phrases) and not is_at_place
 
     def _joins(self, index: int, following: int, owner: _Chunk | None) -> bool:
         """Whether the phrase after "and" stands beside this one rather than beside an earlier one."""
