@@ -100,7 +100,8 @@ def test_long_prompts_end(name: str) -> None:
 @pytest.mark.parametrize("name", READERS)
 def test_steps_grow_with_the_length(name: str) -> None:
     for unit in UNITS:
-        texts = [long(unit, length) for length in (240, 480)]
+        count = 240 // len(unit)
+        texts = [unit * count, unit * (2 * count)]
         for text in texts:
             READERS[name](text)  # once: patterns are compiled, and tags are kept
         short, twice = (steps(READERS[name], text) for text in texts)
@@ -113,7 +114,7 @@ def test_time_grows_with_the_length(name: str) -> None:
     """Of what regular expressions do, too: squared, four times the length would take sixteen times as long."""
     for unit in UNITS:
         for tail in TAILS:
-            texts = [long(unit, length, tail) for length in (4000, 16000)]
+            texts = [unit * (length // len(unit)) + tail for length in (4000, 16000)]
             for text in texts:
                 tagged_words(text)
             short, long_ = (seconds(READERS[name], text) for text in texts)
