@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from t2ictl.controls.registry import control_from_dict, control_to_dict, list_controls
     from t2ictl.families import parse
     from t2ictl.families.loading import load
-    from t2ictl.generation import Generation, Request, generate, replay
+    from t2ictl.generation import Generation, generate, replay
     from t2ictl.maps.record import AttentionRecord
     from t2ictl.maps.recorder import Recording
     from t2ictl.processors.isolation_reposition.story.result import Story
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from t2ictl.session.session import Session, controlled
     from t2ictl.settings.fields import describe
     from t2ictl.settings.files import SCHEMA_VERSION, read_settings
+    from t2ictl.settings.request import Request
     from t2ictl.settings.windows import Window
     from t2ictl.standalone.recorder import MapRecorder
 
@@ -44,7 +45,7 @@ _HOME = {
     "Prompt": "prompts.prompt",
     "Recording": "maps.recorder",
     "Region": "controls.layouts",
-    "Request": "generation",
+    "Request": "settings.request",
     "SCHEMA_VERSION": "settings.files",
     "Session": "session.session",
     "Window": "settings.windows",

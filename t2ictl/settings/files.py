@@ -31,7 +31,9 @@ KEYWORD = "t2ictl"
 """Keyword of the PNG text chunk."""
 MAX_BYTES = 1 << 20
 """Largest settings that are written or read, in bytes of UTF-8: Pillow's own limit for a compressed text chunk."""
-KNOWN_KEYS = frozenset({"schema", "request", "controls", "story", "places", "pipeline", "parser", "versions", "image"})
+KNOWN_KEYS = frozenset(
+    {"schema", "request", "controls", "arguments", "story", "places", "pipeline", "parser", "versions", "image"}
+)
 """Top-level keys that this version gives a meaning to; others are kept and handed back as they are."""
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "textblob", "spacy")
 """Packages whose versions can change an image."""
