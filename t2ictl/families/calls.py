@@ -1,4 +1,4 @@
-"""A request as the arguments of one pipeline's call: what it takes, which values it can use, and how it refuses them."""
+"""A request as the arguments of one pipeline's call: what it takes, which values it can use, and what it refuses."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ UNITS = (
     "  ",
 )  # fmt: skip
 #: Ended otherwise than they go on: what a search back from the end would have to give up.
-TAILS = ("", " on dogs", " and", " .")
+TAILS = ("", " on dogs.")
 
 
 def long(unit: str, length: int, tail: str = "") -> str:
@@ -82,7 +82,7 @@ def steps(read: Callable[[str], Any], text: str) -> int:
 def seconds(read: Callable[[str], Any], text: str) -> float:
     """Processor time of a reading: the least of several."""
     found = []
-    for _ in range(4):
+    for _ in range(2):
         began = time.process_time()
         read(text)
         found.append(time.process_time() - began)
@@ -114,7 +114,7 @@ def test_time_grows_with_the_length(name: str) -> None:
     """Of what regular expressions do, too: squared, four times the length would take sixteen times as long."""
     for unit in UNITS:
         for tail in TAILS:
-            texts = [unit * (length // len(unit)) + tail for length in (4000, 16000)]
+            texts = [unit * (length // len(unit)) + tail for length in (2000, 8000)]
             for text in texts:
                 tagged_words(text)
             short, long_ = (seconds(READERS[name], text) for text in texts)
@@ -128,7 +128,7 @@ WORDS = st.sampled_from(
 
 
 @given(st.lists(WORDS, min_size=1, max_size=6), st.sampled_from(["", " "]), WORDS)
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_any_repeated_words_are_read(unit: list[str], joint: str, last: str) -> None:
     text = long(joint.join(unit) + joint, 1500, f" {last}")
     with ends_within(20):
