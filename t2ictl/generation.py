@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Generation:
 def generate(
     pipe: Any,
     prompt: str | Sequence[str],
-    controls: Control | Sequence[Control] = (),
+    controls: Control | Sequence[Control] | None = (),
     *,
     record: bool | Recording = False,
     on_step: Callable[[Progress], bool | None] | None = None,
@@ -143,7 +143,7 @@ def generate(
         >>> result.image.size, result.settings["request"]["seed"]
         ((64, 64), 7)
     """
-    chosen = (controls,) if isinstance(controls, Control) else tuple(controls)
+    chosen = _chosen(controls)
     own = {each.name for each in fields(Request)}
     more = {name: value for name, value in request.items() if name not in own}
     texts = prompt if isinstance(prompt, str) else tuple(prompt)
@@ -162,6 +162,15 @@ def generate(
         trace=session.trace,
         record=session.record if record else None,
     )
+
+
+def _chosen(controls: Any) -> tuple[Control, ...]:
+    """Controls as a tuple; one alone is one, and None is none."""
+    if controls is None or isinstance(controls, Control):
+        return () if controls is None else (controls,)
+    if isinstance(controls, (str, type)) or not isinstance(controls, Iterable):
+        raise BadSetting(f"{controls!r} is no control.", "Pass instances: [AttentionSegregation()].")
+    return tuple(controls)
 
 
 def _callback(on_step: Callable[[Progress], bool | None]) -> Callable[..., dict[str, Any]]:

@@ -69,6 +69,7 @@ def checked_request(pipe: Any, request: Request, more: Mapping[str, Any]) -> Req
                 f"Use {below} or {below + factor}." if value > factor else f"Use {factor}.",
             )
     _check_steps(pipe, request.steps)
+    _check_strength(pipe, request.steps, more)
     if (request.width is None) == (request.height is None) or "image" in more:
         return request
     own_width, own_height = _own_size(pipe)
@@ -104,9 +105,13 @@ def call_arguments(pipe: Any, request: Request, more: Mapping[str, Any]) -> dict
 
 
 def _parameters(pipe: Any) -> set[str] | None:
-    """Names that the call of a pipeline takes; None if it takes any."""
+    """Names that the call of a pipeline takes; None if it takes any, as somebody's own may.
+
+    Those of diffusers pick old names out of their keyword arguments, and take no notice of a misspelled one.
+    """
     parameters = inspect.signature(type(pipe).__call__).parameters
-    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    if takes_any and not type(pipe).__module__.startswith("diffusers."):
         return None
     return set(parameters) - {"self"}
 
@@ -132,6 +137,16 @@ def _check_steps(pipe: Any, steps: int) -> None:
         raise BadSetting(
             f"{type(scheduler).__name__} cannot make {steps} steps: {_line(error)}", "Use another number of steps."
         ) from error
+
+
+def _check_strength(pipe: Any, steps: int, more: Mapping[str, Any]) -> None:
+    """Refuse a strength of image to image that leaves no step."""
+    known = inspect.signature(type(pipe).__call__).parameters.get("strength")
+    strength = more.get("strength", None if known is None else known.default)
+    if known is not None and isinstance(strength, (int, float)) and 0 <= strength <= 1 and int(steps * strength) < 1:
+        raise BadSetting(
+            f"strength {strength} of {steps} steps leaves no step to make.", "Use more steps, or a larger strength."
+        )
 
 
 def _own_size(pipe: Any) -> tuple[int, int]:

@@ -13,7 +13,7 @@ __all__ = ["Request"]
 
 LAST_SEED = 2**64 - 1
 """The largest seed of torch's generators."""
-LARGEST_SIDE = 16_384
+LARGEST_SIDE = 8192
 """No model of the supported families makes an image that is wider or higher (pixels)."""
 
 
@@ -51,7 +51,7 @@ class Request:
         default=None, help="image height (pixels); empty: the model's own", low=8, high=LARGEST_SIDE
     )
     guidance_scale: float = setting(default=7.5, help="strength of classifier-free guidance; 1: none", low=0.0)
-    images_per_prompt: int = setting(default=1, help="images for each prompt", low=1)
+    images_per_prompt: int = setting(default=1, help="images for each prompt", low=1, high=1000)
     parser: str = setting(default="grammar", help="how objects are found: grammar or spacy")
 
     def __post_init__(self) -> None:
