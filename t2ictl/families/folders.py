@@ -25,6 +25,7 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 LARGEST_JSON = 8 << 20
 """Configurations have some thousand bytes; a larger one is not read."""
 MOST_FILES = 10_000
+_ABOUT_TOKENS = ("config.json", "special_tokens_map.json", "added_tokens.json")  # beside a tokenizer's vocabulary
 _CODE = "Remove the code, or choose to run it: load(..., run_model_code=True)."
 
 
@@ -159,6 +160,9 @@ def _is_pickled(folder: Path, name: str, *, run_model_code: bool) -> bool:
     for path in inside:
         if path.name.endswith("config.json") and "auto_map" in _json(folder, path) and not run_model_code:
             raise BadSetting(f"The part {name!r} of the model {str(folder)!r} names code in an auto_map.", _CODE)
+    says = [path for path in inside if not (name.startswith("tokenizer") and path.name.endswith(_ABOUT_TOKENS))]
+    if not says:  # transformers makes a tokenizer without words of it
+        raise BadSetting(f"The part {name!r} of the model {str(folder)!r} holds nothing.", "Download the model again.")
     weights = [path for path in inside if path.suffix == ".safetensors"]
     for path in weights:
         try:
