@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from t2ictl.controls.layouts import Region
     from t2ictl.controls.registry import control_from_dict, control_to_dict, list_controls
     from t2ictl.families import parse
+    from t2ictl.families.folders import check_model
     from t2ictl.families.loading import load
     from t2ictl.generation import Generation, generate, replay
     from t2ictl.maps.record import AttentionRecord
@@ -49,6 +50,7 @@ _HOME = {
     "SCHEMA_VERSION": "settings.files",
     "Session": "session.session",
     "Window": "settings.windows",
+    "check_model": "families.folders",
     "control_from_dict": "controls.registry",
     "control_to_dict": "controls.registry",
     "controlled": "session.session",
@@ -80,6 +82,7 @@ __all__ = [
     "Subject",
     "Window",
     "__version__",
+    "check_model",
     "control_from_dict",
     "control_to_dict",
     "controlled",

@@ -6,7 +6,6 @@ copies of their own.
 
 from __future__ import annotations
 
-import json
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -103,7 +102,7 @@ class PromptReader:
             raise BadSetting(f"The model {folder.name!r} has no tokenizer folder.", "Choose another one.")
         try:
             self._tokenizers = [AutoTokenizer.from_pretrained(str(part), local_files_only=True) for part in parts]
-        except (OSError, ValueError, json.JSONDecodeError) as error:
+        except Exception as error:  # files of a model can be wrong in every way
             raise BadSetting(
                 f"The tokenizer of {folder.name!r} cannot be loaded: {error}", "Choose another one."
             ) from None

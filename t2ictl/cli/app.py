@@ -172,6 +172,10 @@ def editor(
     """Open the interactive editor in the browser."""
     launch = importlib.import_module("t2ictl.app.launch")
     way = importlib.import_module("t2ictl.session.checkpoints").check_checkpointing(checkpointing)
+    devices = importlib.import_module("t2ictl.families.devices")
+    devices.check_dtype(dtype)
+    if device is not None:
+        devices.check_device(device)
     given = {"device": device, "dtype": dtype, "checkpointing": way}
     raise typer.Exit(launch.serve(port, models, **given, is_headless=headless))
 
