@@ -24,6 +24,7 @@ from t2ictl.maps.figures import image_uri
 from t2ictl.maps.record import AttentionRecord
 from t2ictl.maps.recorder import Recording
 from t2ictl.prompts.grammar import parser_version
+from t2ictl.session.cancelling import cancel_when
 from t2ictl.session.checkpoints import Checkpointing
 from t2ictl.session.cost import Cost
 from t2ictl.session.session import controlled
@@ -111,6 +112,7 @@ def generate(
     *,
     record: bool | Recording = False,
     on_step: Callable[[Progress], bool | None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
     checkpointing: Checkpointing = "off",
     **request: Any,
 ) -> Generation:
@@ -122,6 +124,8 @@ def generate(
         controls: what to do, one control or several; none for the plain model.
         record: keep the attention maps of words.
         on_step: called after each step; return False to stop.
+        is_cancelled: asked before each pass that a control makes beside the steps, of which a refinement has many;
+            return True to stop.
         checkpointing: less memory for more work, as in :func:`t2ictl.controlled`; it does not change the images.
         **request: further fields of :class:`Request`: ``seed``, ``steps``, ``width``, ``height``,
             ``guidance_scale``, ``negative_prompt``, ``images_per_prompt``, ``parser``. Any other is an argument of
@@ -133,7 +137,7 @@ def generate(
     Raises:
         BadSetting: if a field has a bad value, or one that this pipeline cannot use; before any pass.
         OutOfMemory: if the images need more memory than there is.
-        Cancelled: if ``on_step`` returned False; the pipeline is restored.
+        Cancelled: if ``on_step`` returned False, or ``is_cancelled`` True; the pipeline is restored.
 
     Example:
         >>> import t2ictl
@@ -153,7 +157,7 @@ def generate(
     arguments = call_arguments(pipe, wanted, more)
     if on_step is not None:
         arguments["callback_on_step_end"] = _callback(on_step)
-    with named_refusals(pipe, lambda: session.cost.forwards > 0), session:
+    with named_refusals(pipe, lambda: session.cost.forwards > 0), cancel_when(is_cancelled), session:
         images = pipe(**arguments).images
     return Generation(
         images=list(images),
