@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from t2ictl.errors import BadSetting
-from t2ictl.settings.images import ABSENT, IN_MEMORY, LARGEST
+from t2ictl.settings.images import ABSENT, IN_MEMORY, LARGEST, require_pixels
 
 __all__ = ["read_arguments", "written_arguments"]
 
@@ -106,6 +106,7 @@ def _read(value: Any) -> Any:
         return value
     try:
         with Image.open(io.BytesIO(base64.b64decode(value.removeprefix(IN_MEMORY))), formats=["PNG"]) as image:
+            require_pixels(image)
             return image.copy()
     except Exception as error:  # a damaged file is reported in many ways
         raise BadSetting(f"An image in the settings cannot be read: {error}.", "Use a file of t2ictl.") from None
