@@ -17,7 +17,6 @@ from t2ictl.errors import BadSetting, MissingExtra
 __all__ = ["OPTIONS", "new_editor", "serve"]
 
 OPTIONS = "T2ICTL_EDITOR"
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def new_editor() -> Editor:
@@ -51,13 +50,12 @@ def serve(
         Exit status.
 
     Raises:
-        BadSetting: if a folder, the device or the precision is not there, or the port is taken.
+        BadSetting: if a folder is not there, or the port is taken.
         MissingExtra: if Streamlit is not installed.
     """
     for root in models:
         if not root.is_dir():
             raise BadSetting(f"There is no folder {str(root)!r}.", "Give the folder that holds your diffusers folders.")
-    _check_device(device, dtype)
     _check_port(port)
     try:
         from streamlit.web import cli
@@ -71,21 +69,6 @@ def serve(
     page = Path(__file__).with_name("streamlit_app.py")
     cli.main(["run", str(page), *arguments], prog_name="t2ictl app", standalone_mode=False)
     return 0
-
-
-def _check_device(device: str | None, dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise BadSetting(f"There is no precision {dtype!r}.", f"Use one of {', '.join(DTYPES)}.")
-    if device is None:
-        return
-    import torch
-
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise BadSetting(f"There is no device {device!r}.", "Use cpu, cuda, cuda:1, ...") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise BadSetting(f"The device {device!r} is not there.", "`t2ictl doctor` lists the devices; use cpu.")
 
 
 def _check_port(port: int) -> None:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from t2ictl.controls.layouts import Region
     from t2ictl.controls.registry import control_from_dict, control_to_dict, list_controls
     from t2ictl.families import parse
+    from t2ictl.families.folders import check_model
     from t2ictl.families.loading import load
-    from t2ictl.generation import Generation, Request, generate, replay
+    from t2ictl.generation import Generation, generate, replay
     from t2ictl.maps.record import AttentionRecord
     from t2ictl.maps.recorder import Recording
     from t2ictl.processors.isolation_reposition.story.result import Story
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from t2ictl.session.session import Session, controlled
     from t2ictl.settings.fields import describe
     from t2ictl.settings.files import SCHEMA_VERSION, read_settings
+    from t2ictl.settings.request import Request
     from t2ictl.settings.windows import Window
     from t2ictl.standalone.recorder import MapRecorder
 
@@ -45,10 +47,11 @@ _HOME = {
     "Prompt": "prompts.prompt",
     "Recording": "maps.recorder",
     "Region": "controls.layouts",
-    "Request": "generation",
+    "Request": "settings.request",
     "SCHEMA_VERSION": "settings.files",
     "Session": "session.session",
     "Window": "settings.windows",
+    "check_model": "families.folders",
     "control_from_dict": "controls.registry",
     "control_to_dict": "controls.registry",
     "controlled": "session.session",
@@ -81,6 +84,7 @@ __all__ = [
     "Subject",
     "Window",
     "__version__",
+    "check_model",
     "control_from_dict",
     "control_to_dict",
     "controlled",

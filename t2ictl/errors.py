@@ -66,6 +66,10 @@ class BudgetExceeded(T2ictlError, MemoryError):
     """What was asked to be recorded needs more memory than its budget."""
 
 
+class OutOfMemory(T2ictlError, MemoryError):
+    """The images that were asked for need more memory than there is."""
+
+
 class MoveLost(T2ictlError, RuntimeError):
     """A latent was moved for a denoising step, and no scheduler step took the moved latent."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,82 +13,26 @@ import torch
 from PIL import Image
 
 from t2ictl.controls.base import Control
-from t2ictl.controls.registry import control_from_dict, control_to_dict
+from t2ictl.controls.recorded import Recorded
+from t2ictl.controls.registry import control_to_dict
 from t2ictl.errors import BadSetting, Cancelled
+from t2ictl.families.calls import call_arguments, checked_request, named_refusals
 from t2ictl.families.loading import model_name
+from t2ictl.families.scheduler_files import scheduler_config, use_scheduler
 from t2ictl.guidance.optimize import MoveTrace
 from t2ictl.maps.figures import image_uri
 from t2ictl.maps.record import AttentionRecord
 from t2ictl.maps.recorder import Recording
 from t2ictl.prompts.grammar import parser_version
+from t2ictl.session.cancelling import cancel_when
 from t2ictl.session.checkpoints import Checkpointing
 from t2ictl.session.cost import Cost
 from t2ictl.session.session import controlled
-from t2ictl.settings.fields import setting, settings_class
-from t2ictl.settings.files import SCHEMA_VERSION, read_settings, versions, write_png
-from t2ictl.settings.legacy import upgraded
+from t2ictl.settings.arguments import written_arguments
+from t2ictl.settings.files import SCHEMA_VERSION, versions, write_png
+from t2ictl.settings.request import Request
 
 __all__ = ["Generation", "Progress", "Request", "generate", "provenance", "replay"]
-
-
-@settings_class
-class Request:
-    """What the pipeline is asked for.
-
-    Args:
-        prompt: one prompt, or several.
-        negative_prompt: what guidance leads away from.
-        seed: seed of the first image; the next ones have the next seeds.
-        steps: denoising steps.
-        width: image width (pixels); None for the model's own.
-        height: image height (pixels); None for the model's own.
-        guidance_scale: strength of classifier-free guidance; 1 or less is none.
-        images_per_prompt: images for each prompt.
-        parser: how objects and attributes are found.
-
-    Example:
-        >>> Request(prompt="a cat", seed=7).steps
-        25
-    """
-
-    prompt: str | tuple[str, ...] = setting(default="", help="one prompt, or several")
-    negative_prompt: str = setting(default="", help="what guidance leads away from")
-    seed: int = setting(default=0, help="seed of the first image", low=0)
-    steps: int = setting(default=25, help="denoising steps", low=1)
-    width: int | None = setting(default=None, help="image width (pixels); empty: the model's own", low=8)
-    height: int | None = setting(default=None, help="image height (pixels); empty: the model's own", low=8)
-    guidance_scale: float = setting(default=7.5, help="strength of classifier-free guidance; 1: none", low=0.0)
-    images_per_prompt: int = setting(default=1, help="images for each prompt", low=1)
-    parser: str = setting(default="grammar", help="how objects are found: grammar or spacy")
-
-    def __post_init__(self) -> None:
-        texts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
-        if not texts or not all(text.strip() for text in texts):
-            raise BadSetting(f"The prompt {self.prompt!r} is empty.", "Say what the image shall show.")
-
-    @property
-    def images(self) -> int:
-        """How many images this asks for."""
-        return (1 if isinstance(self.prompt, str) else len(self.prompt)) * self.images_per_prompt
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments of the pipeline call.
-
-        Every image has a generator of its own, on the CPU: it starts from the same noise alone, in
-        a batch, and on another device.
-        """
-        return {
-            "prompt": self.prompt if isinstance(self.prompt, str) else list(self.prompt),
-            "negative_prompt": self.negative_prompt
-            if isinstance(self.prompt, str)
-            else [self.negative_prompt] * len(self.prompt),
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale,
-            "num_images_per_prompt": self.images_per_prompt,
-            "generator": [torch.Generator("cpu").manual_seed(self.seed + number) for number in range(self.images)],
-            **({"width": self.width} if self.width else {}),
-            **({"height": self.height} if self.height else {}),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +60,7 @@ class Generation:
         cost: the work it took.
         trace: losses and moves, one entry a pass of the inner loop.
         record: word maps, if they were asked for.
+        number: which of the images is meant: the one of the file that was made again, else the first.
     """
 
     images: list[Image.Image]
@@ -123,6 +68,7 @@ class Generation:
     cost: Cost
     trace: tuple[MoveTrace, ...]
     record: AttentionRecord | None = None
+    number: int = 0
 
     def __repr__(self) -> str:
         names = ", ".join(each["control"] for each in self.settings["controls"]) or "no control"
@@ -136,50 +82,62 @@ class Generation:
 
     @property
     def image(self) -> Image.Image:
-        """The first image."""
-        return self.images[0]
+        """The image that is meant: the first, unless a file with another one was made again."""
+        return self.images[self.number]
 
-    def save(self, path: str | Path, number: int = 0) -> Path:
+    def save(self, path: str | Path, number: int | None = None) -> Path:
         """Write an image as PNG with its settings inside; all of it is written, or nothing.
 
         Args:
             path: the file to write.
-            number: which image.
+            number: which image, from 0; None for ``self.image``.
 
         Returns:
             The path.
+
+        Raises:
+            BadSetting: if there is no such image, or the file cannot be written.
         """
-        return write_png(self.images[number], path, {**self.settings, "image": number})
+        chosen = self.number if number is None else number
+        if not -len(self.images) <= chosen < len(self.images):
+            raise BadSetting(f"There is no image {chosen} of {len(self.images)}.", "Count from 0.")
+        chosen %= len(self.images)
+        return write_png(self.images[chosen], path, {**self.settings, "image": chosen})
 
 
 def generate(
     pipe: Any,
     prompt: str | Sequence[str],
-    controls: Sequence[Control] = (),
+    controls: Control | Sequence[Control] | None = (),
     *,
     record: bool | Recording = False,
     on_step: Callable[[Progress], bool | None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
     checkpointing: Checkpointing = "off",
     **request: Any,
 ) -> Generation:
     """Make images of a prompt under control.
 
     Args:
-        pipe: a diffusers pipeline that makes images from text.
+        pipe: a diffusers pipeline that makes images from text, also with an image, a mask or a ControlNet.
         prompt: one prompt, or several.
-        controls: what to do; none for the plain model.
+        controls: what to do, one control or several; none for the plain model.
         record: keep the attention maps of words.
         on_step: called after each step; return False to stop.
+        is_cancelled: asked before each pass that a control makes beside the steps, of which a refinement has many;
+            return True to stop.
         checkpointing: less memory for more work, as in :func:`t2ictl.controlled`; it does not change the images.
         **request: further fields of :class:`Request`: ``seed``, ``steps``, ``width``, ``height``,
-            ``guidance_scale``, ``negative_prompt``, ``images_per_prompt``, ``parser``.
+            ``guidance_scale``, ``negative_prompt``, ``images_per_prompt``, ``parser``. Any other is an argument of
+            the pipeline's own: ``image``, ``mask_image``, ``strength``, ``controlnet_conditioning_scale``, ...
 
     Returns:
         The images with settings, cost, loss trace and record.
 
     Raises:
-        BadSetting: if a field has a bad value.
-        Cancelled: if ``on_step`` returned False; the pipeline is restored.
+        BadSetting: if a field has a bad value, or one that this pipeline cannot use; before any pass.
+        OutOfMemory: if the images need more memory than there is.
+        Cancelled: if ``on_step`` returned False, or ``is_cancelled`` True; the pipeline is restored.
 
     Example:
         >>> import t2ictl
@@ -189,19 +147,34 @@ def generate(
         >>> result.image.size, result.settings["request"]["seed"]
         ((64, 64), 7)
     """
-    wanted = Request(prompt=prompt if isinstance(prompt, str) else tuple(prompt), **request)
-    arguments = wanted.arguments()
+    chosen = _chosen(controls)
+    own = {each.name for each in fields(Request)}
+    more = {name: value for name, value in request.items() if name not in own}
+    texts = prompt if isinstance(prompt, str) else tuple(prompt)
+    wanted = Request(prompt=texts, **{name: value for name, value in request.items() if name in own})
+    session = controlled(pipe, chosen, record=record, parser=wanted.parser, checkpointing=checkpointing)
+    wanted = checked_request(pipe, wanted, more)
+    arguments = call_arguments(pipe, wanted, more)
     if on_step is not None:
         arguments["callback_on_step_end"] = _callback(on_step)
-    with controlled(pipe, controls, record=record, parser=wanted.parser, checkpointing=checkpointing) as session:
+    with named_refusals(pipe, lambda: session.cost.forwards > 0), cancel_when(is_cancelled), session:
         images = pipe(**arguments).images
     return Generation(
         images=list(images),
-        settings=_settings(pipe, wanted, session.controls),
+        settings=_settings(pipe, wanted, session.controls, more),
         cost=session.cost,
         trace=session.trace,
         record=session.record if record else None,
     )
+
+
+def _chosen(controls: Any) -> tuple[Control, ...]:
+    """Controls as a tuple; one alone is one, and None is none."""
+    if controls is None or isinstance(controls, Control):
+        return () if controls is None else (controls,)
+    if isinstance(controls, (str, type)) or not isinstance(controls, Iterable):
+        raise BadSetting(f"{controls!r} is no control.", "Pass instances: [AttentionSegregation()].")
+    return tuple(controls)
 
 
 def _callback(on_step: Callable[[Progress], bool | None]) -> Callable[..., dict[str, Any]]:
@@ -214,13 +187,14 @@ def _callback(on_step: Callable[[Progress], bool | None]) -> Callable[..., dict[
     return tell
 
 
-def _settings(pipe: Any, request: Request, controls: Sequence[Control]) -> dict[str, Any]:
+def _settings(pipe: Any, request: Request, controls: Sequence[Control], more: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that made the image, as plain JSON data."""
     from pydantic import TypeAdapter
 
     return {
         "request": TypeAdapter(Request).dump_python(request, mode="json"),
         "controls": [control_to_dict(control) for control in controls],
+        **({"arguments": written_arguments(more)} if more else {}),
         **provenance(pipe, request.parser),
     }
 
@@ -241,7 +215,7 @@ def provenance(pipe: Any, parser: str) -> dict[str, Any]:
             "class": type(pipe).__name__,
             "model": model_name(pipe),
             "scheduler": type(pipe.scheduler).__name__,
-            "scheduler_config": {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")},
+            "scheduler_config": scheduler_config(pipe.scheduler),
             "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         },
         "parser": {"name": parser, "version": parser_version(parser)},
@@ -249,38 +223,59 @@ def provenance(pipe: Any, parser: str) -> dict[str, Any]:
     }
 
 
-def replay(pipe: Any, settings: str | Path | Mapping[str, Any], *, record: bool | Recording = False) -> Generation:
-    """Make an image again from the settings inside it.
+def replay(
+    pipe: Any,
+    settings: str | Path | Mapping[str, Any] | Recorded,
+    *,
+    controls: Control | Sequence[Control] | None = None,
+    record: bool | Recording = False,
+    checkpointing: Checkpointing = "off",
+    **changes: Any,
+) -> Generation:
+    """Make an image again from the settings inside it, with the scheduler that they name.
+
+    All images of the call are made, as rows of a batch round differently than one alone; ``image`` of the result is
+    the one that the file holds.
 
     Args:
-        pipe: the pipeline; its model is not part of the file.
-        settings: a PNG or JSON file that this library wrote, or the settings themselves.
-        record: keep the attention maps of words.
+        pipe: the pipeline; its model is not part of the file. Its own scheduler is put back afterwards.
+        settings: a PNG or JSON file that this library wrote, the settings themselves, or what was read of them.
+        controls: in place of those of the file; None for those.
+        record: as in :func:`generate`.
+        checkpointing: as in :func:`generate`.
+        **changes: what is asked for otherwise than in the file, as in :func:`generate`; also images that were too
+            large for it.
 
     Returns:
         The generation. A warning says which model, scheduler, parser or version is not as it was.
 
     Raises:
-        BadSetting: if there are no settings, or one of them is unknown or out of range.
+        BadSetting: if there are no settings, one of them is unknown or out of range, or an image is missing.
+
+    Example:
+        >>> import t2ictl
+        >>> pipe = t2ictl.load("shapes")
+        >>> made = t2ictl.generate(pipe, "a red circle", steps=2, images_per_prompt=2)
+        >>> replay(pipe, {**made.settings, "image": 1}).number
+        1
     """
-    data = read_settings(settings) if isinstance(settings, (str, Path)) else upgraded(settings)
-    try:
-        request, listed = dict(data["request"]), data["controls"]
-        prompt = request.pop("prompt")
-    except (KeyError, TypeError) as error:
-        raise BadSetting(f"The settings have no {error}.", "Use a file that `t2ictl generate` wrote.") from None
-    controls = [control_from_dict(each) for each in listed]
-    result = generate(pipe, prompt, controls, record=record, **request)
-    _warn_of_differences(data, result.settings)
+    made = settings if isinstance(settings, Recorded) else Recorded.read(settings)
+    asked = made.asked(changes)
+    prompt = asked.pop("prompt")
+    with use_scheduler(pipe, made.scheduler):
+        _warn_of_differences(made, provenance(pipe, str(asked.get("parser", "grammar"))))
+        chosen = made.controls if controls is None else controls
+        result = generate(pipe, prompt, chosen, record=record, checkpointing=checkpointing, **asked)
+    result.number = made.number
     return result
 
 
-def _warn_of_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _warn_of_differences(made: Recorded, now: Mapping[str, Any]) -> None:
     """Describe what is not as it was: the image may come out another one."""
     differing = [
         f"{part}.{key} was {was!r}, is {now[part].get(key)!r}"
         for part in ("pipeline", "parser", "versions")
-        for key, was in dict(then.get(part, {})).items()
+        for key, was in made.provenance.get(part, {}).items()
         if now[part].get(key) != was
     ]
     if differing:

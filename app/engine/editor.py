@@ -22,7 +22,7 @@ __all__ = ["Editor", "SessionHandle"]
 
 #: Details that are kept in memory; a page reads those of two images at every click.
 DETAILS_KEPT = 4
-#: Results of a session that nobody has opened for this long are removed (seconds).
+#: Results of a session without a tab that nobody has opened for this long are removed (seconds).
 FORGOTTEN = 24 * 3600.0
 #: How long a session outlives its last tab (seconds).
 GRACE = 120.0
@@ -82,7 +82,9 @@ class Editor:
         """
         self.models.check(wanted.model)
         self.store.require_room(session)
-        for gone in self.store.sweep(FORGOTTEN):
+        with self._lock:
+            opened = {name for name, tabs in self._tabs.items() if tabs > 0}
+        for gone in self.store.sweep(FORGOTTEN, keep={session, *opened}):
             self.runner.drop(gone)
         return self.runner.submit(session, wanted)
 

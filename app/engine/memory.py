@@ -141,7 +141,16 @@ def facts_of(folder: Path) -> ModelFacts:
             cells=int(unet["sample_size"]),
             factor=2 ** (len(blocks) - 1),
         )
-    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        RecursionError,
+        OverflowError,
+        SafetensorError,
+    ) as error:
         raise BadSetting(
             f"The model {folder.name!r} does not say how large it is: {error!r}.", "Load it elsewhere."
         ) from None

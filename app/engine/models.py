@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import t2ictl
 from t2ictl.errors import BadSetting
 from t2ictl.shapes import model_path
 
@@ -42,6 +43,7 @@ class FoundModel:
         family: what kind of model it is.
         folder: where it is.
         why_not: why it cannot be used; empty if it can.
+        note: what its user should know, a sentence; empty if nothing.
     """
 
     name: str
@@ -49,6 +51,7 @@ class FoundModel:
     family: str
     folder: Path
     why_not: str = ""
+    note: str = ""
 
 
 def find_models(roots: Sequence[Path]) -> list[FoundModel]:
@@ -58,7 +61,8 @@ def find_models(roots: Sequence[Path]) -> list[FoundModel]:
         roots: where to look. A link that leads out of its root is not followed.
 
     Returns:
-        The embedded model first, then folders by name; those that cannot be used say why.
+        The embedded model first, then folders by name; those that cannot be used say why: they are damaged, come with
+        code or with classes of other libraries, or hold a link that leads out of the root.
 
     Example:
         >>> [model.source for model in find_models([])]
@@ -101,7 +105,30 @@ def _described(folder: Path, root: Path) -> FoundModel:
         return found(family="unknown", why_not=f"model_index.json: {error}")
     if kind not in FAMILIES:
         return found(family=kind, why_not=f"{kind} is not supported yet.")
-    return found(family=FAMILIES[kind])
+    try:
+        pickled = _checked(folder, root, _state(folder))
+    except BadSetting as error:
+        return found(family=FAMILIES[kind], why_not=error.cause)
+    note = f"Pickled weights, loaded without the code in them: {', '.join(pickled)}." if pickled else ""
+    return found(family=FAMILIES[kind], note=note)
+
+
+@functools.lru_cache(maxsize=256)
+def _checked(folder: Path, root: Path, state: tuple[tuple[str, int, int], ...]) -> tuple[str, ...]:
+    """Parts with pickled weights alone; a folder is looked through again when one of its files is another one."""
+    return tuple(t2ictl.check_model(folder, within=root))
+
+
+def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every file of a model; a link counts by what it leads to."""
+    found = []
+    for path in sorted((*folder.glob("*"), *folder.glob("*/*"))):
+        try:
+            about = path.stat()
+        except OSError:
+            about = path.lstat()
+        found.append((str(path), about.st_mtime_ns, about.st_size))
+    return tuple(found)
 
 
 class ModelManager:
@@ -174,8 +201,8 @@ class ModelManager:
         """
         import torch
 
-        import t2ictl
-
+        if self._source != source:
+            self._listed = (-math.inf, [])  # what a page saw a moment ago may be another folder now
         model = self.check(source)
         if self._source != model.source:
             self.unload()

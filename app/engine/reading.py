@@ -6,9 +6,11 @@ copies of their own.
 
 from __future__ import annotations
 
-import json
 import threading
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,7 @@ class PromptReader:
             raise BadSetting(f"The model {folder.name!r} has no tokenizer folder.", "Choose another one.")
         try:
             self._tokenizers = [AutoTokenizer.from_pretrained(str(part), local_files_only=True) for part in parts]
-        except (OSError, ValueError, json.JSONDecodeError) as error:
+        except Exception as error:  # files of a model can be wrong in every way
             raise BadSetting(
                 f"The tokenizer of {folder.name!r} cannot be loaded: {error}", "Choose another one."
             ) from None
@@ -126,8 +128,9 @@ class PromptReader:
     def _read(self, text: str) -> ReadPrompt:
         prompt = Prompt.parse(text, self._tokenizers)
         phrases = prompt.objects()
-        roles = {(phrase.noun.start, phrase.noun.end): "object" for phrase in phrases}
-        roles |= {(span.start, span.end): "attribute" for phrase in phrases for span in phrase.attributes}
+        places = [(phrase.noun.start, phrase.noun.end, "object") for phrase in phrases]
+        places += [(span.start, span.end, "attribute") for phrase in phrases for span in phrase.attributes]
+        places.sort()
         words, seen = [], dict[str, int]()
         names: dict[tuple[int, int], str] = {}
         for span in prompt.words():
@@ -135,7 +138,7 @@ class PromptReader:
             seen[low] = seen.get(low, 0) + 1
             name = low if seen[low] == 1 else f"{low}#{seen[low]}"
             names[span.start, span.end] = name
-            words.append(ReadWord(name=name, text=span.text, role=_role(roles, span), tokens=_count(span)))
+            words.append(ReadWord(name=name, text=span.text, role=_role(places, span), tokens=_count(span)))
         objects = tuple(
             (_name(names, phrase.noun), tuple(_name(names, each) for each in phrase.attributes)) for phrase in phrases
         )
@@ -155,9 +158,12 @@ class PromptReader:
         return tuple(found)
 
 
-def _role(roles: dict[tuple[int, int], str], span: Any) -> str:
-    inside = (role for (start, end), role in roles.items() if start <= span.start and span.end <= end)
-    return next(inside, "word")
+def _role(places: Sequence[tuple[int, int, str]], span: Any) -> str:
+    """Role of a word by where objects and attributes are, which do not overlap."""
+    before = bisect_right(places, span.start, key=itemgetter(0))
+    if before and span.end <= places[before - 1][1]:
+        return places[before - 1][2]
+    return "word"
 
 
 def _count(span: Any) -> int:

@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -256,24 +256,26 @@ class ResultStore:
         with self._lock:
             self._drop(session, folder)
 
-    def sweep(self, seconds: float) -> list[str]:
+    def sweep(self, seconds: float, keep: Collection[str] = ()) -> list[str]:
         """Remove sessions that nobody has opened for a while, and folders that an earlier run left behind.
 
         Args:
             seconds: how long.
+            keep: sessions that have a tab, however long it has only been left open.
 
         Returns:
             The names of the sessions that were removed.
         """
         now = self._clock()
         with self._lock:
-            known = {name for name, seen in self._seen.items() if now - seen < seconds}
+            known = {name for name, seen in self._seen.items() if now - seen < seconds or name in keep}
             left = {
                 path.name
                 for path in self._root.iterdir()
                 if path.is_dir()
                 and _SESSION.fullmatch(path.name)
                 and path.name not in self._seen
+                and path.name not in keep
                 and now - path.stat().st_mtime >= seconds
             }
             gone = sorted(left | (set(self._seen) - known))

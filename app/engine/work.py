@@ -145,6 +145,7 @@ class Worker:
             return True
 
         asked = {**_asked(request), "on_step": on_step, "checkpointing": self._checkpointing}
+        asked["is_cancelled"] = lambda: job.is_cancelled
         prompt = asked.pop("prompt")
         try:
             made = t2ictl.generate(pipe, prompt, controls, record=Recording(layers=RECORDED, by="size"), **asked)

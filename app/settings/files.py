@@ -114,7 +114,7 @@ def _request(asked: Mapping[str, Any], notes: list[str]) -> Request:
     for name, (low, high) in LIMITS.items():
         value = values.get(name)
         if isinstance(value, (int, float)) and not low <= value <= high:
-            raise BadSetting(f"The settings have {name} {value:g}.", f"The editor takes {low:g} to {high:g}.")
+            raise BadSetting(f"The settings have {name} {value!r:.40}.", f"The editor takes {low:g} to {high:g}.")
     return Request(**values)
 
 

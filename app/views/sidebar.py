@@ -42,6 +42,8 @@ def _models(page: Page, handle: SessionHandle) -> None:
         format_func=lambda source: usable[source].name,
     )  # fmt: skip
     st.caption(f"{plain(usable[draft.model].family)}. It is loaded when an image is asked for.")
+    if usable[draft.model].note:
+        st.caption(plain(usable[draft.model].note))
     refused = [model for model in found if model.why_not]
     if refused:
         with st.expander(f"{len(refused)} more cannot be used"):

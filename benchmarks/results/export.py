@@ -71,6 +71,7 @@ def export_run(run: Path, arm: str, layout: str, out: Path, data: str | None = N
         "geneval": _geneval,
     }[layout]
     files = list(named(shots))
+    _check_places(files, run, out)
     metadata = _metadata(shots, data) if layout == "geneval" else {}
     for shot, name in files:
         target = out / name
@@ -79,6 +80,15 @@ def export_run(run: Path, arm: str, layout: str, out: Path, data: str | None = N
     for prompt_id, line in metadata.items():
         (out / prompt_id / "metadata.jsonl").write_text(f"{json.dumps(line)}\n", encoding="utf-8")
     return len(files)
+
+
+def _check_places(files: Sequence[tuple[Shot, str]], run: Path, out: Path) -> None:
+    """Refuse names that lead out of the folder, and images that are not of the run: tables may come from anybody."""
+    for shot, name in files:
+        if not (out / name).resolve().is_relative_to(out.resolve()):
+            raise BadSetting(f"The image {name!r} would lie outside of {str(out)!r}.", "Look at the run's categories.")
+        if not shot.path.resolve().is_relative_to(run.resolve()):
+            raise BadSetting(f"The image {str(shot.path)!r} is not in the run.", "Look at the run's table.")
 
 
 def _shots(run: Path, arm: str) -> list[Shot]:

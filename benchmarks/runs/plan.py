@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from t2ictl.benchmarks.extras import need
 from t2ictl.benchmarks.suites.base import Item, Split, find_suite
 from t2ictl.errors import BadSetting
+from t2ictl.settings.yaml_files import read_yaml
 
 __all__ = ["ArmSpec", "ControlSpec", "RunPlan", "make_plan", "plan_items", "read_plan_file"]
 
@@ -197,23 +197,13 @@ def read_plan_file(path: Path) -> dict[str, Any]:
 
     Raises:
         BadSetting: if there is no such file, or it is no YAML mapping.
-        MissingExtra: if the YAML reader is not installed.
 
     Example:
         >>> _ = Path("plan.yaml").write_text("arms: [plain]")
         >>> read_plan_file(Path("plan.yaml"))
         {'arms': ['plain']}
     """
-    yaml = need("yaml")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSetting(f"The plan {str(path)!r} cannot be read: {error}.", "Give a YAML file.") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise BadSetting(
-            f"The plan {str(path)!r} is not YAML: {reason}.", "See docs/bench.md for an example."
-        ) from None
+    data = read_yaml(path, "plan")
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise BadSetting(f"The plan {str(path)!r} is not a mapping of fields.", "See docs/bench.md for an example.")
     return data

@@ -31,6 +31,7 @@ from t2ictl.controls.concepts import ConceptMaps, NormalizeOver
 from t2ictl.controls.registry import register_control
 from t2ictl.errors import BadSetting, NeedsSession
 from t2ictl.families.text_states import Encode, PromptEmbeds
+from t2ictl.guidance.rules import MOST_UPDATES
 from t2ictl.guidance.text_objectives import EmbedLosses, EmbedObjective, EmbedStep, TextEdit, TextPasses
 from t2ictl.losses.entropy import entropy_loss, mean_entropy_share
 from t2ictl.losses.semantic_binding import semantic_binding_loss
@@ -121,9 +122,11 @@ class TokenMerging(Control):
     end_tokens: Literal["auto", "on", "off"] = setting(default="auto", help="end rows of the prompt without members")
     end_tokens_from: float = setting(default=0.0, help="from which moment on (fraction)", low=0.0, high=1.0)
     entropy_steps: int | None = setting(
-        default=None, help="most entropy updates in a step; 0: none; empty: those of the kind"
+        default=None, help="most entropy updates in a step; 0: none; empty: those of the kind", low=0, high=MOST_UPDATES
     )
-    binding_steps: int = setting(default=0, help="semantic-binding updates in a step (3 in the paper); 0: none", low=0)
+    binding_steps: int = setting(
+        default=0, help="semantic-binding updates in a step (3 in the paper); 0: none", low=0, high=MOST_UPDATES
+    )
     thresholds: tuple[float, ...] = setting(
         default=(0.866, 0.830, 0.793, 0.757, 0.739, 0.721, 0.703),
         help="share of the largest entropy at which updates end, for each fiftieth of the schedule",

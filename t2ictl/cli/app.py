@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +34,7 @@ app = typer.Typer(
 FAILURES = (Cancelled, ForeignCall, MoveLost, NonFiniteLoss)
 
 Prompt = Annotated[str, typer.Argument(help="What the image shall show.")]
-Model = Annotated[str, typer.Option(help="'shapes' (embedded), a diffusers folder, or a hub id.")]
+Model = Annotated[str, typer.Option(help="'shapes' (embedded), a diffusers folder, a .safetensors file, or a hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 Controls = Annotated[list[str], typer.Option("--control", "-c", help="A control; may be given several times.")]
@@ -41,6 +45,7 @@ Sets = Annotated[list[str], typer.Option("--set", help="control.field=value, e.g
 Checkpointing = Annotated[
     str, typer.Option(help="off, feed_forward or all: less memory for updates, more work, the same images.")
 ]
+RunCode = Annotated[bool, typer.Option("--run-model-code", help="Run code that comes with the model; read it first.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first image.")]
 Steps = Annotated[int, typer.Option(help="Denoising steps.")]
@@ -60,6 +65,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What the image shall show.")] = None,
     control: Controls = [],  # noqa: B006 (typer reads the default and never changes it)
     set_: Sets = [],  # noqa: B006
@@ -77,16 +83,21 @@ def generate(
     device: Device = None,
     dtype: Dtype = "float32",
     checkpointing: Checkpointing = "off",
+    run_model_code: RunCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make an image of a prompt, under control."""
+    """Make an image of a prompt, under control; with --from, options come before what the file says."""
     work = importlib.import_module("t2ictl.cli.commands")
     way = work.check_checkpointing(checkpointing)
-    request = work.request_of(prompt, again, seed, steps, size, guidance_scale, negative_prompt, parser)
-    controls = work.controls_of(control, set_, again, preset)
+    options = {"model": model, "seed": seed, "steps": steps, "size": size, "guidance_scale": guidance_scale}
+    options |= {"negative_prompt": negative_prompt, "parser": parser}
+    said = frozenset(name for name in options if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT")
+    job = work.read_job(prompt, again, options, said, control, set_, preset)
     work.check_place(out, ".png")
-    pipe = work.open_model(model, device, dtype)
-    work.generate_files(pipe, request, controls, out, compare=compare, checkpointing=way, as_json=as_json)
+    for note in job.notes:
+        print(note, file=sys.stderr)
+    pipe = work.open_model(job.model, device, dtype, run_model_code=run_model_code)
+    work.generate_files(pipe, job, out, compare=compare, checkpointing=way, as_json=as_json)
 
 
 @app.command()
@@ -113,8 +124,9 @@ def maps(
 ) -> None:
     """Make an image and write the heat map of each word, on one scale."""
     work = importlib.import_module("t2ictl.cli.commands")
-    request = work.request_of(prompt, None, seed, steps, size, guidance_scale, negative_prompt, parser)
-    controls = work.controls_of(control, set_, None, preset)
+    asked = {"seed": seed, "steps": steps, "size": size, "guidance_scale": guidance_scale, "parser": parser}
+    request = work.request_of(prompt, **asked, negative_prompt=negative_prompt)
+    controls = work.controls_of(control, set_, preset=preset)
     work.check_place(out)
     chosen, where = (tuple(part.strip() for part in each.split(",") if part.strip()) for each in (words, layers))
     work.map_files(work.open_model(model, device, dtype), request, controls, chosen, where, out, as_json=as_json)
@@ -147,7 +159,8 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def bench(context: typer.Context) -> None:
     """Measure controls over many prompts: `t2ictl bench --help`."""
-    importlib.import_module("t2ictl.benchmarks.commands").app(args=context.args, prog_name="t2ictl bench")
+    inner = importlib.import_module("t2ictl.benchmarks.commands").app
+    raise typer.Exit(inner(args=context.args, prog_name="t2ictl bench", standalone_mode=False) or 0)
 
 
 @app.command("app")
@@ -164,6 +177,10 @@ def editor(
     """Open the interactive editor in the browser."""
     launch = importlib.import_module("t2ictl.app.launch")
     way = importlib.import_module("t2ictl.session.checkpoints").check_checkpointing(checkpointing)
+    devices = importlib.import_module("t2ictl.families.devices")
+    devices.check_dtype(dtype)
+    if device is not None:
+        devices.check_device(device)
     given = {"device": device, "dtype": dtype, "checkpointing": way}
     raise typer.Exit(launch.serve(port, models, **given, is_headless=headless))
 
@@ -180,9 +197,38 @@ def _add_contributed() -> None:
             print(f"t2ictl: the command {point.name!r} ({point.value}) cannot be loaded: {error}", file=sys.stderr)
 
 
-def _say(error: BaseException, status: int) -> int:
-    print(f"t2ictl: {error}", file=sys.stderr)
+def _say(error: BaseException | str, status: int) -> int:
+    """Print an error as one line, whatever characters are in it."""
+    line = " ".join(str(error).split("\n")).encode("utf-8", "backslashreplace").decode("utf-8")
+    print(f"t2ictl: {line}", file=sys.stderr)
     return status
+
+
+def _usage(error: Exception) -> int:
+    """Print what typer found wrong with the options: one line; the help where nothing was asked for."""
+    text = str(error.format_message())  # type: ignore[attr-defined]
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(text, file=sys.stderr)
+        return 2
+    return _say(
+        f"{text.rstrip('.')}. See `{getattr(getattr(error, 'ctx', None), 'command_path', 't2ictl')} --help`.", 2
+    )
+
+
+@contextlib.contextmanager
+def _warnings_on_one_line() -> Iterator[None]:
+    """Print a warning as one line; whoever records warnings still gets them."""
+    before = warnings.showwarning
+
+    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        before(message, category, filename, lineno, io.StringIO(), line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -203,14 +249,25 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _add_contributed()
     try:
-        app(args=arguments)
-        return 0
+        with _warnings_on_one_line():
+            status = app(args=arguments, standalone_mode=False)
+        return status if isinstance(status, int) else 0
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else 0
+    except (typer.Abort, KeyboardInterrupt):
+        return _say("Stopped.", 130)
     except FAILURES as error:
         return _say(error, 1)
     except T2ictlError as error:
         return _say(error, 2)
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        return _say(f"A file cannot be read or written: {error}.", 1)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # of typer, whose base class has had several homes
+            return _usage(error)
+        raise
 
 
 if __name__ == "__main__":

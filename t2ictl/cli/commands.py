@@ -10,27 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 import transformers
 
+from t2ictl.cli.jobs import Job, check_place, controls_of, read_job, request_of, shown, size_of
 from t2ictl.controls.base import Control
 from t2ictl.controls.presets import measured_models
-from t2ictl.controls.registry import (
-    broken_controls,
-    control_from_dict,
-    control_to_dict,
-    get_control,
-    list_controls,
-)
-from t2ictl.errors import BadSetting
+from t2ictl.controls.registry import broken_controls, control_to_dict, get_control, list_controls
 from t2ictl.families.loading import load
-from t2ictl.generation import Generation, Request, generate
+from t2ictl.generation import Generation, generate, replay
 from t2ictl.maps.figures import heatmap_grid, image_grid, image_uri
 from t2ictl.maps.pages import render
 from t2ictl.maps.recorder import POINTING_LAYERS, Recording
 from t2ictl.session.checkpoints import Checkpointing, check_checkpointing
 from t2ictl.settings.fields import describe
-from t2ictl.settings.files import read_settings, write_json, write_text
+from t2ictl.settings.files import write_json, write_text
+from t2ictl.settings.request import Request
 
 __all__ = [
     "check_checkpointing",
@@ -40,20 +34,20 @@ __all__ = [
     "map_files",
     "open_model",
     "print_controls",
+    "read_job",
     "request_of",
     "size_of",
 ]
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-
-def open_model(name: str, device: str | None, dtype: str) -> Any:
+def open_model(name: str, device: str | None, dtype: str, *, run_model_code: bool = False) -> Any:
     """Load a pipeline for a command; its progress bars go to stderr.
 
     Args:
-        name: ``"shapes"``, a folder, or a hub id.
+        name: ``"shapes"``, a folder, a file of weights, or a hub id.
         device: where to put it; None for CUDA where there is one.
         dtype: name of a precision.
+        run_model_code: whether code that comes with the model may run.
 
     Returns:
         The pipeline.
@@ -61,165 +55,12 @@ def open_model(name: str, device: str | None, dtype: str) -> Any:
     Raises:
         BadSetting: for an unknown precision, device or model.
     """
-    if dtype not in DTYPES:
-        raise BadSetting(f"There is no precision {dtype!r}.", f"Use one of {', '.join(DTYPES)}.")
-    try:
-        place = None if device is None else str(torch.device(device))
-    except RuntimeError:
-        raise BadSetting(f"There is no device {device!r}.", "Use cpu, cuda, cuda:1, ...") from None
-    if place is not None and place.startswith("cuda") and not torch.cuda.is_available():
-        raise BadSetting(f"The device {device!r} is not there.", "`t2ictl doctor` lists the devices; use cpu.")
     transformers.utils.logging.disable_progress_bar()  # one bar, that of the denoising, is enough
     diffusers.utils.logging.disable_progress_bar()
-    pipe = load(name, dtype=DTYPES[dtype], device=place)
-    diffusers.utils.logging.enable_progress_bar()
-    return pipe
-
-
-def request_of(
-    prompt: str | None,
-    again: Path | None,
-    seed: int,
-    steps: int,
-    size: str | None,
-    guidance_scale: float,
-    negative_prompt: str,
-    parser: str,
-) -> Request:
-    """Read what the pipeline shall be asked for, from the options or from an earlier file.
-
-    Args:
-        prompt: the prompt, unless ``again`` is given.
-        again: a PNG or JSON file of this library; then the other options are not used.
-        seed: seed of the first image.
-        steps: denoising steps.
-        size: ``WIDTHxHEIGHT``.
-        guidance_scale: strength of guidance.
-        negative_prompt: the negative prompt.
-        parser: how objects are found.
-
-    Returns:
-        The request.
-
-    Raises:
-        BadSetting: for a malformed size, or neither or both of prompt and file.
-    """
-    if (prompt is None) == (again is None):
-        raise BadSetting("There must be a prompt or --from FILE, and not both.", 't2ictl generate "a red circle"')
-    if again is not None:
-        data = read_settings(again)
-        if "request" not in data:
-            raise BadSetting(f"{again} holds no request.", "Use a file that `t2ictl generate` wrote.")
-        asked = data["request"]
-        return Request(**{**asked, "prompt": _as_prompt(asked.get("prompt", ""))})
-    assert prompt is not None
-    width, height = size_of(size)
-    return Request(
-        prompt=prompt,
-        seed=seed,
-        steps=steps,
-        width=width,
-        height=height,
-        guidance_scale=guidance_scale,
-        negative_prompt=negative_prompt,
-        parser=parser,
-    )
-
-
-def _as_prompt(value: Any) -> str | tuple[str, ...]:
-    return value if isinstance(value, str) else tuple(value)
-
-
-def size_of(text: str | None) -> tuple[int | None, int | None]:
-    """Read ``WIDTHxHEIGHT``.
-
-    Args:
-        text: the option, or None where it was not given.
-
-    Returns:
-        Width and height (pixels), or twice None.
-
-    Raises:
-        BadSetting: if it has another form.
-
-    Example:
-        >>> size_of("64x96")
-        (64, 96)
-    """
-    if text is None:
-        return None, None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise BadSetting(f"The size {text!r} is not WIDTHxHEIGHT.", "For example --size 64x96.")
-    return int(parts[0]), int(parts[1])
-
-
-def controls_of(
-    names: Sequence[str], settings: Sequence[str], again: Path | None, preset: str = "auto"
-) -> list[Control]:
-    """Make the controls named on the command line.
-
-    Args:
-        names: control names, in order.
-        settings: ``control.field=value``; the value is JSON, or text where it is not. A field
-            of a field is reached by a further dot (``attention_segregation.window.stop=0.5``).
-        again: a file whose controls are used if none are named.
-        preset: of the controls that are named: ``"auto"``, ``"published"`` or ``"none"``.
-
-    Returns:
-        The controls.
-
-    Raises:
-        BadSetting: for an unknown control or field, a control named twice, a value out of range, or a setting of a
-            control that is not used.
-
-    Example:
-        >>> controls_of(["attention_segregation"], ["attention_segregation.strength=0.5"], None)[0].strength
-        0.5
-    """
-    if not names and again is not None:
-        return [control_from_dict(each) for each in read_settings(again).get("controls", [])]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise BadSetting(
-            f"--control {twice} is given twice.", "Name a control once; in Python a list may hold two of one class."
-        )
-    data: dict[str, dict[str, Any]] = {name: {"control": get_control(name).name, "preset": preset} for name in names}
-    for each in settings:
-        path, equals, value = each.partition("=")
-        name, *inner = path.split(".")
-        if not equals or not inner:
-            raise BadSetting(f"--set {each!r} is not control.field=value.", "--set attention_segregation.strength=1.5")
-        if name not in data:
-            raise BadSetting(f"--set {each!r} is for a control that is not used.", f"Add --control {name}.")
-        _put(data[name], inner, value)
-    return [control_from_dict(each) for each in data.values()]
-
-
-def _put(into: dict[str, Any], path: list[str], value: str) -> None:
-    for step in path[:-1]:
-        into = into.setdefault(step, {})
     try:
-        into[path[-1]] = json.loads(value)
-    except json.JSONDecodeError:
-        into[path[-1]] = value
-
-
-def check_place(path: Path, ending: str = "") -> None:
-    """Find out before the work whether its result can be written.
-
-    Args:
-        path: the file or folder to write.
-        ending: the ending that it must have.
-
-    Raises:
-        BadSetting: if the folder that shall hold it does not exist, or the ending is another one.
-    """
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise BadSetting(f"The folder {str(parent)!r} for {path.name!r} does not exist.", "Create it first.")
-    if ending and path.suffix.lower() != ending:
-        raise BadSetting(f"{path.name!r} does not end in {ending}.", f"Name it {path.stem}{ending}.")
+        return load(name, dtype=dtype, device=device, run_model_code=run_model_code)
+    finally:
+        diffusers.utils.logging.enable_progress_bar()
 
 
 def _run(pipe: Any, request: Request, controls: Sequence[Control], **options: Any) -> Generation:
@@ -239,37 +80,42 @@ def _summary(result: Generation) -> dict[str, Any]:
 
 def generate_files(
     pipe: Any,
-    request: Request,
-    controls: Sequence[Control],
+    job: Job,
     out: Path,
     *,
     compare: bool,
     checkpointing: Checkpointing = "off",
     as_json: bool,
 ) -> None:
-    """Make the images of a request and write them.
+    """Make the images of a request and write them; of a file that is made again, the one that it holds.
 
     Args:
         pipe: the pipeline.
-        request: what to make.
-        controls: under which controls.
+        job: what to make.
         out: the PNG; further images get a number before the ending.
         compare: also write the plain image of the same seed, and both side by side.
         checkpointing: less memory for more work, as in :func:`t2ictl.controlled`.
         as_json: print a summary as JSON.
     """
-    result = _run(pipe, request, controls, checkpointing=checkpointing)
-    files = [result.save(_numbered(out, number), number) for number in range(len(result.images))]
-    summary: dict[str, Any] = {"files": [str(each) for each in files], **_summary(result)}
+    result = _made(pipe, job, job.controls, checkpointing)
+    numbers = range(len(result.images)) if job.image is None else [job.image]
+    files = [result.save(_numbered(out, place), number) for place, number in enumerate(numbers)]
+    summary: dict[str, Any] = {"files": [shown(each) for each in files], **_summary(result)}
     if compare:
-        plain = _run(pipe, request, [])
+        plain = _made(pipe, job, (), "off")
         beside = [out.with_name(f"{each.stem}.plain{each.suffix}") for each in files]
         sheets = [out.with_name(f"{each.stem}.compare{each.suffix}") for each in files]
-        for number, (path, sheet) in enumerate(zip(beside, sheets, strict=True)):
+        for number, path, sheet in zip(numbers, beside, sheets, strict=True):
             plain.save(path, number)
             image_grid([("plain", plain.images[number]), ("controlled", result.images[number])]).save(sheet)
-        summary |= {"plain": [str(each) for each in beside], "compare": [str(each) for each in sheets]}
+        summary |= {"plain": [shown(each) for each in beside], "compare": [shown(each) for each in sheets]}
     _report(summary, as_json)
+
+
+def _made(pipe: Any, job: Job, controls: Sequence[Control], checkpointing: Checkpointing) -> Generation:
+    if job.recorded is None:
+        return _run(pipe, job.request, controls, checkpointing=checkpointing)
+    return replay(pipe, job.recorded, controls=controls, checkpointing=checkpointing, **job.changes)
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -317,7 +163,7 @@ def map_files(
         settings=json.dumps(result.settings, indent=2, ensure_ascii=False),
     )
     files = [image, out / "maps.png", out / "maps.json", write_text(out / "maps.html", page)]
-    summary = {"files": [str(path) for path in files], **_summary(result)}
+    summary = {"files": [shown(path) for path in files], **_summary(result)}
     _report(summary, as_json)
 
 

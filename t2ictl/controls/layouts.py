@@ -21,6 +21,7 @@ from t2ictl.errors import BadSetting, SpanNotFound
 from t2ictl.maps.masks import box_mask, resize_mask
 from t2ictl.prompts.prompt import Prompt, Span
 from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.images import open_image
 from t2ictl.settings.trust import require_files
 
 __all__ = ["Layout", "Mask", "Region", "Rounding", "opened_mask", "strips"]
@@ -41,13 +42,13 @@ def opened_mask(value: Any) -> Any:
         Something that numpy reads as an array of rows and columns, above one half inside.
 
     Raises:
-        BadSetting: if there is no such file.
+        BadSetting: if there is no such file, or it is no image.
     """
     if isinstance(value, (str, Path)):
         require_files(value)
         if not Path(value).is_file():
             raise BadSetting(f"There is no mask file {str(value)!r}.", "Give the path of a black and white image.")
-        value = Image.open(value)
+        value = open_image(str(value))
     return np.asarray(value.convert("L")) / 255 if isinstance(value, Image.Image) else value
 
 

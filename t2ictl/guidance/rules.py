@@ -13,6 +13,8 @@ from t2ictl.settings.fields import setting, settings_class
 __all__ = ["NoiseSearch", "Refinement", "StepSize", "kl_divergence"]
 
 
+MOST_UPDATES = 1000
+"""Published methods make at most 50 at one step. A larger number in a file would keep a machine for days."""
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -108,11 +110,13 @@ class Refinement:
     thresholds: tuple[tuple[_Share, _Share], ...] = setting(
         default=((0.0, 0.05), (0.2, 0.5), (0.4, 0.8)), help="(fraction of the schedule, least presence) pairs"
     )
-    max_iterations: int = setting(default=20, help="most extra updates at one step", low=0)
+    max_iterations: int = setting(default=20, help="most extra updates at one step", low=0, high=MOST_UPDATES)
     decide_before_update: bool = setting(
         default=False, help="parity with published code: decide on the loss before the last update"
     )
-    check_every: int = setting(default=1, help="ask after every so many updates which images are good enough", low=1)
+    check_every: int = setting(
+        default=1, help="ask after every so many updates which images are good enough", low=1, high=MOST_UPDATES
+    )
 
     def target(self, index: int, total: int) -> float | None:
         """Return the presence demanded at evaluation ``index`` of ``total``, or None if it is not refined."""
@@ -143,7 +147,7 @@ class NoiseSearch:
         0.001.
     """
 
-    max_steps: int = setting(default=50, help="most updates", low=1)
+    max_steps: int = setting(default=50, help="most updates", low=1, high=MOST_UPDATES)
     lr: float = setting(default=0.01, help="step length of Adam", low=0.0)
     target: float = setting(default=0.8, help="presence at which an image is good enough", low=0.0, high=1.0)
     kl_threshold: float = setting(default=1e-3, help="how far from normal noise is free (nats a number)", low=0.0)

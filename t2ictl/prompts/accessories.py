@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 from t2ictl.prompts import word_lists as lists
 from t2ictl.prompts.grammar import LIST, ObjectGroup, group, object_tags
@@ -39,20 +42,27 @@ _OPENS = re.compile(
 )
 # An attribute after a verb (V) of position or "in" (L): "the tub sits empty", "a man in red".
 _LATE = re.compile(rf"(?:,WB|W?B?V|V?L)(?P<list>{LIST})(?![AN])")
-_ADVERBS = re.compile(
-    rf"(?:(?<![\w-])(?:{'|'.join(sorted(lists.INTENSIFIERS))}|(?!only\s)[\w-]+ly)\s+)+\Z", re.IGNORECASE
-)
+_ADVERB = re.compile(rf"(?<![\w-])(?:{'|'.join(sorted(lists.INTENSIFIERS))}|(?!only\Z)[\w-]+ly)\Z", re.IGNORECASE)
+_NEGATION, _ONE = re.compile(r"\b(?:not|never)\Z", re.IGNORECASE), re.compile(r"\ban?\Z", re.IGNORECASE)
+_PARTICLE, _COMMA = re.compile(r"\s+on(?=\s*(?:$|[,.]|and\b))"), re.compile(r"\s*,")
+_ITEM = re.compile(r",(?: (?:a|the|its))*")  # between two objects of a list, before its last
+_LAST_ARTICLE = re.compile(r"(?<!\w)(an?)[^\w.,;:!?]*\Z", re.IGNORECASE)
+_MARKS_PASSED = 100  # so many characters before a noun are searched for its article
 _PAIRS = {")": "(", "]": "[", "}": "{", "\u201d": "\u201c", "\u2019": "\u2018", "\u00bb": "\u00ab", '"': '"', "'": "'"}
 
 
 @dataclass(kw_only=True)
 class _Thing:
-    """An object on its way to a group: head word, attributes, words between it and the next, and its owner."""
+    """An object on its way to a group: head word, attributes, words between it and the next, and its owner.
+
+    Where it stands in a list, ``closing`` are the words after the first object from it on that ends an item otherwise.
+    """
 
     noun: Range
     head: str
     attributes: list[Range]
     after: str = ""
+    closing: str = ""
     owner: int = 0
     link: str = ""
 
@@ -82,8 +92,7 @@ def object_groups(text: str, parser: str = "grammar", names: Sequence[str] = ())
         >>> [(one.text, len(one.members)) for one in found]
         [('red cat wearing a small hat', 3), ('dog with a tie', 1)]
     """
-    words = tagged_words(text, tuple(names))
-    things = _things(text, parser, names, words, object_tags(words))
+    things = _things(text, parser, names)
     for index in range(1, len(things)):
         things[index].owner = index
         if _belongs(things, index):
@@ -106,27 +115,44 @@ def kept_ranges(text: str, groups: Sequence[ObjectGroup]) -> tuple[Range, ...]:
         >>> [text[slice(*kept)] for kept in kept_ranges(text, object_groups(text))]
         ['a ', 'cat']
     """
-    gone = {place for one in groups for place in _without_members(text, one)}
-    for place in [place for place in range(1, len(text)) if text[place] in _PAIRS and place - 1 in gone]:
-        opening = max(set(range(place)) - gone, default=place)
-        if place not in gone and text[opening] == _PAIRS[text[place]]:  # nothing is left between the two marks
-            gone |= {opening, place}
-    kept = "".join(" " if place in gone else "x" for place in range(len(text)))
-    return tuple(match.span() for match in re.finditer("x+", kept))
+    pieces = [match.span() for match in re.finditer(r"\S+", text)]
+    gone = {place for one in groups for place in _without_members(text, pieces, one)}
+    kept: list[int] = []
+    for place in [place for place in range(len(text)) if place not in gone]:
+        if place - 1 in gone and text[kept[-1] if kept else place] == _PAIRS.get(text[place]):
+            del kept[-1:]  # nothing is left between the two marks
+        else:
+            kept.append(place)
+    left = set(kept)
+    shown = "".join("x" if place in left else " " for place in range(len(text)))
+    return tuple(match.span() for match in re.finditer("x+", shown))
 
 
-def _without_members(text: str, one: ObjectGroup) -> set[int]:
-    """Ranges that go when an object is reduced to its noun: its members with the words and commas that link them."""
+def _without_members(text: str, pieces: Sequence[Range], one: ObjectGroup) -> set[int]:
+    """Places that go when an object is reduced to its noun: its members with the words and commas that link them."""
     start, end = one.start, one.end
-    if start < one.noun[0] and (adverbs := _ADVERBS.search(text[:start])):
-        start = adverbs.start()
+    if start < one.noun[0]:
+        start = _before_adverbs(text, pieces, start)
     if end > one.noun[1]:
-        if particle := re.match(r"\s+on(?=\s*(?:$|[,.]|and\b))", text[end:]):  # "with a red tie on"
-            end += particle.end()
-        if re.match(r"\s*,", text[one.noun[1] : end]) and (comma := re.match(r"\s*,", text[end:])):
-            end += comma.end()
+        if particle := _PARTICLE.match(text, end):  # "with a red tie on"
+            end = particle.end()
+        if _COMMA.match(text, one.noun[1], end) and (comma := _COMMA.match(text, end)):
+            end = comma.end()
     parts = ((start, one.noun[0]), (one.noun[1], end))
     return {place for part in parts for place in set(range(*part)) - _unpaired(text, *part)}
+
+
+def _before_adverbs(text: str, pieces: Sequence[Range], start: int) -> int:
+    """Where the adverbs right before a place begin: "very" of "a very red cat"."""
+    for index in reversed(range(bisect_right(pieces, start, key=itemgetter(1)))):
+        first, last = pieces[index]
+        adverb = _ADVERB.search(text, first, last)
+        if adverb is None or not text[last:start].isspace():
+            break
+        start = adverb.start()
+        if start > first:
+            break
+    return start
 
 
 def merged_text(text: str, groups: Sequence[ObjectGroup]) -> str:
@@ -148,14 +174,15 @@ def merged_text(text: str, groups: Sequence[ObjectGroup]) -> str:
     for one in groups:
         merged += _within(text, kept, done, one.noun[0])
         done = one.noun[0]
-        if one.start < done and (article := re.search(r"(?<!\w)(an?)[^\w.,;:!?]*\Z", merged, re.IGNORECASE)):
+        if one.start < done and (article := _LAST_ARTICLE.search(merged, max(0, len(merged) - _MARKS_PASSED))):
             first, last = article.span(1)
             merged = merged[:first] + _article(article[1], text[slice(*one.noun)]) + merged[last:]
     return merged + _within(text, kept, done, len(text))
 
 
 def _within(text: str, ranges: Sequence[Range], first: int, last: int) -> str:
-    return "".join(text[max(first, start) : min(last, end)] for start, end in ranges)
+    here = ranges[bisect_right(ranges, first, key=itemgetter(1)) : bisect_left(ranges, last, key=itemgetter(0))]
+    return "".join(text[max(first, start) : min(last, end)] for start, end in here)
 
 
 def _article(old: str, noun: str) -> str:
@@ -179,34 +206,62 @@ def _unpaired(text: str, first: int, last: int) -> set[int]:
     return set(opened)
 
 
-def _things(text: str, parser: str, names: Sequence[str], words: Sequence[Word], tags: str) -> list[_Thing]:
+class _Text(NamedTuple):
+    """A prompt with its words, their tags, and where they start."""
+
+    text: str
+    words: Sequence[Word]
+    tags: str
+    starts: Sequence[int]
+
+    @classmethod
+    def read(cls, text: str, names: Sequence[str]) -> _Text:
+        words = tagged_words(text, tuple(names))
+        return cls(text, words, object_tags(words), [word.start for word in words])
+
+    def inside(self, start: int, end: int) -> range:
+        """Numbers of the words that lie in a range."""
+        first, last = bisect_left(self.starts, start), bisect_left(self.starts, end)
+        return range(first, last - (last > first and self.words[last - 1].end > end))
+
+    def follows(self, place: int, pattern: re.Pattern[str]) -> bool:
+        """Whether the word before a place, and before the white space there, ends with a pattern."""
+        index = bisect_left(self.starts, place) - 1
+        return index >= 0 and self.words[index].end < place and bool(pattern.search(self.words[index].text))
+
+
+def _things(text: str, parser: str, names: Sequence[str]) -> list[_Thing]:
     """Objects with their attributes, those after a verb of position too, and the words between the objects."""
-    things: list[_Thing] = []
+    read, things = _Text.read(text, names), list[_Thing]()
     for one in sorted(group(text, parser, names), key=lambda one: one.noun):
         if not things or one.noun[0] >= things[-1].noun[1]:
-            head = [word.key for word in words if one.noun[0] <= word.start < one.noun[1]][-1:]
+            last_word = bisect_left(read.starts, one.noun[1]) - 1
+            head = read.words[last_word].key if read.starts[last_word] >= one.noun[0] else ""
             kept = [place for place in one.members if place[1] <= one.noun[0] or place[0] >= one.noun[1]]
-            kept = [place for place in kept if not re.search(r"\b(?:not|never)\s+$", text[: place[0]], re.IGNORECASE)]
-            if things and kept and _is_hue(text, things[-1], one.noun, min(kept)):
+            kept = [place for place in kept if not read.follows(place[0], _NEGATION)]
+            if things and kept and _is_hue(read, things[-1], one.noun, min(kept)):
                 kept.insert(0, things.pop().noun)
-            things.append(_Thing(noun=one.noun, head="".join(head), attributes=kept))
+            things.append(_Thing(noun=one.noun, head=head, attributes=kept))
     for thing, following in zip(things, [*things[1:], None], strict=False):
         last = following.noun[0] if following else len(text)
         _name_whole(text, thing)
-        thing.attributes += _late(words, tags, (thing.end_before(last), last), thing.head in CREATURES)
+        thing.attributes += _late(read, (thing.end_before(last), last), thing.head in CREATURES)
     for thing, following in zip(things, [*things[1:], None], strict=False):
         last = len(text)
         if following:
             last = min([following.noun, *[one for one in following.attributes if one[0] >= thing.noun[1]]])[0]
-        thing.after = _between(words, tags, thing.end_before(last), last)
-    for index in range(1, len(things)):
-        _raise_predicate(text, things, index)
+        thing.after = _between(read, thing.end_before(last), last)
+    closing = ""
+    for thing in reversed(things):
+        closing = thing.closing = closing if _ITEM.fullmatch(thing.after) else thing.after
+    _raise_predicates(text, things)
     return things
 
 
-def _is_hue(text: str, hue: _Thing, noun: Range, color: Range) -> bool:
+def _is_hue(read: _Text, hue: _Thing, noun: Range, color: Range) -> bool:
     """ "an orange and white cat": the first object is a color of the second."""
-    between, is_one = text[hue.noun[1] : color[0]], re.search(r"\ban?\s+$", text[: hue.noun[0]], re.IGNORECASE)
+    text, is_one = read.text, read.follows(hue.noun[0], _ONE)
+    between = text[hue.noun[1] : color[0]]
     is_listed = re.fullmatch(r"\s+and\s+|\s*,\s*", between) and text[slice(*color)].casefold() in COLORS
     is_plural = bool(re.search(r"[^s]s$", text[slice(*noun)]))
     return bool(is_listed) and hue.head in lists.HUES and not hue.attributes and not (is_one and is_plural)
@@ -220,42 +275,43 @@ def _name_whole(text: str, thing: _Thing) -> None:
         thing.noun = (before[0][0], thing.noun[1])
 
 
-def _late(words: Sequence[Word], tags: str, between: Range, is_creature: bool) -> list[Range]:
+def _late(read: _Text, between: Range, is_creature: bool) -> list[Range]:
     """Attributes after a verb of position, "in" or a comma."""
-    here = [index for index, word in enumerate(words) if between[0] <= word.start and word.end <= between[1]]
-    shown = ""
+    words, tags, here, shown = read.words, read.tags, read.inside(*between), ""
     for index in here:
         is_color = is_creature and index < here[-1] and words[index + 1].key in COLORS
         is_verb = words[index].key in lists.PREDICATE_VERBS and tags[index] != "A"
         shown += "L" if is_color and words[index].key == "in" else "V" if is_verb else tags[index]
-    found = _LATE.match(shown + tags[here[-1] + 1 :][:1]) if here else None
-    listed = here[slice(*found.span("list"))] if found else []
+    found = _LATE.match(shown + tags[here[-1] + 1 : here[-1] + 2]) if here else None
+    listed = here[slice(*found.span("list"))] if found else range(0)
     return [(words[index].start, words[index].end) for index in listed if shown[index - here[0]] == "A"]
 
 
-def _between(words: Sequence[Word], tags: str, start: int, end: int) -> str:
+def _between(read: _Text, start: int, end: int) -> str:
     """Words from one object to the next: determiners and numbers as "a", without adverbs and quotation marks."""
     shown = ""
-    for word, tag in zip(words, tags, strict=True):
-        if start <= word.start and word.end <= end and (tag not in "RQ" or word.key in ("not", "never")):
+    for index in read.inside(start, end):
+        word, tag = read.words[index], read.tags[index]
+        if tag not in "RQ" or word.key in ("not", "never"):
             key = "its" if word.key in ("his", "her", "their") else word.key
             key = "a" if tag in "dD" and key not in ("no", "neither", "the", "its") else key
             shown += key if key in ",.;:!?" else f" {key}"
     return shown.strip()
 
 
-def _raise_predicate(text: str, things: list[_Thing], index: int) -> None:
-    """ "The cup on the table is red": the predicate goes to the subject, or to nothing where words lie between."""
-    subject, thing = index, things[index]
-    while subject and not any(pattern.fullmatch(things[subject - 1].after) for pattern in (_OPENS, _LINK)):
-        subject -= 1
-    late = [place for place in thing.attributes if place[0] >= thing.noun[1]]
-    verb = text[thing.noun[1] : min(late)[0]] if late else ""
-    if subject == index or not re.match(r"\s*(?:is|are|was|were|\w+s|looked|appeared|seemed)\b", verb, re.IGNORECASE):
-        return
-    thing.attributes = [place for place in thing.attributes if place not in late]
-    if not thing.attributes and not any(one.attributes for one in things[subject + 1 : index]):
-        things[subject].attributes += late
+def _raise_predicates(text: str, things: list[_Thing]) -> None:
+    """ "The cup on the table is red": a predicate goes to the subject, or to nothing where words lie between."""
+    subject = described = 0  # the object that opens the clause, and the last one so far that has attributes
+    for index, thing in enumerate(things):
+        if index and any(pattern.fullmatch(things[index - 1].after) for pattern in (_OPENS, _LINK)):
+            subject = index
+        late = {place for place in thing.attributes if place[0] >= thing.noun[1]}
+        verb = text[thing.noun[1] : min(late)[0]] if late else ""
+        if subject < index and re.match(r"\s*(?:is|are|was|were|\w+s|looked|appeared|seemed)\b", verb, re.IGNORECASE):
+            thing.attributes = [place for place in thing.attributes if place not in late]
+            if not thing.attributes and described <= subject:
+                things[subject].attributes += sorted(late)
+        described = index if thing.attributes else described
 
 
 def _belongs(things: Sequence[_Thing], index: int) -> bool:
@@ -296,8 +352,7 @@ def _list_fits(things: Sequence[_Thing], index: int, close: str) -> bool:
     thing, owner = things[index], things[things[index - 1].owner]
     is_worn, is_creature = thing.head in WORN, owner.head in CREATURES
     if things[index - 1].after.startswith(",") and "and" not in things[index - 1].after:
-        closing = [one.after for one in things[index:] if not re.fullmatch(r",(?: (?:a|the|its))*", one.after)][:1]
-        if not (_LISTED.fullmatch("".join(closing)) and (is_worn or not is_creature)):
+        if not (_LISTED.fullmatch(thing.closing) and (is_worn or not is_creature)):
             return False
     has_verb = re.match(r"(?:is|are|was|were)\b", thing.after) or any(one > thing.noun for one in thing.attributes)
     if has_verb and _FINITE.search(owner.link):
@@ -316,11 +371,16 @@ def _list_fits(things: Sequence[_Thing], index: int, close: str) -> bool:
 def _assemble(text: str, things: Sequence[_Thing]) -> tuple[ObjectGroup, ...]:
     """Groups of the objects that own something, cut where another's words begin."""
     found: list[ObjectGroup] = []
+    described = [*(one.noun for one in things if one.attributes), (len(text), len(text))]
     for index, thing in enumerate(things):
-        owned = [one for one in things if one.owner == index and one is not thing]
-        foreign = [one.noun for one in things if one.owner != index and one.attributes]
-        first = max([end for _, end in foreign if end <= thing.noun[0]] + [found[-1].end if found else 0])
-        last = min([start for start, _ in foreign if start >= thing.noun[1]] + [len(text)])
+        end = index + 1
+        while end < len(things) and things[end].owner == index:
+            end += 1
+        owned = things[index + 1 : end]
+        before = bisect_right(described, thing.noun[0], key=itemgetter(1))
+        after = bisect_right(described, (owned[-1] if owned else thing).noun)
+        first = max(described[before - 1][1] if before else 0, found[-1].end if found else 0)
+        last = described[after][0]
         members = {one.noun for one in owned} | {place for one in (thing, *owned) for place in one.attributes}
         kept = sorted(place for place in members if first <= place[0] and place[1] <= last)
         if kept and thing.owner == index:

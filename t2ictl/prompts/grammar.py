@@ -17,12 +17,16 @@ from t2ictl.errors import BadSetting, MissingExtra
 from t2ictl.prompts.tagging import Range, Rule, RuleBook, Word, split_words, tagged_words
 from t2ictl.prompts.word_lists import COMPOUNDS, OBJECT_LEXICON, OBJECTS, PLACES, PURPOSES, RESTING, VIEWS, Ending
 
-GRAMMAR_VERSION = "2"
+GRAMMAR_VERSION = "3"
 """Part of the settings of an image: raised whenever objects or noun phrases may be found differently than before."""
 
-LIST = r"R*A(?:Q*(?:,?C|,)?Q*R*A)*"
+# Attributes that follow each other, joined by commas, "and" or nothing. Every tag has one place in it: what does not
+# match is given up after one pass, however many brackets there are.
+LIST = r"R*+A(?:Q*+(?:(?:,?C|,)Q*+)?R*+A)*"
+# A list that leads to no noun is passed over whole: no later start in it leads to one.
 _OBJECT = re.compile(
-    rf"(?P<before>(?:{LIST}Q*)?)(?P<noun>N+)(?P<after>Q*(?:(?:W?B|K){LIST}(?![AN])|W?B?KF+[dD]?A*N+))?"
+    rf"(?P<before>(?:{LIST}Q*+)?)(?P<noun>N++)(?P<after>Q*+(?:(?:W?B|K){LIST}(?![AN])|W?B?KF++[dD]?A*+N++))?"
+    rf"|{LIST}|R++"
 )
 # A run of place words that no noun follows is where, not what: "the left side", "on top", "left of". In the tags that
 # this reads "l" is a place word, "t" a determiner of one place.
@@ -144,14 +148,21 @@ def _grammar(text: str, names: Sequence[str]) -> tuple[ObjectGroup, ...]:
     tags = object_tags(words)
     found = []
     for match in _OBJECT.finditer(tags):
+        if match["noun"] is None:
+            continue
         head, following = words[match.end("noun") - 1].key, tags[match.end("noun") : match.end("noun") + 1]
-        opening = [word.key for word in words[: match.start()] if word.key not in ("a", "an", "the")][-2:]
-        if not (head in VIEWS and following == "F") and opening != ["style", "of"]:
+        if not (head in VIEWS and following == "F") and not _is_style(words, match.start()):
             first, last = match.span("noun")
             places = [*range(*match.span("before")), *range(last, match.end())]
             attributes = [(words[i].start, words[i].end) for i in places if tags[i] in "AN"]
             found.append(ObjectGroup.spanning(text, (words[first].start, words[last - 1].end), attributes))
     return tuple(found)
+
+
+def _is_style(words: Sequence[Word], index: int) -> bool:
+    """Whether "style of" leads to a word, with or without an article."""
+    before = (word.key for word in reversed(words[max(0, index - 8) : index]) if word.key not in ("a", "an", "the"))
+    return [next(before, ""), next(before, "")] == ["of", "style"]
 
 
 def object_tags(words: Sequence[Word]) -> str:

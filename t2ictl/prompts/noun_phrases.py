@@ -7,8 +7,10 @@ over the tags finds base phrases. A recursive reader joins them at "of", "with" 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from t2ictl.prompts import word_lists as lists
@@ -19,7 +21,7 @@ from t2ictl.prompts.word_lists import CREATURES, DEEDS, GERUNDS, LARGE, QUANTITI
 _THIRD_PERSON, _PLURAL = lists.Ending("[^s]s"), lists.Ending("[^sui]s")
 _COARSE = str.maketrans("JZMrwGX", "AUVIWNN")  # what the tagger tells apart and this reader does not
 _NOUN = "(?: R*[NEATUY] | G[NE] | (?:,|,?C)[AET]+[NE] )"  # at its start stands a noun with what describes it
-_OPENED = "[dDpP]Q* (?:N(?=A))? [RAEC,Q]*"  # from a determiner to where its noun may stand
+_OPENED = "[dDpP]Q*+ (?:N(?=A))? [RAEC,Q]*"  # from a determiner to where its noun may stand
 _LISTED_COLOR = "A (?:C?A)*"
 
 _RULES = RuleBook(
@@ -88,16 +90,21 @@ _RULES = RuleBook(
 )
 
 # One base phrase. Attributes may be joined, a label in quotes may stand before the noun, a possessor belongs to it, and
-# so do bare nouns joined to it. Tag E fits both an attribute and a noun. Bounded, so that no prompt takes long.
+# so do bare nouns joined to it. Tag E fits both an attribute and a noun. Bounded, and an attribute once read is not
+# read in another way, so that no prompt takes long.
 _ATTRIBUTE = r"(?:R{0,3}[AE]|Q[ANEdDRFIpG]{1,6}Q(?=Q?[ANE]))"
-_LIST = rf"{_ATTRIBUTE}(?:Q?(?:,?C|,)?Q?{_ATTRIBUTE}){{0,7}}Q?"
+_LIST = rf"{_ATTRIBUTE}(?>(?:Q?(?:,?C|,)Q?|Q{{0,2}}){_ATTRIBUTE}){{0,7}}Q?"
 _CORE = rf"p?d?(?:[Dp]Q?){{0,4}}Q?(?:N(?=A))?(?:{_LIST})?[NE]++"
 _BARE = r"(?:N|E(?!,?C[AE]))(?![NEFA])"
 _PHRASE = re.compile(
     rf"(?P<base>(?:(?:O|{_CORE})P){{0,3}}{_CORE})(?:(?:,{_BARE})*,?C{_BARE}|(?:,{_BARE})+(?=,?C|,[AN]))?"
-    r"|(?P<headless>p?d[DR]*(?:R*[AE])+(?:C(?:R*[AE])+)*)(?![NE])"  # "the red"
-    r"|(?P<number>[pD]+(?=F))|(?<=F)(?P<color>A(?:,?CA)*+)(?![NE])"  # "all of", "of white"
+    r"|(?P<headless>p?d[DR]*+[AE](?:R*+[AE])*(?:C(?:R*+[AE])+)*)(?![NE])"  # "the red"
+    r"|(?P<number>(?<![pD])[pD]++(?=F))|(?<=F)(?P<color>A(?:,?CA)*+)(?![NE])"  # "all of", "of white"
 )
+
+
+# Of the tags of phrases (N) and of what stands between them: a joint in a list, one of a part, and where a thing is.
+_JOINT, _PART_JOINT, _PLACED = re.compile(",?CN|,N"), re.compile("CN"), re.compile("I+[ON]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +144,28 @@ def noun_phrases(text: str, parser: str = "grammar", names: Sequence[str] = ()) 
         [('a bowl of green pears', 1), ('a bowl', 0), ('green pears', 0), ('the table', 0)]
     """
     words = [word for word in split_words(text, names) if word.kind == "word"]
-    levels: dict[Range, int] = {}
-    for start, end in sorted(_PARSERS[known_parser(parser)](text, names), key=lambda one: (one[1] - one[0], one)):
-        inside = [word for word in words if start <= word.start and word.end <= end]
-        if len(inside) > 1:
-            first, last = inside[0].start, inside[-1].end
-            within = [level for (a, b), level in levels.items() if first <= a and b <= last]
-            if not any(a < first < b < last or first < a < last < b for a, b in levels):
-                levels.setdefault((first, last), 1 + max(within, default=-1))
-    ordered = sorted(levels.items(), key=lambda one: (one[0][0], -one[0][1]))
+    starts, ends = [word.start for word in words], [word.end for word in words]
+    found = set[Range]()
+    for start, end in _PARSERS[known_parser(parser)](text, names):
+        first, last = bisect_left(starts, start), bisect_right(ends, end) - 1
+        if first < last:
+            found.add((starts[first], ends[last]))
+    ordered = sorted(_levels(found).items(), key=lambda one: (one[0][0], -one[0][1]))
     return tuple(NounPhrase(text=text[a:b], start=a, end=b, level=level) for (a, b), level in ordered)
+
+
+def _levels(found: set[Range]) -> dict[Range, int]:
+    """The level of each range; of two that cross, the longer one is left out."""
+    levels: dict[Range, int] = {}
+    widest: list[Range] = []  # those that lie in no other so far, in text order
+    for start, end in sorted(found, key=lambda one: (one[1] - one[0], one)):
+        first = bisect_right(widest, start, key=itemgetter(1))
+        last = bisect_left(widest, end, key=itemgetter(0))
+        inside = widest[first:last]
+        if not inside or (start <= inside[0][0] and inside[-1][1] <= end):
+            levels[start, end] = 1 + max((levels[one] for one in inside), default=-1)
+            widest[first:last] = [(start, end)]
+    return levels
 
 
 class _Chunk(NamedTuple):
@@ -188,6 +207,7 @@ def _joined_words(text: str, found: Sequence[Word]) -> tuple[list[Word], str]:
     """Words with their tags, after words that mean something else together: "a tied - back chair", "men 's"."""
     edge = Word(text="", start=0, end=0, kind="mark", key="")
     words, tags = [edge, *found, edge], ["", *map(_own_tag, found), ""]
+    opening = next((index for index, word in enumerate(words) if word.key == "'"), len(words))
     for index in reversed(range(1, len(words) - 1)):
         (before, word, after), (left, tag, right) = words[index - 1 : index + 2], tags[index - 1 : index + 2]
         if tag == "-" and left not in "XQVSdW," and right not in "XQVSdHFW,":
@@ -197,7 +217,7 @@ def _joined_words(text: str, found: Sequence[Word]) -> tuple[list[Word], str]:
             words[index : index + 2] = [_span(text, word, after, "'s")]
             tags[index : index + 2] = "P"
         elif word.key == "'" and before.key.endswith("s") and right in ("N", "E", "A"):
-            tags[index] = "Q" if any(one.key == "'" for one in words[:index]) else "P"
+            tags[index] = "Q" if opening < index else "P"
         elif word.key in ("to", "by") and before.key == after.key:  # "back to back"
             tags[index - 1 : index + 2] = "AAA"
         elif pair := lists.PAIRS.get(f"{word.key} {after.key}"):
@@ -246,10 +266,26 @@ class _Reader:
     def __init__(self, chunks: Sequence[_Chunk]) -> None:
         self.chunks, self.tags = chunks, "".join(chunk.tag for chunk in chunks)
         self.found: set[Range] = set()
+        self._learn()
         self.first = index = 0
         while index < len(chunks):
             self.first = index
             index = self._list(index) + 1 if self.tags[index] == "N" else index + 1
+
+    def _learn(self) -> None:
+        """What is asked of each place, read once: the last verb before it, and whether "and" closes its list."""
+        tags, verb, border = self.tags, -1, -1
+        self.has_verb = list[bool]()
+        for index, tag in enumerate(tags):
+            self.has_verb.append(verb > border)
+            verb, border = index if tag == "V" else verb, index if tag in "XW" else border
+        self.closes = [False] * (len(tags) + 2)
+        for index in reversed(range(len(tags))):
+            goes_on = tags[index + 1 : index + 2] in tuple("FH,") and tags.startswith("N", index + 2)
+            self.closes[index] = self.closes[index + 2] if goes_on else tags.startswith(("C", ",C"), index + 1)
+        self.is_all_phrases = bool(re.fullmatch("[N,FHC]+X?", tags))
+        creatures = (index for index, chunk in enumerate(self.chunks) if chunk.tag == "N" and chunk.key in CREATURES)
+        self.first_creature = next(creatures, len(tags))
 
     def _whole(self, index: int) -> int:
         """Last chunk of a phrase with its "of" and with what it has."""
@@ -270,8 +306,8 @@ class _Reader:
     def _list(self, index: int, owner: _Chunk | None = None, part: bool = False) -> int:
         """Last chunk of phrases joined by "and", "or" and commas, from this one on."""
         end = first_end = self._whole(index)
-        while joint := re.match("CN" if part else "CN|,CN|,N", self.tags[end + 1 :]):
-            following = end + joint.end()
+        while joint := (_PART_JOINT if part else _JOINT).match(self.tags, end + 1):
+            following = joint.end() - 1
             if part and self.chunks[following].has_determiner != self.chunks[index].has_determiner:
                 break  # "a cup of tea and a pan"
             if joint[0] == ",N" and not self._comma_joins(index, following):
@@ -285,16 +321,16 @@ class _Reader:
 
     def _comma_joins(self, index: int, following: int) -> bool:
         """A comma joins in a list that "and" closes, or where nothing but phrases is said; not "On a bed, a cat"."""
-        is_list = re.match("N(?:[FH,]N)*,?C", self.tags[following:]) or re.fullmatch("[N,FHC]+X?", self.tags)
-        return bool(is_list) and self.tags[:index].split("X")[-1] != "I"
+        before = self.tags[max(index - 2, 0) : index]
+        is_at_place = before == "XI" or (before == "I" and index == 1)
+        return (self.closes[following] or self.is_all_phrases) and not is_at_place
 
     def _joins(self, index: int, following: int, owner: _Chunk | None) -> bool:
         """Whether the phrase after "and" stands beside this one rather than beside an earlier one."""
         left, right, after = self.chunks[index], self.chunks[following], self.tags[following + 1 : following + 2]
-        clause = re.split("[XW]", self.tags[:index])[-1]
-        if "V" in clause and after == "V":
+        if self.has_verb[index] and after == "V":
             return False  # "a man rides a horse and a dog runs"
-        if clause[-1:] in tuple("IGVH") and right.has_determiner and right.key in CREATURES:
+        if self.tags[max(index - 1, 0) : index] in tuple("IGVH") and right.has_determiner and right.key in CREATURES:
             if left.key not in CREATURES and self._people_before(index):
                 return False  # "a man in a hat and a woman"
         if owner is None or owner.key in ROOMS or owner.key in SCENERY or not right.has_determiner:
@@ -303,12 +339,12 @@ class _Reader:
         return not (is_like_owner or (right.key in LARGE and left.key not in LARGE) or right.key == owner.key)
 
     def _people_before(self, index: int) -> bool:
-        return any(chunk.tag == "N" and chunk.key in CREATURES for chunk in self.chunks[:index])
+        return self.first_creature < index
 
     def _has(self, left: int, right: int) -> bool:
         """Whether "with" belongs to the noun right before it."""
-        thing, had, link = self.chunks[left], self.chunks[right], re.match("I+[ON]", self.tags[right + 1 :])
-        place = self.chunks[right + link.end()] if link else had
+        thing, had, link = self.chunks[left], self.chunks[right], _PLACED.match(self.tags, right + 1)
+        place = self.chunks[link.end() - 1] if link else had
         if link and (place.key in lists.APART or (place.tag == "O" and self.chunks[right + 1].key in lists.APART)):
             return False  # "with a tree behind it"
         if not self._people_before(left) or thing.key in CREATURES or self.tags[left - 1] not in "IGV":

@@ -12,7 +12,7 @@ from t2ictl.prompts.tokens import Encoding
 __all__ = ["cut_off", "matches", "not_found", "nth", "read_query"]
 
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
-_NUMBERED = re.compile(r"(?P<words>.*\S)\s*#(?P<number>\d+)\s*", re.DOTALL)
+_NUMBERED = re.compile(r"(?P<words>.*\S)\s*#(?P<number>\d{1,9})\s*", re.DOTALL)
 _ORDINAL = re.compile(rf"\s*(?P<number>{'|'.join(_ORDINALS)})\s+(?P<words>\S.*)", re.DOTALL | re.IGNORECASE)
 
 
@@ -26,6 +26,8 @@ def matches(text: str, names: Sequence[str], query: str) -> list[Range]:
     here, wanted = split_words(text, names), [word.key for word in split_words(query, names)]
     found: list[Range] = []
     for first in range(len(here) - len(wanted) + 1 if wanted else 0):
+        if here[first].key != wanted[0]:
+            continue
         run = here[first : first + len(wanted)]
         if [word.key for word in run] == wanted and (not found or found[-1][1] <= run[0].start):
             found.append((run[0].start, run[-1].end))

@@ -203,10 +203,10 @@ class RuleBook:
         return tags
 
     def _gives(self, tags: str, keys: Sequence[str], index: int) -> str:
-        """What the first rule that fits gives a word, or nothing; the left context is sought some forty words far."""
+        """What the first rule that fits gives a word, or nothing; context is sought some forty words far."""
         for rule, left, right in self._by_tag[tags[index]]:
             if (
-                right.match(tags, index + 1)
+                right.match(tags, index + 1, index + 41)
                 and (rule.word is None or keys[index] in rule.word)
                 and keys[index] not in rule.unless
                 and (rule.before is None or keys[index - 1] in rule.before)

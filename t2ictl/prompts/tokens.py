@@ -90,7 +90,8 @@ def encode(text: str, tokenizer: Any, pad_to: int | None = None) -> Encoding:
     left = iter(_origins(text, tokenizer, whole))
     offsets = tuple(next(left) if role == "item" else None for role in roles)
     cut = next(left, (None, None))[0]
-    added = [name for name, index in tokenizer.get_added_vocab().items() if index in whole["input_ids"]]
+    used = set(whole["input_ids"])
+    added = [name for name, index in tokenizer.get_added_vocab().items() if index in used]
     named = tuple(name for name in added if name not in tokenizer.all_special_tokens)
     ids = tuple(row["input_ids"])
     return Encoding(text=text, ids=ids, offsets=offsets, roles=roles, truncated_at=cut, added=named)

@@ -25,6 +25,7 @@ from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import ActivePass, DenoiserPass, PassKind, StopForward
 from t2ictl.families import Adapter
 from t2ictl.maps.recorder import MapTap
+from t2ictl.session.cancelling import check_cancelled
 from t2ictl.session.checkpoints import Recomputed
 from t2ictl.session.cost import Cost
 from t2ictl.session.hooks import DenoiserHook, Frozen
@@ -177,6 +178,7 @@ class ExtraPasses:
         return noise_GCYX
 
     def _run(self, sample: Tensor, states: Tensor | None, rows: Rows, now: Evaluation, free: bool = False) -> Any:
+        check_cancelled()
         total = len(now.inputs["sample"])
         shared = {key: value for key, value in now.inputs.items() if key != "sample"}
         # Anew for each pass: the denoiser empties some of these lists (residuals of a T2I-Adapter).

@@ -19,6 +19,9 @@ __all__ = ["describe", "given_fields", "setting", "settings_class"]
 
 T = TypeVar("T")
 
+_SHOWN = 200  # characters of a value in a message
+_DEPTH = 6  # of lists in lists, as far as settings go
+
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
@@ -57,11 +60,31 @@ def _readable(error: ValidationError, owner: str) -> BadSetting:
     if isinstance(inner, BadSetting):
         return inner
     place = ".".join(str(part) for part in details["loc"])
-    value = details.get("input")
+    return _bad(f"{owner}.{place}", details.get("input"), details["msg"].rstrip("."))
+
+
+def _bad(place: str, value: object, reason: str) -> BadSetting:
+    try:
+        shown = repr(value)
+    except ValueError:  # Python writes no integer of over 4,300 digits
+        shown = f"a {type(value).__name__} too long to show"
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    owner = place.partition(".")[0]
     return BadSetting(
-        f"{owner}.{place} cannot be {value!r}: {details['msg'].rstrip('.')}.",
-        f"`t2ictl controls` lists every field of {owner} with its range.",
+        f"{place} cannot be {shown}: {reason}.", f"`t2ictl controls` lists every field of {owner} with its range."
     )
+
+
+def _require_unicode(place: str, value: object, depth: int = 0) -> None:
+    """Refuse half a character, which no tokenizer reads and no file holds; JSON and the command line let it through."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise _bad(place, value, "It holds half a character (a lone surrogate)") from None
+    elif isinstance(value, (list, tuple, dict)) and depth < _DEPTH:
+        for each in [*value, *value.values()] if isinstance(value, dict) else value:
+            _require_unicode(place, each, depth + 1)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
@@ -93,6 +116,8 @@ def settings_class(cls: type[T]) -> type[T]:
                 f"{type(self).__name__} takes its settings by name, not {args[0]!r} by position.",
                 f"Write {type(self).__name__}(name=value).",
             )
+        for name, value in kwargs.items():
+            _require_unicode(f"{type(self).__name__}.{name}", value)
         try:
             checked(self, **kwargs)
         except ValidationError as error:

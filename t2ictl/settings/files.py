@@ -14,7 +14,6 @@ import math
 import os
 import platform
 import secrets
-import struct
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from PIL import Image, PngImagePlugin
 
 from t2ictl.errors import BadSetting
 from t2ictl.settings.legacy import upgraded
+from t2ictl.settings.png_text import read_png_text
 
 SCHEMA_VERSION = 3
 """Version of the layout of settings; raised when a reader of the old layout would misunderstand the new one."""
@@ -31,10 +31,13 @@ KEYWORD = "t2ictl"
 """Keyword of the PNG text chunk."""
 MAX_BYTES = 1 << 20
 """Largest settings that are written or read, in bytes of UTF-8: Pillow's own limit for a compressed text chunk."""
-KNOWN_KEYS = frozenset({"schema", "request", "controls", "story", "places", "pipeline", "parser", "versions", "image"})
+KNOWN_KEYS = frozenset(
+    {"schema", "request", "controls", "arguments", "story", "places", "pipeline", "parser", "versions", "image"}
+)
 """Top-level keys that this version gives a meaning to; others are kept and handed back as they are."""
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "textblob", "spacy")
 """Packages whose versions can change an image."""
+LONGEST_INT = 20  # digits with the sign: seeds have 64 bits
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -219,20 +222,15 @@ def _settings_in(handle: BinaryIO, name: str) -> dict[str, Any]:
 def _png_text(handle: BinaryIO, name: str) -> str:
     """Return the settings chunk of a PNG, wherever in the file it is."""
     try:
-        with Image.open(handle, formats=["PNG"]) as image:
-            text = image.info.get(KEYWORD)
-            if text is None and isinstance(image, PngImagePlugin.PngImageFile):
-                text = image.text.get(KEYWORD)  # decodes the image: chunks after it are read only then
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise BadSetting(f"The PNG {name!r} cannot be read: {error}.", "It may be damaged or cut off.") from error
-    if not isinstance(text, str):
+        text = read_png_text(handle, KEYWORD, MAX_BYTES)
+    except ValueError as error:
+        raise BadSetting(f"The PNG {name!r} cannot be read: {error}.", "It may be damaged, or not ours.") from error
+    if text is None:
         raise BadSetting(
             f"The PNG {name!r} holds no t2ictl settings.",
             "Another program made or rewrote it; give the original, or a JSON file.",
         )
-    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
-        raise BadSetting(f"The settings in {name!r} are larger than {MAX_BYTES} bytes.", "They are not ours.")
-    return str(text)
+    return text
 
 
 def _file_text(handle: BinaryIO, name: str) -> str:
@@ -252,7 +250,8 @@ def _file_text(handle: BinaryIO, name: str) -> str:
 def _parsed(text: str, name: str) -> dict[str, Any]:
     """Return the JSON object in a text that came out of a file."""
     try:
-        settings = json.loads(text, parse_constant=_refuse_constant)
+        settings = json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded_int, parse_float=_finite_float)
+        json.dumps(settings, ensure_ascii=False).encode("utf-8")  # half a character can be escaped, and is no text
     except (ValueError, RecursionError) as error:
         raise BadSetting(
             f"The settings in {name!r} are not strict JSON: {error}.", "Give a PNG or JSON file of t2ictl."
@@ -260,6 +259,19 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise BadSetting(f"The file {name!r} holds no t2ictl settings.", "Settings are a JSON object.")
     return settings
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > LONGEST_INT:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
 
 
 def _refuse_constant(name: str) -> None:

@@ -16,12 +16,15 @@ from pydantic import BeforeValidator, PlainSerializer
 from t2ictl.errors import BadSetting
 from t2ictl.settings.trust import require_files
 
-__all__ = ["ImageField", "open_image"]
+__all__ = ["ImageField", "open_image", "require_pixels"]
 
 IN_MEMORY = "data:image/png;base64,"
 ABSENT = "sha256:"
 # Settings have to fit into a text chunk of 1 MiB, together with everything else.
 LARGEST = 64 * 1024
+# Pixels that are decoded: of an image that came inside settings, and of a file that the user named. What is not decoded
+# takes no memory, however large a small file says that it is.
+LARGEST_HELD, LARGEST_FILE = 4096**2, 100_000_000
 
 
 def _text(value: Any) -> Any:
@@ -72,13 +75,13 @@ ImageField = Annotated[str, BeforeValidator(_text), PlainSerializer(_written)]
 
 
 def open_image(given_image: str) -> Image.Image:
-    """Open a given_image of the settings.
+    """Open an image of the settings.
 
     Args:
         given_image: a value of a :data:`ImageField` field.
 
     Returns:
-        An RGB given_image.
+        An RGB image.
 
     Raises:
         BadSetting: if it cannot be read.
@@ -93,12 +96,27 @@ def open_image(given_image: str) -> Image.Image:
         else:
             source = given_image
         with Image.open(source) as image:
+            require_pixels(image, LARGEST_HELD if given_image.startswith(IN_MEMORY) else LARGEST_FILE)
             # Cameras say how a photograph is turned, and boxes are given for the upright one.
             return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # of a damaged file, every format's reader reports something else
         raise BadSetting(
-            f"The given_image {_named(given_image)} cannot be read: {error}.", "Give a PNG or JPEG file."
+            f"The image {_named(given_image)} cannot be read: {str(error).rstrip('.')}.", "Give a PNG or JPEG file."
         ) from None
+
+
+def require_pixels(image: Image.Image, most: int = LARGEST_HELD) -> None:
+    """Refuse an image that is too large to be decoded, before it is.
+
+    Args:
+        image: as it was opened.
+        most: most pixels.
+
+    Raises:
+        BadSetting: if it has more.
+    """
+    if image.width * image.height > most:
+        raise BadSetting(f"it has {image.width} x {image.height} pixels, more than {most}", "Make it smaller.")
 
 
 def _named(image: str) -> str:

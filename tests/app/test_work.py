@@ -15,10 +15,11 @@ from PIL import Image
 import t2ictl
 from t2ictl import Generation, Recording, Request
 from t2ictl.app.engine import work
-from t2ictl.app.engine.editor import Editor, SessionHandle
+from t2ictl.app.engine.editor import FORGOTTEN, Editor, SessionHandle
 from t2ictl.app.engine.jobs import Job
 from t2ictl.app.engine.work import JobRequest
 from t2ictl.errors import BadSetting, NotRecorded
+from t2ictl.guidance.rules import Refinement
 from t2ictl.processors import AttendAndExcite, StructuredGuidance
 
 PROMPT = "a red circle and a blue square"
@@ -225,6 +226,29 @@ def test_a_session_that_is_opened_again_in_time_stays(tmp_path: Path) -> None:
         assert set(editor.pages) == {"again"}
     finally:
         editor.close()
+
+
+def test_a_tab_that_was_left_open_for_days_keeps_its_images(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    SessionHandle(editor, "me"), SessionHandle(editor, "other")
+    mine, others = (done(editor, job_request(), name).result.number for name in ("me", "other"))
+    done(editor, job_request(), "nobody")
+    now = time.time()
+    monkeypatch.setattr(editor.store, "_clock", lambda: now + 3 * FORGOTTEN)
+    new = done(editor, job_request(steps=3)).result.number
+    assert {each.number for each in editor.store.results("me")} == {mine, new}
+    assert editor.store.find("other", others).path.is_file()
+    assert editor.store.results("nobody") == []
+
+
+def test_cancel_is_heard_in_a_refinement_of_a_stranger(editor: Editor) -> None:
+    endless = Refinement(thresholds=((0.0, 1.0),), max_iterations=1000)
+    job = editor.submit("me", job_request(AttendAndExcite(refinement=endless)))
+    until = time.monotonic() + 60
+    while job.state != "running" and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    editor.runner.cancel(job)
+    assert editor.runner.wait(job, 5) and job.state == "cancelled" and job.step == 0
 
 
 def test_details_of_a_result_that_is_gone_are_an_error_and_not_a_crash(editor: Editor) -> None:

@@ -11,32 +11,11 @@ import diffusers
 import pytest
 from PIL import Image
 
-from t2ictl.cli.app import main
 from t2ictl.controls.registry import list_controls
 from t2ictl.settings.files import read_settings
-from tests.tiny import sd
 
 PROMPT = "a red circle and a blue square"
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tiny")
-    sd().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        status = main(list(arguments))
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def options(model: str) -> tuple[str, ...]:

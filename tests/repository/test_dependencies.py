@@ -99,6 +99,7 @@ def test_benchmarks_use_public_verbs_and_the_drawn_world() -> None:
     # A rival method that is there to be compared with is made of the same parts as the method.
     parts = ("t2ictl.benchmarks.speed", "t2ictl.benchmarks.studies.stories.key_gather")
     shared = ("benchmarks", "shapes", "evaluation", "maps.pages", "prompts.grammar", "settings.files", "settings.store")
+    shared += ("settings.yaml_files",)
     ours = [source for source in sources("benchmarks") if not any(is_below(source.module, each) for each in parts)]
     assert [each for source in ours for each in _inner(source, *(f"t2ictl.{name}" for name in shared))] == []
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml
 from PIL import Image
 
 import t2ictl
@@ -23,6 +22,7 @@ from t2ictl.benchmarks.studies.stories.key_gather import KeyGather
 from t2ictl.benchmarks.studies.stories.suite import Story
 from t2ictl.errors import BadSetting
 from t2ictl.processors.isolation_reposition.control import IsolationReposition
+from t2ictl.settings.yaml_files import read_yaml
 
 __all__ = [
     "ARMS",
@@ -196,7 +196,7 @@ def arms_of(path: Path) -> dict[str, Arm]:
     Raises:
         BadSetting: if the file is no such mapping, or a label is that of an arm that is there already.
     """
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = read_yaml(path, "file of arms")
     parts = {"control", "options"}
     if not isinstance(data, dict) or not all(isinstance(each, dict) and not {*each} - parts for each in data.values()):
         raise BadSetting(f"{path.name} holds no arms.", "Write label: {control: {...}, options: {...}}.")

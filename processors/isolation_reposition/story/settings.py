@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import TypeAdapter
 
 from t2ictl.errors import BadSetting
@@ -15,6 +14,7 @@ from t2ictl.processors.isolation_reposition.story.scenes import Scene
 from t2ictl.processors.isolation_reposition.subjects import Subject
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.files import read_settings
+from t2ictl.settings.yaml_files import read_yaml
 
 __all__ = ["StorySettings", "read_story"]
 
@@ -87,7 +87,7 @@ def read_story(path: str | Path) -> tuple[StorySettings, dict[str, Any]]:
         BadSetting: if the file is not there, is not YAML, or has an unknown key or a bad value.
     """
     path = Path(path)
-    data = read_settings(path) if path.suffix.lower() == ".png" else _yaml(path)
+    data = read_settings(path) if path.suffix.lower() == ".png" else read_yaml(path, "story")
     data = data.get("story", data) if isinstance(data, dict) else data
     if not isinstance(data, dict):
         raise BadSetting(f"{path.name} is no story.", "It needs the keys subjects: and scenes:.")
@@ -103,16 +103,6 @@ def read_story(path: str | Path) -> tuple[StorySettings, dict[str, Any]]:
     for key, inner in (("subjects", ("image", "mask")), ("scenes", ("masks",))):
         data[key] = [_beside(entry, inner, path.parent) for entry in data.get(key) or ()]
     return StorySettings(**data), control
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSetting(f"The story {str(path)!r} cannot be read: {error}.", "Give the path of a YAML file.") from None
-    except yaml.YAMLError as error:
-        place = str(error).replace("\n", " ")
-        raise BadSetting(f"{path.name} is not YAML: {place}.", "Mend that line.") from None
 
 
 def _beside(entry: Any, keys: Sequence[str], folder: Path) -> Any:

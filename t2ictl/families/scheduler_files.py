@@ -1,0 +1,83 @@
+"""Schedulers in settings: class and configuration as JSON, and a pipeline that runs with them for a while."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import diffusers
+
+from t2ictl.patching import instance_attribute
+
+__all__ = ["RecordedScheduler", "scheduler_config", "use_scheduler"]
+
+
+class RecordedScheduler(NamedTuple):
+    """A scheduler as settings have it.
+
+    Args:
+        name: its class in diffusers.
+        config: its configuration.
+    """
+
+    name: str
+    config: dict[str, Any]
+
+
+def scheduler_config(scheduler: Any) -> dict[str, Any]:
+    """Return the configuration of a scheduler as JSON values.
+
+    Args:
+        scheduler: a diffusers scheduler.
+
+    Returns:
+        Value by name; arrays as lists.
+
+    Example:
+        >>> scheduler_config(diffusers.DDIMScheduler())["num_train_timesteps"]
+        1000
+    """
+    config: dict[str, Any] = json.loads(scheduler.to_json_string())
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+@contextmanager
+def use_scheduler(pipe: Any, recorded: RecordedScheduler | None) -> Iterator[None]:
+    """Let a pipeline run with a recorded scheduler; its own comes back afterwards.
+
+    Where class and configuration are the pipeline's own already, and where the class is not known here or does not take
+    the configuration, the pipeline keeps its own.
+
+    Args:
+        pipe: a diffusers pipeline.
+        recorded: the scheduler; None for the pipeline's own.
+
+    Yields:
+        Nothing.
+    """
+    made = None if recorded is None or _is_same(pipe.scheduler, recorded) else _made(recorded)
+    if made is None:
+        yield
+    else:
+        with instance_attribute(pipe, "scheduler", made):
+            yield
+
+
+def _is_same(scheduler: Any, recorded: RecordedScheduler) -> bool:
+    return type(scheduler).__name__ == recorded.name and scheduler_config(scheduler) == recorded.config
+
+
+def _made(recorded: RecordedScheduler) -> Any:
+    """The scheduler; None where it cannot be made. Only schedulers of diffusers are."""
+    cls = getattr(diffusers, recorded.name, None) if recorded.name.isidentifier() else None
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        return None
+    try:
+        return cls.from_config(dict(recorded.config))
+    except Exception as error:  # a configuration may be wrong in every way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"The scheduler {recorded.name} of the settings cannot be made: {reason}", stacklevel=4)
+        return None
