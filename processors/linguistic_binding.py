@@ -68,12 +68,10 @@ class LinguisticBinding(LossControl):
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
         words = resolve_concepts(self.concepts, context, control=self.name, others=True)
-        if not words.has_modifiers:
-            return Plan()
 
         def loss(maps_BNYX: Tensor, mask_BN: Tensor) -> Losses:
             """Compare all words with all."""
             positive_B, negative_B = linguistic_binding_loss(maps_BNYX, words.owner_BN, words.noun_BN, mask_BN)
             return Losses(terms={"positive": self.positive * positive_B, "negative": self.negative * negative_B})
 
-        return loss_plan(self, context, words.spans, loss)
+        return loss_plan(self, context, words.spans, loss, idle=words.without_attributes)

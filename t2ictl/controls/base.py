@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from t2ictl.prompts.prompt import Prompt
     from t2ictl.settings.windows import Step
 
-__all__ = ["Control", "Plan", "PlanContext", "MapHook"]
+__all__ = ["Control", "Idle", "Plan", "PlanContext", "MapHook"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,23 @@ class MapHook:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Idle:
+    """Why a control leaves images alone, where only the control knows it.
+
+    The session adds what can be read from the plan: a window without a step, losses without a gradient, and so on.
+
+    Args:
+        reason: a clause in lower case without a full stop: ``"it found no objects"``.
+        remedy: what would make it act, one sentence.
+        images: the images it leaves alone; None: all.
+    """
+
+    reason: str
+    remedy: str
+    images: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a control does in one pipeline call. All state of the call lives behind it.
 
@@ -93,6 +110,7 @@ class Plan:
             image, and the step; gives all of them, the others as they were. It comes last, at every evaluation.
         text: what is done to the text states; only one control of a session can.
         map_hooks: who reads the maps of the passes that make the image.
+        idle: why it leaves some images alone, or all of them. The session warns of it before the first step.
     """
 
     objectives: tuple[Objective, ...] = ()
@@ -102,6 +120,7 @@ class Plan:
     fixed_latents: Callable[[Tensor, Step], Tensor] | None = None
     text: TextEdit | None = None
     map_hooks: tuple[MapHook, ...] = ()
+    idle: tuple[Idle, ...] = ()
 
 
 class Control:
@@ -127,7 +146,7 @@ class Control:
             context: adapter, prompts and batch layout of the call.
 
         Returns:
-            The plan; an empty one leaves the image alone.
+            The plan; an empty one leaves the image alone, and a warning tells the user (:class:`Idle` says why).
         """
         raise NotImplementedError
 

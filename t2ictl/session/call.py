@@ -23,6 +23,7 @@ from t2ictl.session.extra_passes import Evaluation, ExtraPasses
 from t2ictl.session.guard import EvaluationGuard
 from t2ictl.session.listeners import MapListeners
 from t2ictl.session.mover import LatentMover
+from t2ictl.session.planning import IdleCheck
 from t2ictl.session.text_embeds import EmbedsState
 from t2ictl.settings.windows import Step
 
@@ -82,6 +83,7 @@ class PipelineCall:
         active_pass: tells the attention processors which pass is in progress.
         passes: extra passes through the denoiser.
         cost: counter of the session.
+        idle: warns of controls with nothing to do.
         text: what a control does to the text embeddings, or None.
     """
 
@@ -93,6 +95,7 @@ class PipelineCall:
     active_pass: ActivePass
     passes: ExtraPasses
     cost: Cost
+    idle: IdleCheck
     text: EmbedsState | None = None
     _step: Step | None = None
 
@@ -126,6 +129,7 @@ class PipelineCall:
         latent_size = (sample.shape[-2], sample.shape[-1])
         if step.index == 0:
             self.listeners.start(now.cond, step.total, latent_size)
+            self.idle.warn(self.guard.steps(step), latent_size, inputs["encoder_hidden_states"].shape[1])
         if self.text is not None:
             self.log.add(self.text.update(now, self.passes), step)
             inputs |= self.text.inputs(now)

@@ -79,6 +79,22 @@ class EvaluationGuard:
         self._last_timestep = timestep
         return step
 
+    def steps(self, first: Step) -> tuple[Step, ...]:
+        """List all evaluations of the call.
+
+        Args:
+            first: the first one.
+
+        Returns:
+            The steps in order; the scheduler may change its mind about their timesteps.
+        """
+        assert self._schedule is not None
+        timesteps = self._schedule[2][-first.total :]
+        return tuple(
+            Step(index=index, total=first.total, timestep=timesteps[min(index, len(timesteps) - 1)])
+            for index in range(first.total)
+        )
+
     def _follows(self, timestep: float) -> bool:
         """Whether an evaluation at this timestep can be the next one of this call.
 
