@@ -127,7 +127,7 @@ class TokenFlow(Control):
         elif not is_read and not is_more:
             reason = "its items stand before the others, and cannot have read them"
             idle = Idle(reason=reason, remedy="Name items= that stand behind others, or set how='masked'.")
-        return _Repair(conditions=conditions, condition=made, idle=idle)
+        return _Repair(conditions=conditions, condition=made if idle is None else conditions.whole(), idle=idle)
 
     def _pairs(
         self, context: PlanContext, prompt: Prompt, named: Sequence[Item | str]

@@ -160,14 +160,14 @@ def _constant(objective: Objective, image: int) -> Idle:
 
 def _out_of_time(window: Any, outline: CallOutline) -> Idle:
     total = len(outline.steps)
-    evaluations = "the one evaluation" if total == 1 else f"the {total} evaluations"
+    evaluations = "the one evaluation" if total == 1 else f"any of the {total} evaluations"
     if isinstance(window, Window) and not window.steps(total):
         return Idle(
-            reason=f"its window from {window.start:g} to {window.stop:g} holds none of {evaluations} of this call",
+            reason=f"its window from {window.start:g} to {window.stop:g} does not hold {evaluations} of this call",
             remedy="Widen the window, or make more steps.",
         )
     return Idle(
-        reason=f"it has something to do at none of {evaluations} of this call",
+        reason=f"it has nothing to do at {evaluations} of this call",
         remedy="Make more steps, or widen its window.",
     )
 
