@@ -29,6 +29,7 @@ from t2ictl.controls.registry import register_control
 from t2ictl.errors import NeedsSession, UnsupportedPipeline
 from t2ictl.processors.structured_guidance.edits import AveragedMaps, AveragedValues, Structure, Weighting
 from t2ictl.processors.structured_guidance.phrases import Levels, PhraseNames, ResolvedPhrase, resolve_phrases, why_none
+from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
 from t2ictl.standalone.recorder import attention_processors
@@ -158,7 +159,10 @@ class StructuredGuidance(Control):
         if found["cond" if is_cond else "uncond"][number]:
             begin = "its phrases stand at the beginning of the prompt, where they have read nothing else"
             return Idle(reason=begin, remedy="Name others in phrases=.")
-        return Idle(reason=why_none(named, number, prompts[number]), remedy="Name others in phrases=.")
+        own = per_prompt(named, len(prompts), setting=f"{self.name}.phrases", things="phrases")[number]
+        is_empty = bool(named) and not own
+        reason = "phrases= has none for the prompt" if is_empty else why_none(own if named else None, prompts[number])
+        return Idle(reason=reason, remedy="Name others in phrases=.", is_wanted=is_empty)
 
     def _edit(self, structures: dict[tuple[str, int], Structure]) -> Edit:
         """The edit of the mode."""

@@ -100,19 +100,17 @@ def _of_prompt(
     return _at(levels if named is None else "all", _with_levels(bound))
 
 
-def why_none(named: PhraseNames, number: int, prompt: Prompt) -> str:
-    """Say in a clause why no phrase of a prompt can be used.
+def why_none(named: Sequence[str] | None, prompt: Prompt) -> str:
+    """Return in a clause why no phrase of a prompt can be used.
 
     Args:
-        named: as for :func:`resolve_phrases`.
-        number: of the prompt.
+        named: the phrases that the user named for this prompt; None: they were to be found.
         prompt: one without phrases.
 
     Returns:
         The clause.
     """
-    lists = [each for each in named if not isinstance(each, str)]
-    places = _places(prompt, (lists[number] if lists else named) if named else None)  # type: ignore[arg-type]
+    places = _places(prompt, named)
     if _parts(prompt, places):
         return "none of its phrases can be encoded on its own"
     return "the prompt holds no phrase but the whole of it" if places else "the prompt has no phrase"

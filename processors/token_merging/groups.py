@@ -104,12 +104,18 @@ def without_groups(
         context: the pipeline call.
 
     Returns:
-        One reason, or none.
+        The reasons.
     """
-    rows = context.batch.only("cond").rows
-    bare = tuple(image for image, row in enumerate(rows) if not found[row.prompt])
-    reason = "groups= has none for the prompt" if groups else "it found nothing to merge in the prompt"
-    return (Idle(reason=reason, remedy="Name groups=.", images=bare),) if bare else ()
+    named = per_prompt(groups, len(context.prompts), setting="groups", things="groups")
+    images: dict[bool, list[int]] = {}
+    for image, row in enumerate(context.batch.only("cond").rows):
+        if not found[row.prompt]:
+            images.setdefault(bool(groups) and not named[row.prompt], []).append(image)
+    why = {True: "groups= has none for the prompt", False: "it found nothing to merge in the prompt"}
+    return tuple(
+        Idle(reason=why[is_empty], remedy="Name groups=.", images=tuple(own), is_wanted=is_empty)
+        for is_empty, own in images.items()
+    )
 
 
 def _of_prompt(

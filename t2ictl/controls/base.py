@@ -88,11 +88,13 @@ class Idle:
         reason: a clause in lower case without a full stop: ``"it found no objects"``.
         remedy: what would make it act, one sentence.
         images: the images it leaves alone; None: all.
+        is_wanted: whether the user asked for just that, with an empty list for a prompt: no reason to warn.
     """
 
     reason: str
     remedy: str
     images: tuple[int, ...] | None = None
+    is_wanted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,14 +40,14 @@ class CallOutline:
 
     Args:
         context: the call, with the words where they are now.
-        steps: all evaluations to come.
+        steps: all evaluations to come; without a session one, which stands for all.
         latent_size: height and width of the latent (cells).
         tokens: length of a text row.
         same_text: images whose text embeddings the controls left as they were.
     """
 
     context: PlanContext
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] = (Step(index=0, total=1, timestep=0.0),)
     latent_size: tuple[int, int] = (0, 0)
     tokens: int = 0
     same_text: frozenset[int] = frozenset()
@@ -99,9 +99,10 @@ def idle_of(control: Control, plan: Plan, outline: CallOutline) -> tuple[Idle, .
     for image in images:
         if image in told or image in silent:
             by_reason.setdefault(replace(told.get(image) or seen[image], images=None), []).append(image)
-    everywhere = len(images)
     return tuple(
-        each if len(own) == everywhere else replace(each, images=tuple(own)) for each, own in by_reason.items()
+        each if len(own) == len(images) else replace(each, images=tuple(own))
+        for each, own in by_reason.items()
+        if not each.is_wanted or len(own) == len(images)
     )
 
 

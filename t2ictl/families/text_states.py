@@ -31,8 +31,10 @@ class PromptEmbeds:
             other: states of the same images.
 
         Returns:
-            The images.
+            The images; none where the rows have another length.
         """
+        if self.embeds.shape != other.embeds.shape:
+            return frozenset()
         same_B = (self.embeds == other.embeds).flatten(1).all(dim=1)
         if self.pooled is not None and other.pooled is not None:
             same_B = same_B & (self.pooled == other.pooled).flatten(1).all(dim=1)

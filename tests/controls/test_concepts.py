@@ -9,7 +9,7 @@ import torch
 
 from t2ictl.attention.batch import BatchLayout
 from t2ictl.controls.base import PlanContext
-from t2ictl.controls.concepts import ConceptMaps, NormalizeOver, chosen_concepts, concept_table
+from t2ictl.controls.concepts import ConceptMaps, NormalizeOver, chosen_concepts, concept_table, without_concepts
 from t2ictl.errors import AmbiguousWord, BadSetting, NoLayerMatched, SpanNotFound
 from t2ictl.families import find_adapter
 from t2ictl.prompts.prompt import Span
@@ -47,10 +47,12 @@ def test_the_second_of_two_equal_words() -> None:
     assert [span.tokens for span in spans] == [(2,), (5,)]
 
 
-def test_no_objects_is_a_warning_and_an_empty_row() -> None:
-    with pytest.warns(UserWarning, match=r"x found no objects in 'in white'"):
-        rows = chosen_concepts((), context(sd(), "in white", PROMPTS[0]), control="x")
+def test_no_objects_is_an_empty_row_and_a_reason() -> None:
+    rows = chosen_concepts((), context(sd(), "in white", PROMPTS[0]), control="x")
     assert texts(rows) == [[], ["circle", "square"]]
+    (idle,) = without_concepts(rows)
+    assert idle.reason == "it found no objects in the prompt" and idle.images == (0,)
+    assert without_concepts(rows[1:]) == ()
 
 
 def span(*tokens: int) -> Span:
@@ -80,8 +82,7 @@ def test_which_tokens_compete() -> None:
     """All but the start and the last position where padding repeats the end token, else those before the end."""
     long = "a red cat and a blue dog on a big car in a ball with a hat"
     assert maps_for(sd(), PROMPTS[0]).ends == (15,)
-    with pytest.warns(UserWarning, match="no objects in ''"):
-        ends = maps_for(sd2(), PROMPTS[0], "a cat", long, "", words=((), (), ("cat",), ())).ends
+    ends = maps_for(sd2(), PROMPTS[0], "a cat", long, "", words=((), (), ("cat",), ())).ends
     assert ends == (8, 3, 15, 2)  # an empty prompt keeps its end token: a softmax over nothing has no meaning
 
 
