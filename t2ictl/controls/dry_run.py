@@ -109,7 +109,8 @@ def _made_up(kind: int, images: int, size: tuple[int, int], tokens: int, words: 
     while True:
         maps_BYXT = torch.randn(images, height, width, tokens, generator=noise).softmax(-1)
         if kind:
-            peak, block = PEAKS[kind - 1], 2 if (height // 2) * (width // 2) >= words else 1
+            peak = PEAKS[kind - 1]
+            block = next((side for side in range(8, 1, -1) if (height // side) * (width // side) >= words), 1)
             rows_Y, columns_X = torch.arange(height) // block, torch.arange(width) // block
             owner_YX = (rows_Y[:, None] * (width // block) + columns_X) % words
             own_YXT = torch.nn.functional.one_hot(owner_YX, tokens)
