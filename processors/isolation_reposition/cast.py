@@ -70,8 +70,7 @@ class SubjectAssignment:
 
         Raises:
             SpanNotFound: if a named word is not in its prompt.
-            BadSetting: for subjects that are alike or share words, a missing portrait or composite, or a list of
-                another length.
+            BadSetting: for subjects alike, a missing portrait or composite, or a list of another length.
         """
         _check_names(subjects)
         present = () if composed else [subject for subject in subjects if subject.name not in cached_subjects]

@@ -140,6 +140,8 @@ class Control:
     """Whether its plan gives words other places in the text rows; such a control plans before the others."""
     has_losses: ClassVar[bool] = True
     """Whether its plan has losses, by which something moves; a control without edits attention only."""
+    wants_effect: ClassVar[bool] = True
+    """Whether it is there to change images, so that a session warns where it changes none."""
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the plan for one pipeline call.

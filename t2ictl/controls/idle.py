@@ -89,6 +89,8 @@ def idle_of(control: Control, plan: Plan, outline: CallOutline) -> tuple[Idle, .
         The reasons, each with its images; nothing where the control acts in every image.
     """
     images = outline.images
+    if not control.wants_effect:
+        return ()
     if getattr(control, "strength", None) == 0:
         return (NO_STRENGTH,)
     told = {image: each for each in plan.idle for image in (images if each.images is None else each.images)}

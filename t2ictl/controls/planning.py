@@ -53,9 +53,6 @@ def loss_plan(
 
     Raises:
         NoLayerMatched: if the filter matches no cross-attention layer.
-
-    Example:
-        In docs/your_own_control.md, and in the files of :mod:`t2ictl.processors` that call it.
     """
     given: Any = control
     idle = (*without_concepts(spans), *idle)
