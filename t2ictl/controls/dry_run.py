@@ -50,12 +50,14 @@ def constant_images(
     """
     if control.moves_words or not any(each.dry_run for each in plan.objectives):
         return {}
-    found = {}
+    found: dict[int, set[int]] = {}
     for kind in range(1 + len(PEAKS)):
         for number, objective in enumerate(control.plan(context).objectives):
             if objective.dry_run:
                 constant = _constant(objective, kind, context, steps, latent_size, tokens)
                 found[number] = found.get(number, constant) & constant
+        if not any(found.values()):
+            break  # one gradient is enough
     return {number: tuple(sorted(images)) for number, images in found.items()}
 
 
@@ -69,10 +71,10 @@ def _constant(
 ) -> set[int]:
     images = context.batch.images
     constant = set(range(images))
-    size = _size(objective.layers, latent_size)
     words = max((encoding.end for prompt in context.prompts for encoding in prompt.encodings), default=tokens)
-    made = _made_up(kind, images, size, tokens, min(words, tokens))
     try:
+        size = _size(objective.layers, latent_size)
+        made = _made_up(kind, images, size, tokens, min(words, tokens))
         for step in [step for step in steps if objective.acts(step)][:2]:
             with torch.enable_grad():
                 maps = [next(made).to(context.adapter.device).requires_grad_(True)]
@@ -80,6 +82,8 @@ def _constant(
                     maps.append(_of_places(images, size).to(context.adapter.device).requires_grad_(True))
                 total_B = objective.read(maps, step).total
                 constant &= _without_gradient(total_B, maps)
+            if not constant:
+                break
             if objective.on_maps is not None:
                 objective.on_maps(maps[0].detach(), step)
     except Exception:  # what cannot be tried counts as acting: the call itself shows what is wrong
