@@ -112,11 +112,12 @@ class StructuredGuidance(Control):
             for role, (named, prompts) in sides.items()
             if self.branch in (role, "both")
         }
+        roles = {row.role for row in context.batch.rows}
         used = {
             (role, number): own
             for role, each in found.items()
             for number, own in enumerate(each)
-            if context.batch.indices(role) and self._reads_anew(own, context)
+            if role in roles and self._reads_anew(own, context)
         }
         idle = self._idle(used, found, context)
         states = self._encoded([phrase for own in used.values() for phrase in own], context)

@@ -117,7 +117,7 @@ def _where(idle: Idle, outline: CallOutline) -> str:
     is_whole = all(sum(row.prompt == number for row in rows) == numbers.count(number) for number in numbers)
     if not prompts or not is_whole:
         return f"in {'image' if len(numbers) == 1 else 'images'} {', '.join(str(image + 1) for image in idle.images)}"
-    return f"for {', '.join(repr(prompts[number].text) for number in dict.fromkeys(numbers))}"
+    return f"for {', '.join(dict.fromkeys(repr(prompts[number].text) for number in numbers))}"
 
 
 def _parts(control: Control, plan: Plan, outline: CallOutline) -> Iterator[Mapping[int, Idle]]:
