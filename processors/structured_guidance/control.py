@@ -113,7 +113,7 @@ class StructuredGuidance(Control):
             if self.branch in (role, "both")
         }
         roles = {row.role for row in context.batch.rows}
-        used = {
+        used: dict[tuple[str, int], Sequence[ResolvedPhrase]] = {
             (role, number): own
             for role, each in found.items()
             for number, own in enumerate(each)

@@ -134,6 +134,8 @@ class PipelineCall:
             self.log.add(self.text.update(now, self.passes), step)
             inputs |= self.text.inputs(now)
         acting = self.mover.acting(step)
+        if step.index == step.total - 1:
+            self.idle.warn_discarded(self.mover.acted, type(self.guard.adapter.pipe.scheduler).__name__)
         inputs["sample"] = self.mover.move(acting, now)
         self.cost.forwards += len(sample)
         is_discarded = discards_sample(self.guard.adapter.pipe.scheduler)

@@ -36,12 +36,14 @@ class LatentMover:
         plans: what the controls do.
         passes: extra passes through the denoiser.
         report: gets the trace of each move, before anything else happens.
+        acted: the objectives that came to move latents, by their number among those of all plans.
     """
 
     adapter: Adapter
     plans: Sequence[Plan]
     passes: ExtraPasses
     report: Callable[[Sequence[MoveTrace], Step], None]
+    acted: set[int] = field(default_factory=set)
     _owed: dict[int, float] = field(default_factory=dict)
     _pending: Tensor | None = None
 
@@ -79,7 +81,9 @@ class LatentMover:
         if discards_sample(self.adapter.pipe.scheduler):
             late = {place: each.target(step) for place, each in acting if not each.keep_discarded}
             self._owed |= {place: target for place, target in late.items() if target is not None}
+            self.acted |= {place for place, each in acting if each.keep_discarded}
             return [each for _, each in acting if each.keep_discarded]
+        self.acted |= {place for place, _ in acting}
         owed, self._owed = self._owed, {}
         return [
             _refined_to(each, owed[place], step) if place in owed and each.target(step) is None else each

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import Layer
-from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.base import Control, Idle, Plan, PlanContext
 from t2ictl.controls.idle import CallOutline, warn_idle
 from t2ictl.errors import ControlConflict, UnsupportedPipeline
 from t2ictl.guidance.objectives import check_one_step_size
@@ -33,6 +33,7 @@ class IdleCheck:
     planned: Sequence[tuple[Control, Plan]]
     measured: Sequence[tuple[Control, Plan]] = ()
     same_text: frozenset[int] = frozenset()
+    _steps: tuple[Step, ...] = ()
 
     def warn(self, steps: tuple[Step, ...], latent_size: tuple[int, int], tokens: int) -> None:
         """Warn once for each control with nothing to do.
@@ -42,12 +43,31 @@ class IdleCheck:
             latent_size: height and width of the latent (cells).
             tokens: length of a text row.
         """
+        self._steps = steps
         outline = CallOutline(
             context=self.context, steps=steps, latent_size=latent_size, tokens=tokens, same_text=self.same_text
         )
         for does, pairs in (("does", self.planned), ("measures", self.measured)):
             for control, plan in pairs:
                 warn_idle(control, plan, outline, does=does)
+
+    def warn_discarded(self, acted: Collection[int], scheduler: str) -> None:
+        """Warn of controls whose every move fell on an evaluation that the scheduler discards; known at the last one.
+
+        Args:
+            acted: the objectives that came to move latents, by their number among those of all plans.
+            scheduler: its name.
+        """
+        why = Idle(
+            reason=f"{scheduler} discards the sample of every evaluation at which it would move the latents",
+            remedy="Widen the window.",
+        )
+        first = 0
+        for control, plan in self.planned:
+            numbers = range(first, first := first + len(plan.objectives))
+            acts = any(each.acts(step) for each in plan.objectives for step in self._steps)
+            if acts and replace(plan, objectives=()) == Plan(idle=plan.idle) and not set(numbers) & set(acted):
+                warn_idle(control, Plan(idle=(why,)), CallOutline(context=self.context, steps=self._steps))
 
 
 def make_plans(controls: Sequence[Control], context: PlanContext) -> tuple[tuple[Plan, ...], PlanContext]:

@@ -277,11 +277,8 @@ class Session:
         self._check_words(prompts)
         plans, context = make_plans(self.controls, context)
         monitors = tuple(LossMonitor(control, control.plan(context)) for control in self._measure)
-        idle = IdleCheck(
-            context=context,
-            planned=tuple(zip(self.controls, plans, strict=True)),
-            measured=tuple((each.control, each.plan) for each in monitors),
-        )
+        measured = tuple((each.control, each.plan) for each in monitors)
+        idle = IdleCheck(context=context, planned=tuple(zip(self.controls, plans, strict=True)), measured=measured)
         self._call = call = self._new_call(encoded, prompts, plans, monitors, idle)
         self._hook.install(self.adapter.denoiser)
         self._layers = tuple(sorted(acting_layers(plans) | call.listeners.layers, key=lambda layer: layer.order))

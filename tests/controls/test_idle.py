@@ -36,7 +36,7 @@ from t2ictl.processors import (
     TokenFlow,
     TokenMerging,
 )
-from tests.tiny import generator, run, sd, sdxl
+from tests.tiny import generator, run, scheduler, sd, sdxl
 
 PROMPT = "a red cat and a blue dog"
 BETWEEN = Window(start=0.3, stop=0.4)  # holds none of two steps
@@ -172,6 +172,19 @@ def test_conflicts_that_count_only_where_all_objects_are_present_are_not_taken_f
 )
 def test_steps_that_lead_nowhere(control: Any) -> None:
     assert "does nothing" in idle(control)
+
+
+@pytest.mark.parametrize("name", ["heun", "kdpm2"])
+def test_moves_that_the_scheduler_discards_are_told_of_at_the_last_one(name: str) -> None:
+    """Of two steps there are three evaluations, and the sample of the second is thrown away."""
+    pipe = sd()
+    pipe.scheduler = scheduler(name, pipe)
+    second = Window.from_steps(1, 2, total=3)
+    assert "DiscreteScheduler discards the sample of every evaluation" in idle(
+        AttendAndExcite(window=second), pipe=pipe
+    )
+    assert acts(AttendAndExcite(window=Window.from_steps(1, 3, total=3)), pipe=pipe)
+    assert "its strength is 0" in idle(AttendAndExcite(window=second, strength=0.0), pipe=pipe)
 
 
 def test_isolation_cannot_know_places_at_its_only_step() -> None:
