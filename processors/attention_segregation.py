@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from t2ictl.controls.base import Plan, PlanContext
-from t2ictl.controls.concepts import ConceptMaps, Concepts, Smoothing, chosen_concepts
+from t2ictl.controls.concepts import ConceptMaps, Concepts, Smoothing, chosen_concepts, without_concepts
 from t2ictl.controls.layouts import Layout, Region
 from t2ictl.controls.loss_control import LossControl
 from t2ictl.controls.registry import register_control
@@ -108,8 +108,11 @@ class AttentionSegregation(LossControl):
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the concepts of these prompts."""
         spans = chosen_concepts(self.concepts, context, control=self.name)
-        if self.strength == 0 or not any(spans):
+        if self.strength == 0:
             return Plan()
+        idle = without_concepts(spans)
+        if not any(spans):
+            return Plan(idle=idle)
         maps = ConceptMaps.from_context(context, spans, self.layers, self.smoothing, self.normalize_over)
         state = _Regions(self, maps, Layout.from_regions(self.layout, context, spans))
         objective = Objective(
@@ -121,8 +124,10 @@ class AttentionSegregation(LossControl):
             step_size=self.step,
             refinement=self.refinement,
             on_maps=state.on_maps if self.regions_from == "guided" and self.retention else None,
+            words=maps.table.names,
+            dry_run=True,
         )
-        return Plan(objectives=(objective,))
+        return Plan(objectives=(objective,), idle=idle)
 
 
 class _Regions:

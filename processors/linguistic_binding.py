@@ -74,8 +74,6 @@ class LinguisticBinding(LossControl):
     def plan(self, context: PlanContext) -> Plan:
         """Make the objective for the words of these prompts."""
         words = resolve_concepts(self.concepts, context, control=self.name, others=True)
-        if not words.has_modifiers:
-            return Plan()
 
         if self.parity:
             return self._published(context, words)
@@ -85,7 +83,7 @@ class LinguisticBinding(LossControl):
             positive_B, negative_B = linguistic_binding_loss(maps_BNYX, words.owner_BN, words.noun_BN, mask_BN)
             return Losses(terms={"positive": self.positive * positive_B, "negative": self.negative * negative_B})
 
-        return loss_plan(self, context, words.spans, loss)
+        return loss_plan(self, context, words.spans, loss, idle=words.without_attributes)
 
     def _published(self, context: PlanContext, words: ResolvedConcepts) -> Plan:
         """The loss of the published code, in which every token has a map of its own."""
@@ -98,4 +96,4 @@ class LinguisticBinding(LossControl):
             )
             return Losses(terms={"positive": self.positive * positive_B, "negative": self.negative * negative_B})
 
-        return loss_plan(self, context, pieces.spans, loss)
+        return loss_plan(self, context, pieces.spans, loss, idle=words.without_attributes)

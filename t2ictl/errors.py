@@ -2,7 +2,8 @@
 
 Every error of this library derives from :class:`T2ictlError`. Where Python has a
 built-in class for the same situation (a bad value, a missing word) the named error also
-derives from that, so that code that already catches the built-in keeps working.
+derives from that, so that code that already catches the built-in keeps working. The one warning with a name of its
+own is at the end.
 """
 
 from __future__ import annotations
@@ -92,3 +93,7 @@ class MissingExtra(T2ictlError, ImportError):
 
 class Cancelled(T2ictlError):
     """The user asked the generation to stop."""
+
+
+class ControlIdle(UserWarning):
+    """A control does nothing in a call, or for some of its images: told before the first step, with the reason."""

@@ -20,6 +20,7 @@ from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import Layer
 from t2ictl.attention.processor import Inputs
 from t2ictl.controls.base import Control, PlanContext
+from t2ictl.controls.idle import CallOutline, warn_idle
 from t2ictl.controls.presets import with_preset
 from t2ictl.errors import NeedsSession, ShapeMismatch, UnsupportedPipeline
 from t2ictl.families import find_adapter
@@ -70,6 +71,7 @@ def ordered_processors(
             f"{type(control).__name__} acts on the latents between steps, which an attention processor cannot reach.",
             f"Use it in a session: with t2ictl.controlled(pipe, [{type(control).__name__}()]): ...",
         )
+    warn_idle(control, plan, CallOutline(context=context))
     current, edits = standing(adapter), edits_by_layer(plan)
     if edits:
         rows = OrderedRows(context, encode(adapter, prompts), adapter.cells(size))

@@ -9,8 +9,8 @@ from t2ictl.attention.batch import BatchLayout
 from t2ictl.controls.base import PlanContext
 from t2ictl.controls.concepts import Concepts, chosen_concepts
 from t2ictl.controls.layouts import Layout, Region
-from t2ictl.errors import BadSetting, SpanNotFound
-from t2ictl.processors.isolation_reposition.subjects import Subject
+from t2ictl.errors import BadSetting
+from t2ictl.processors.isolation_reposition.subjects import Subject, named_spans, subject_spans
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Prompt, Span
 
@@ -143,7 +143,8 @@ def _rows(
         return list(chosen_concepts(concepts, context, control=control))
     names = _names(subjects, shown, concepts, context)
     batch = context.batch.only("cond").rows
-    return [context.prompts[row.prompt].find_all(names[row.prompt]) for row in batch]
+    known = [subject.name for subject in subjects]
+    return [subject_spans(context.prompts[row.prompt], names[row.prompt], known) for row in batch]
 
 
 def _places(images: int, cached_subjects: Sequence[str], showing: dict[int, Subject]) -> dict[str, list[int]]:
@@ -198,34 +199,20 @@ def _names(
     """Whom each prompt is about: a portrait its subject, a scene the concepts, or else the subjects that it names."""
     given = per_prompt(concepts, len(context.prompts), setting="concepts", things="words")
     return tuple(
-        (shown[prompt.text.strip()].name,) if prompt.text.strip() in shown else own or _named(prompt, subjects)
+        (shown[prompt.text.strip()].name,)
+        if prompt.text.strip() in shown
+        else own or tuple(named_spans(prompt, [subject.name for subject in subjects]))
         for prompt, own in zip(context.prompts, given, strict=True)
     )
 
 
-def _named(prompt: Prompt, subjects: Sequence[Subject]) -> tuple[str, ...]:
-    """Names of the subjects that a prompt holds; a "hat" inside a "red hat" is not another subject."""
-    spans = {subject.name: span for subject in subjects if (span := _found(prompt, subject.name)) is not None}
-    return tuple(
-        name
-        for name, span in spans.items()
-        if not any(set(span.tokens) < set(other.tokens) for other in spans.values())
-    )
-
-
-def _found(prompt: Prompt, words: str) -> Span | None:
-    try:
-        return prompt.find(words)
-    except SpanNotFound:
-        return None
-
-
 def _subject_of(span: Span, prompt: Prompt, subjects: Sequence[Subject]) -> Subject | None:
     """The subject that a concept of a prompt is: the one whose name shares most tokens with it and adds fewest."""
+    places = named_spans(prompt, [subject.name for subject in subjects])
     best: Subject | None = None
     score = (0, 0)
     for subject in subjects:
-        found = _found(prompt, subject.name)
+        found = places.get(subject.name)
         shared = 0 if found is None else len(set(found.tokens) & set(span.tokens))
         if found is not None and shared and (best is None or (shared, -len(found.tokens)) > score):
             best, score = subject, (shared, -len(found.tokens))

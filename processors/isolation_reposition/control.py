@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import Layer, select_layers
-from t2ictl.controls.base import Control, MapHook, Plan, PlanContext
+from t2ictl.controls.base import Control, Idle, MapHook, Plan, PlanContext
 from t2ictl.controls.concepts import ConceptMaps, Concepts
 from t2ictl.controls.registry import register_control
 from t2ictl.errors import NeedsSession
@@ -151,8 +151,9 @@ class IsolationReposition(Control):
             cached_subjects=() if story_context is None else story_context.absent(texts, shown_by),
         )
         keeps = story_context is not None and story_context.bank is not None
+        idle = self._idle(assignment)
         if not assignment.scenes and not keeps:
-            return Plan()
+            return Plan(idle=idle)
         adapter = context.adapter
         layers = [layer for layer in adapter.layers if layer.kind == "self"]
         apart = select_layers(layers, self.layers or "self")
@@ -180,7 +181,22 @@ class IsolationReposition(Control):
             names = {image: context.row_prompts[image].text for image in shown.by_image}
             pin = ReferenceLatents(adapter=adapter, images=shown.by_image, names=names, seed=self.seed)
             owns += ("latents.rows",)
-        return Plan(edits=tuple(edits), owns=owns, map_hooks=map_hooks, fixed_latents=pin)
+        return Plan(edits=tuple(edits), owns=owns, map_hooks=map_hooks, fixed_latents=pin, idle=idle)
+
+    def _idle(self, assignment: SubjectAssignment) -> tuple[Idle, ...]:
+        """Why images are left alone that are neither portraits nor composites, but scenes of their own."""
+        reads = bool(self.cross) or (self.reposition != "off" and self.ref_dropout < 1)
+        found: dict[bool, list[int]] = {}
+        for image, (own, shown) in enumerate(zip(assignment.rows, assignment.portraits, strict=True)):
+            is_shown = image in assignment.shown or image in assignment.composites
+            is_read = reads and any(each is not None for each in shown)
+            if not is_shown and not is_read and not (len(own) > 1 and self.isolation):
+                found.setdefault(len(own) > 1, []).append(image)
+        reasons = {
+            False: Idle(reason="there are no two subjects to keep apart", remedy="Name them in concepts=."),
+            True: Idle(reason="its subjects may see each other, and read no portrait", remedy="Raise isolation."),
+        }
+        return tuple(replace(reasons[several], images=tuple(images)) for several, images in found.items())
 
     def _rules(self) -> SceneRules:
         """What attention layers need of these settings."""

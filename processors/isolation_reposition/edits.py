@@ -30,8 +30,8 @@ class Apart(Edit):
     apart: frozenset[Layer]
 
     def acts(self, step: Step) -> bool:
-        """Inside the window only."""
-        return self.scenes.settings.window.holds(step)
+        """Inside the window, as soon as some place is known."""
+        return self.scenes.acts(step)
 
     def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
         """Attend group by group in the scenes, as ever in all other rows."""
@@ -69,8 +69,8 @@ class Retold(Edit):
     scenes: Scenes
 
     def acts(self, step: Step) -> bool:
-        """Inside the window only."""
-        return self.scenes.settings.window.holds(step)
+        """Inside the window, as soon as some place is known."""
+        return self.scenes.acts(step)
 
     def attend(self, call: AttentionCall, heads: Heads) -> Tensor:
         """Blend the two at the positions of subjects."""

@@ -40,6 +40,11 @@ class SubjectRegions:
         """Whether some subject has no given region."""
         return any(region is None for own in self.assignment.regions for region in own)
 
+    @property
+    def has_regions(self) -> bool:
+        """Whether some subject has a given region."""
+        return any(region is not None for own in self.assignment.regions for region in own)
+
     def take(self, maps_BYXT: Tensor) -> None:
         """Learn from the maps of an evaluation."""
         maps_BNYX = self.maps(maps_BYXT.detach())

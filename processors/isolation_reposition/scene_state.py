@@ -75,6 +75,16 @@ class Scenes:
     def __post_init__(self) -> None:
         self.device = self.context.adapter.device  # once a call: finding it takes longer than a small layer
 
+    def acts(self, step: Step) -> bool:
+        """Return whether a step lies in the window, and some subject has a place at it.
+
+        Who has no region is found by the maps of the first evaluation, at its end. The background, which is all of
+        the image until then, may have a text of its own; and a call of a story keeps and reads portraits all the same.
+        """
+        has_places = self.places.has_regions or bool(self.shown.by_image) or any(not number for _, number in self.texts)
+        is_ready = step.index > 0 or has_places or self.story_context is not None
+        return is_ready and self.settings.window.contains(step.index, step.total)
+
     def look(self, maps_BYXT: Tensor, step: Step) -> None:
         """Learn where the subjects are."""
         self.places.take(maps_BYXT)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 from t2ictl.controls.layouts import Mask, Region
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, SpanNotFound
 from t2ictl.maps.masks import box_mask
+from t2ictl.prompts.prompt import Prompt, Span
+from t2ictl.prompts.queries import check_apart
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.images import ImageField
 
-__all__ = ["Subject"]
+__all__ = ["Subject", "named_spans", "subject_spans"]
 
 
 @settings_class
@@ -50,3 +54,57 @@ class Subject:
         if self.box is None and self.mask is None:
             return None
         return Region(word=self.name, box=self.box, mask=self.mask)
+
+
+def named_spans(prompt: Prompt, names: Iterable[str]) -> dict[str, Span]:
+    """Find the subjects that a prompt names, each at the first place that is not inside a longer name.
+
+    A "bear" inside a "teddy bear" is not another subject; one behind it is.
+
+    Args:
+        prompt: the prompt.
+        names: the subjects.
+
+    Returns:
+        The places of those that are there, by name.
+    """
+    places = {name: list(_places(prompt, name)) for name in names}
+    tokens = [{*span.tokens} for spans in places.values() for span in spans]
+    free = {
+        name: next((span for span in spans if not any({*span.tokens} < other for other in tokens)), None)
+        for name, spans in places.items()
+    }
+    return {name: span for name, span in free.items() if span is not None}
+
+
+def subject_spans(prompt: Prompt, names: Sequence[str], others: Iterable[str] = ()) -> tuple[Span, ...]:
+    """Find subjects that have to be in a prompt.
+
+    Args:
+        prompt: the prompt.
+        names: the subjects.
+        others: further names, inside of which they are not meant.
+
+    Returns:
+        Their places, in the order of the names.
+
+    Raises:
+        SpanNotFound: if one is not in the prompt.
+        BadSetting: if two share words: they would be kept apart from themselves.
+    """
+    placed = named_spans(prompt, dict.fromkeys((*names, *others)))
+    spans = tuple(placed.get(name) or prompt.find(name) for name in names)
+    check_apart(prompt.text, spans, names, "subjects")
+    return spans
+
+
+def _places(prompt: Prompt, name: str) -> Iterator[Span]:
+    """All places of a name; of one with a number that place alone."""
+    try:
+        yield prompt.find(name)
+        occurrence = 2
+        while True:
+            yield prompt.find(name, occurrence)
+            occurrence += 1
+    except (SpanNotFound, BadSetting):  # there is no other one, or the name has its own number
+        return

@@ -16,18 +16,20 @@ of the text row, ``D`` head width, ``C`` channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
 
 from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import Layer, select_layers
-from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.base import Control, Idle, Plan, PlanContext
 from t2ictl.controls.registry import register_control
 from t2ictl.errors import NeedsSession, UnsupportedPipeline
 from t2ictl.processors.structured_guidance.edits import AveragedMaps, AveragedValues, Structure, Weighting
-from t2ictl.processors.structured_guidance.phrases import Levels, PhraseNames, ResolvedPhrase, resolve_phrases
+from t2ictl.processors.structured_guidance.phrases import Levels, PhraseNames, ResolvedPhrase, resolve_phrases, why_none
+from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.windows import Window
 from t2ictl.standalone.recorder import attention_processors
@@ -111,19 +113,58 @@ class StructuredGuidance(Control):
             for role, (named, prompts) in sides.items()
             if self.branch in (role, "both")
         }
-        states = self._encoded([phrase for role in found.values() for own in role for phrase in own], context)
+        roles = {row.role for row in context.batch.rows}
+        used: dict[tuple[str, int], Sequence[ResolvedPhrase]] = {
+            (role, number): own
+            for role, each in found.items()
+            for number, own in enumerate(each)
+            if role in roles and self._reads_anew(own, context)
+        }
+        idle = self._idle(used, found, context)
+        states = self._encoded([phrase for own in used.values() for phrase in own], context)
         if not states:
-            return Plan()
+            return Plan(idle=idle)
         structures = {
-            (role, number): Structure.from_encodings([states[self._read(phrase)] for phrase in own], own)
-            for role, prompts in found.items()
-            for number, own in enumerate(prompts)
-            if own
+            key: Structure.from_encodings([states[self._read(phrase)] for phrase in own], own)
+            for key, own in used.items()
         }
         return Plan(
             edits=((layers, self._edit(structures)),),
             owns=("cross.values", *(("cross.keys",) if self.mode == "keys" else ())),
+            idle=idle,
         )
+
+    def _reads_anew(self, own: Sequence[ResolvedPhrase], context: PlanContext) -> bool:
+        """Whether a phrase has read something before it: one at the beginning has the rows that it has alone."""
+        return any(phrase.first > 1 or not context.adapter.text_is_causal for phrase in own)
+
+    def _idle(
+        self,
+        used: Collection[tuple[str, int]],
+        found: Mapping[str, Sequence[Sequence[ResolvedPhrase]]],
+        context: PlanContext,
+    ) -> tuple[Idle, ...]:
+        """Why images of which no side has phrases are left alone."""
+        images: dict[Idle, list[int]] = {}
+        for image, row in enumerate(context.batch.only("cond").rows):
+            if not any((role, row.prompt) in used for role in found):
+                images.setdefault(self._why(row.prompt, found, context), []).append(image)
+        return tuple(replace(each, images=tuple(own)) for each, own in images.items())
+
+    def _why(self, number: int, found: Mapping[str, Sequence[Sequence[ResolvedPhrase]]], context: PlanContext) -> Idle:
+        is_cond = "cond" in found
+        if not is_cond and not context.batch.indices("uncond"):
+            return Idle(reason="guidance is off, so there is no unconditional side", remedy="Raise guidance_scale.")
+        if not is_cond and not context.negative_prompts:
+            return Idle(reason="there is no negative prompt", remedy="Pass negative_prompt=, or set branch='cond'.")
+        prompts, named = (context.prompts, self.phrases) if is_cond else (context.negative_prompts, ())
+        if found["cond" if is_cond else "uncond"][number]:
+            begin = "its phrases stand at the beginning of the prompt, where they have read nothing else"
+            return Idle(reason=begin, remedy="Name others in phrases=.")
+        own = per_prompt(named, len(prompts), setting=f"{self.name}.phrases", things="phrases")[number]
+        is_empty = bool(named) and not own
+        reason = "phrases= has none for the prompt" if is_empty else why_none(own if named else None, prompts[number])
+        return Idle(reason=reason, remedy="Name others in phrases=.", is_wanted=is_empty)
 
     def _edit(self, structures: dict[tuple[str, int], Structure]) -> Edit:
         """The edit of the mode."""

@@ -15,7 +15,7 @@ from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.prompts.tagging import Range
 
-__all__ = ["ResolvedPhrase", "Levels", "PhraseNames", "resolve_phrases"]
+__all__ = ["ResolvedPhrase", "Levels", "PhraseNames", "resolve_phrases", "why_none"]
 
 Levels = Literal["all", "highest", "lowest"]
 PhraseNames = Annotated[
@@ -86,10 +86,7 @@ def resolve_phrases(
 def _of_prompt(
     prompt: Prompt, named: Sequence[str] | None, levels: Levels, adapter: Adapter, control: str
 ) -> tuple[ResolvedPhrase, ...]:
-    places = _named(prompt, named) if named is not None else [(each.start, each.end) for each in prompt.noun_phrases()]
-    places = sorted(set(places), key=lambda place: (place[0], -place[1]))
-    words = [(word.start, word.end) for word in prompt.words()]
-    parts = [place for place in places if not all(place[0] <= start and end <= place[1] for start, end in words)]
+    parts = _parts(prompt, _places(prompt, named))
     bound: list[ResolvedPhrase] = []
     left: dict[str, list[str]] = {}
     for place in parts:
@@ -100,10 +97,35 @@ def _of_prompt(
             left.setdefault(made, []).append(prompt.text[slice(*place)])
     for why, phrases in left.items():
         _warn(f"{control} leaves out {', '.join(map(repr, phrases))}: {why}.")
-    if not parts and prompt.text.strip() and named != ():
-        why = "holds no phrase but the whole of it" if places else "has no phrase"
-        _warn(f"{control}: {prompt.text!r} {why}, and its image is left alone{'' if named else '; name phrases='}.")
     return _at(levels if named is None else "all", _with_levels(bound))
+
+
+def why_none(named: Sequence[str] | None, prompt: Prompt) -> str:
+    """Return in a clause why no phrase of a prompt can be used.
+
+    Args:
+        named: the phrases that the user named for this prompt; None: they were to be found.
+        prompt: one without phrases.
+
+    Returns:
+        The clause.
+    """
+    places = _places(prompt, named)
+    if _parts(prompt, places):
+        return "none of its phrases can be encoded on its own"
+    return "the prompt holds no phrase but the whole of it" if places else "the prompt has no phrase"
+
+
+def _places(prompt: Prompt, named: Sequence[str] | None) -> list[Range]:
+    """Where the phrases are that were named, or that are found; outer ones first."""
+    found = _named(prompt, named) if named is not None else [(each.start, each.end) for each in prompt.noun_phrases()]
+    return sorted(set(found), key=lambda place: (place[0], -place[1]))
+
+
+def _parts(prompt: Prompt, places: Sequence[Range]) -> list[Range]:
+    """Those that are not the whole prompt."""
+    words = [(word.start, word.end) for word in prompt.words()]
+    return [place for place in places if not all(place[0] <= start and end <= place[1] for start, end in words)]
 
 
 def _named(prompt: Prompt, named: Sequence[str]) -> list[Range]:

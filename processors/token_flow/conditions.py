@@ -207,7 +207,10 @@ class Conditions:
         if not other.item.swap:
             return None
         source = self.swap(other).base
-        return Patch(rows=item.rows, source=source, source_rows=self._parse(source.text).find(item.name).tokens)
+        # By place: the swap may hold, or have held, the words of the item.
+        shift = len(other.item.swap) - (other.span.end - other.span.start) if other.span.start < item.span.start else 0
+        rows = self._parse(source.text).span_at(item.span.start + shift, item.span.end + shift).tokens
+        return Patch(rows=item.rows, source=source, source_rows=rows)
 
     def swap(self, item: ResolvedItem) -> Intervention:
         """Another prompt: with the item's swap in its place."""

@@ -20,19 +20,19 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.base import Control, Idle, Plan, PlanContext
 from t2ictl.controls.registry import register_control
 from t2ictl.errors import BadSetting
 from t2ictl.families.text_states import Encode, PromptEmbeds
 from t2ictl.guidance.text_objectives import TextEdit
 from t2ictl.processors.token_flow.conditions import Conditions, Intervention, Isolation, Special, compose
-from t2ictl.processors.token_flow.items import Item, ResolvedItem, bound_items
+from t2ictl.processors.token_flow.items import Item, ResolvedItem, placed_items, resolved_items
 from t2ictl.processors.token_flow.readings import Row, read_all
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Prompt
@@ -94,8 +94,13 @@ class TokenFlow(Control):
             return Plan()
         lists = per_prompt(self.items, len(context.prompts), setting=f"{self.name}.items", things="items")
         repairs = [self._repair(context, *each) for each in zip(context.prompts, lists, strict=True)]
-        if not any(each.condition.patches for each in repairs):
-            return Plan()
+        idle = tuple(
+            replace(each.idle, images=(image,))
+            for image, row in enumerate(context.batch.only("cond").rows)
+            if (each := repairs[row.prompt]).idle is not None
+        )
+        if all(each.idle is not None for each in repairs):
+            return Plan(idle=idle)
         if self.how == "alone":
             warnings.warn(
                 "Rows of an item that is encoded alone stand at other positions than CLIP has learned for them; "
@@ -104,39 +109,48 @@ class TokenFlow(Control):
                 stacklevel=2,
             )
         cleaning = _Cleaning(repairs, context)
-        return Plan(text=TextEdit(prompts=context.prompts, rewrite=cleaning.rewrite))
+        return Plan(text=TextEdit(prompts=context.prompts, rewrite=cleaning.rewrite), idle=idle)
 
     def _repair(self, context: PlanContext, prompt: Prompt, named: Sequence[Item | str]) -> _Repair:
-        found = self._items(prompt, named)
+        pairs = self._pairs(context, prompt, named)
         conditions = Conditions(prompt, lambda text: context.adapter.parse((text,), prompt.parser))
-        pairs = self._pairs(found, {each.words if isinstance(each, Item) else each for each in named})
         made = conditions.repair(
             "repair:all", pairs, how=self.how, strength=self.strength, special=self.special, pooled=self.pooled
         )
-        return _Repair(conditions=conditions, condition=made)
+        is_read = self.how != "pairwise" or any(item.may_read(other) for item, others in pairs for other in others)
+        is_more = self.special != "keep" or made.pooled != conditions.full
+        idle = None
+        if not pairs and not is_more:
+            reason = (
+                "it found no objects in the prompt" if not prompt.objects() else "there is no other item to clean of"
+            )
+            idle = Idle(reason=reason, remedy="Name items=.")
+        elif not is_read and not is_more:
+            reason = "its items stand before the others, and cannot have read them"
+            idle = Idle(reason=reason, remedy="Name items= that stand behind others, or set how='masked'.")
+        return _Repair(conditions=conditions, condition=made if idle is None else conditions.whole(), idle=idle)
 
-    def _items(self, prompt: Prompt, named: Sequence[Item | str]) -> tuple[ResolvedItem, ...]:
-        """The items to clean, and the sources beside them: those that are named, or all other objects."""
-        if not named and not prompt.objects():
-            return ()
-        items = list(named) or [each.item for each in bound_items(prompt, ())]
-        known = {each.words if isinstance(each, Item) else each for each in items}
-        others = self.sources or _other_objects(prompt, known)
-        found = bound_items(prompt, [*items, *(each for each in others if each not in known)])
+    def _pairs(
+        self, context: PlanContext, prompt: Prompt, named: Sequence[Item | str]
+    ) -> list[tuple[ResolvedItem, tuple[ResolvedItem, ...]]]:
+        """The items to clean, each with those whose influence is to go; all by their places in the prompt."""
+        cleaned = placed_items(prompt, named)
+        objects = placed_items(prompt, self.sources)
+        if not self.sources:  # objects that share no word with an item
+            taken = {token for _, span in cleaned for token in span.tokens}
+            objects = [pair for pair in objects if not taken & {*pair[1].tokens}]
+        places = [span.by_encoder for _, span in cleaned]
+        others = [pair for pair in objects if pair[1].by_encoder not in places]
+        found = resolved_items(prompt, [*cleaned, *others], is_causal=context.adapter.text_is_causal)
         for each in found:
             if any(m.start() < each.span.end and each.span.start < m.end() for m in _QUOTED.finditer(prompt.text)):
                 raise BadSetting(
                     f"The item {each.name!r} stands in quotes: text to be written, whose letters need their context.",
                     "Name other items.",
                 )
-        return found
-
-    def _pairs(
-        self, found: Sequence[ResolvedItem], named: set[str]
-    ) -> list[tuple[ResolvedItem, tuple[ResolvedItem, ...]]]:
-        cleaned = [each for each in found if not named or each.name in named]
-        sources = [each for each in found if not self.sources or each.name in self.sources]
-        pairs = [(each, tuple(other for other in sources if other is not each)) for each in cleaned]
+        wanted = {span.by_encoder for _, span in objects}
+        sources = [each for each in found if not self.sources or each.span.by_encoder in wanted]
+        pairs = [(each, tuple(other for other in sources if other is not each)) for each in found[: len(cleaned)]]
         return [pair for pair in pairs if pair[1] or self.how != "pairwise"]
 
     @classmethod
@@ -154,19 +168,13 @@ class TokenFlow(Control):
         return text_embeds(pipe, cls(**settings), prompts)
 
 
-def _other_objects(prompt: Prompt, known: set[str]) -> list[str]:
-    """Objects of the prompt that share no token with the named items."""
-    taken = {token for words in known for token in prompt.find(words).tokens}
-    objects = bound_items(prompt, ()) if prompt.objects() else ()
-    return [each.name for each in objects if not taken & set(each.rows)]
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Repair:
     """What is done to one prompt."""
 
     conditions: Conditions
     condition: Intervention
+    idle: Idle | None = None
 
 
 class _Cleaning:

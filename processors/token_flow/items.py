@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from t2ictl.errors import BadSetting
 from t2ictl.prompts.prompt import Prompt, Span
+from t2ictl.prompts.queries import check_apart
 from t2ictl.settings.fields import setting, settings_class
 
-__all__ = ["ResolvedItem", "Item", "Items", "bound_items"]
+__all__ = ["ResolvedItem", "Item", "Items", "bound_items", "placed_items", "resolved_items"]
 
 
 @settings_class
@@ -97,16 +98,53 @@ def bound_items(prompt: Prompt, items: Sequence[Item | str], *, is_causal: bool 
         AmbiguousWord: if the encoders have them at different positions.
         BadSetting: if there is no item, one comes twice or overlaps another, or a sense names no item.
     """
-    named = [each if isinstance(each, Item) else Item(words=each) for each in items]
-    if not named:
-        named = [Item(words=name) for name in _objects(prompt)]
-    if not named:
+    pairs = placed_items(prompt, items)
+    if not pairs:
         raise BadSetting(f"No objects were found in {prompt.text!r}.", "Name the items yourself.")
-    spans = [prompt.find(each.words) for each in named]
-    _check_apart(named, spans)
-    taken = {position for span in spans for position in span.tokens}
+    return resolved_items(prompt, pairs, is_causal=is_causal)
+
+
+def placed_items(prompt: Prompt, items: Sequence[Item | str]) -> list[tuple[Item, Span]]:
+    """Find the places of items, or of all objects.
+
+    Args:
+        prompt: the parsed prompt.
+        items: words or items; empty for all objects that the parser finds.
+
+    Returns:
+        Each item with its place. Objects are where the parser found them, whatever stands before in the same words.
+
+    Raises:
+        SpanNotFound: if words are not in the prompt, or were cut off.
+    """
+    named = [each if isinstance(each, Item) else Item(words=each) for each in items]
+    if named:
+        return [(each, prompt.find(each.words)) for each in named]
+    return [(Item(words=prompt.query_of(phrase.noun)), phrase.noun) for phrase in prompt.objects()]
+
+
+def resolved_items(
+    prompt: Prompt, pairs: Sequence[tuple[Item, Span]], *, is_causal: bool = True
+) -> tuple[ResolvedItem, ...]:
+    """Find out what each item may read where it is isolated.
+
+    Args:
+        prompt: the parsed prompt.
+        pairs: items with their places.
+        is_causal: whether the encoders let a word read only those before it.
+
+    Returns:
+        The items in the same order.
+
+    Raises:
+        AmbiguousWord: if the encoders have one at different positions.
+        BadSetting: if two share words, or a sense names no item.
+    """
+    named = [item for item, _ in pairs]
+    check_apart(prompt.text, [span for _, span in pairs], [item.words for item in named], "items")
+    taken = {position for _, span in pairs for position in span.tokens}
     bound = []
-    for item, span in zip(named, spans, strict=True):
+    for item, span in pairs:
         phrase = _phrase(prompt, span)
         others = taken - set(span.tokens)
         own = tuple(
@@ -119,30 +157,10 @@ def bound_items(prompt: Prompt, items: Sequence[Item | str], *, is_causal: bool 
     return tuple(bound)
 
 
-def _objects(prompt: Prompt) -> list[str]:
-    """Nouns of all objects; a repeated one with its number."""
-    names: list[str] = []
-    for phrase in prompt.objects():
-        words = phrase.noun.text
-        number = 1 + sum(name.partition("#")[0] == words for name in names)
-        names.append(words if number == 1 else f"{words}#{number}")
-    return names
-
-
 def _phrase(prompt: Prompt, span: Span) -> Span:
     """The noun phrase around an item; the item itself where there is none."""
     around = (each.span for each in prompt.objects() if each.span.start <= span.start and span.end <= each.span.end)
     return next(around, span)
-
-
-def _check_apart(named: Sequence[Item], spans: Sequence[Span]) -> None:
-    for number, span in enumerate(spans):
-        for other in range(number):
-            if set(span.tokens) & set(spans[other].tokens):
-                raise BadSetting(
-                    f"The items {named[other].words!r} and {named[number].words!r} share words.",
-                    "Name items that stand apart; a second one of the same word is 'cat#2'.",
-                )
 
 
 def _check_senses(named: Sequence[Item]) -> None:

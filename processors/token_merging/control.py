@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.base import Control, Idle, Plan, PlanContext
 from t2ictl.controls.concepts import ConceptMaps, NormalizeOver
 from t2ictl.controls.registry import register_control
 from t2ictl.errors import BadSetting, NeedsSession
@@ -35,7 +35,7 @@ from t2ictl.guidance.rules import MOST_UPDATES
 from t2ictl.guidance.text_objectives import EmbedLosses, EmbedObjective, EmbedStep, TextEdit, TextPasses
 from t2ictl.losses.entropy import entropy_loss, mean_entropy_share
 from t2ictl.losses.semantic_binding import semantic_binding_loss
-from t2ictl.processors.token_merging.groups import WordGroups, resolve_groups
+from t2ictl.processors.token_merging.groups import WordGroups, resolve_groups, without_groups
 from t2ictl.processors.token_merging.merged_prompt import MergedPrompt
 from t2ictl.processors.token_merging.presets import Preset, published_layers
 from t2ictl.processors.token_merging.rows import Removal, row_mask
@@ -151,14 +151,19 @@ class TokenMerging(Control):
             return Plan()
         self._check_mask(context)
         found = resolve_groups(self.groups, context, control=self.name)
+        idle = without_groups(self.groups, found, context)
         if not any(found):
-            return Plan()
+            return Plan(idle=idle)
         prompts = [
             MergedPrompt.from_groups(*each, kind=self.prompt_kind, merge=self.merge, removal=self.removal)
             for each in zip(context.prompts, found, strict=True)
         ]
         state = _Merging(self, context, tuple(prompts))
         shown = tuple(each.shown for each in prompts) if self.merge else context.prompts
+        objectives = state.objectives()
+        if not self.merge and not objectives:
+            off = Idle(reason="it merges nothing, and no loss moves a word", remedy="Set merge=True or entropy_steps.")
+            return Plan(idle=(off,))
         weight_BK = torch.stack([each.rows.weight(self.strength) for each in state.images])
         return Plan(
             text=TextEdit(
@@ -166,8 +171,9 @@ class TokenMerging(Control):
                 rewrite=state.rewrite,
                 weight=weight_BK if self.merge and self.removal == "mask" else None,
                 during=state.during if self.merge and self.end_tokens_from > 0 else None,
-                objectives=state.objectives(),
-            )
+                objectives=objectives,
+            ),
+            idle=idle,
         )
 
     def _check_mask(self, context: PlanContext) -> None:

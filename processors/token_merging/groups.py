@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from t2ictl.controls.base import PlanContext
+from t2ictl.controls.base import Idle, PlanContext
 from t2ictl.errors import BadSetting, SpanNotFound
 from t2ictl.processors.token_merging.rows import TokenGroup
 from t2ictl.prompts.grammar import ObjectGroup
@@ -15,7 +15,7 @@ from t2ictl.prompts.prompt import Merge, Prompt
 from t2ictl.prompts.tagging import split_words
 from t2ictl.settings.fields import setting, settings_class
 
-__all__ = ["ResolvedGroup", "WordGroup", "WordGroups", "resolve_groups"]
+__all__ = ["ResolvedGroup", "WordGroup", "WordGroups", "resolve_groups", "without_groups"]
 
 _ARTICLES = frozenset({"a", "an", "the"})
 
@@ -78,8 +78,8 @@ def resolve_groups(groups: WordGroups, context: PlanContext, *, control: str) ->
         control: name of the control, for messages.
 
     Returns:
-        One tuple a prompt. A prompt without groups has none, with a warning; a group that the token limit cut is
-        left out with one.
+        One tuple a prompt. A prompt without groups has none; a group that the token limit cut is left out, with a
+        warning.
 
     Raises:
         SpanNotFound: if a named word is not in its prompt.
@@ -90,6 +90,31 @@ def resolve_groups(groups: WordGroups, context: PlanContext, *, control: str) ->
     return tuple(
         _of_prompt(prompt, own, is_named=bool(groups), control=control)
         for prompt, own in zip(context.prompts, named, strict=True)
+    )
+
+
+def without_groups(
+    groups: WordGroups, found: Sequence[Sequence[ResolvedGroup]], context: PlanContext
+) -> tuple[Idle, ...]:
+    """Return why images whose prompt has no group are left alone.
+
+    Args:
+        groups: as for :func:`resolve_groups`.
+        found: what it returned.
+        context: the pipeline call.
+
+    Returns:
+        The reasons.
+    """
+    named = per_prompt(groups, len(context.prompts), setting="groups", things="groups")
+    images: dict[bool, list[int]] = {}
+    for image, row in enumerate(context.batch.only("cond").rows):
+        if not found[row.prompt]:
+            images.setdefault(bool(groups) and not named[row.prompt], []).append(image)
+    why = {True: "groups= has none for the prompt", False: "it found nothing to merge in the prompt"}
+    return tuple(
+        Idle(reason=why[is_empty], remedy="Name groups=.", images=tuple(own), is_wanted=is_empty)
+        for is_empty, own in images.items()
     )
 
 
@@ -105,8 +130,6 @@ def _of_prompt(
     kept = tuple(each for each in bound if each is not None)
     if len(kept) < len(bound):
         _warn(f"{control} leaves out a group of {prompt.text!r} that the token limit cut off.")
-    elif not kept and not is_named:
-        _warn(f"{control} found nothing to merge in {prompt.text!r} and leaves its image alone; name groups=.")
     return kept
 
 

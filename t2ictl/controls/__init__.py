@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from t2ictl.controls.attention_edit import AttentionEdit as AttentionEdit
     from t2ictl.controls.attributes import resolve_concepts as resolve_concepts
     from t2ictl.controls.base import Control as Control
+    from t2ictl.controls.base import Idle as Idle
     from t2ictl.controls.base import MapHook as MapHook
     from t2ictl.controls.base import Plan as Plan
     from t2ictl.controls.base import PlanContext as PlanContext
@@ -58,7 +59,7 @@ _HOME = {
     "t2ictl.attention.layers": ("Layer", "select_layers"),
     "t2ictl.controls.attention_edit": ("AttentionEdit",),
     "t2ictl.controls.attributes": ("resolve_concepts",),
-    "t2ictl.controls.base": ("Control", "MapHook", "Plan", "PlanContext"),
+    "t2ictl.controls.base": ("Control", "Idle", "MapHook", "Plan", "PlanContext"),
     "t2ictl.controls.concepts": ("Concepts", "NormalizeOver", "Smoothing", "chosen_concepts"),
     "t2ictl.controls.layouts": ("Layout", "Region"),
     "t2ictl.controls.loss_control": ("LossControl",),

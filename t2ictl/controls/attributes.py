@@ -5,14 +5,13 @@ Legend: ``B`` batch row, ``N`` word.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from t2ictl.controls.base import PlanContext
+from t2ictl.controls.base import Idle, PlanContext
 from t2ictl.controls.concepts import Concepts
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Prompt, Span
@@ -29,7 +28,7 @@ class ResolvedConcepts:
         owner_BN: number of the object that a word belongs to; a word of none has a number of its own, padding has -1.
         noun_BN: true where a word is the noun of its object.
         mask_BN: true where a word is real.
-        has_modifiers: whether in any image something describes something.
+        undescribed: images with objects none of which is described by a word.
         word_BN: number of the word that an entry belongs to: entries are words, or tokens of words.
     """
 
@@ -37,8 +36,15 @@ class ResolvedConcepts:
     owner_BN: Tensor
     noun_BN: Tensor
     mask_BN: Tensor
-    has_modifiers: bool
+    undescribed: tuple[int, ...]
     word_BN: Tensor
+
+    @property
+    def without_attributes(self) -> tuple[Idle, ...]:
+        """Why a control of binding leaves images alone, for its plan."""
+        reason = "no word of the prompt describes an object"
+        remedy = "Describe an object in the prompt, or name one that is described in concepts=."
+        return (Idle(reason=reason, remedy=remedy, images=self.undescribed),) if self.undescribed else ()
 
     @classmethod
     def from_rows(
@@ -64,7 +70,9 @@ class ResolvedConcepts:
             owner_BN=owner_BN.to(device),
             noun_BN=noun_BN.to(device),
             mask_BN=(owner_BN >= 0).to(device),
-            has_modifiers=any(len({owner for _, owner, *_ in listed}) < len(listed) for listed in rows),
+            undescribed=tuple(
+                image for image, own in enumerate(rows) if own and len({owner for _, owner, *_ in own}) == len(own)
+            ),
             word_BN=word_BN.to(device),
         )
 
@@ -103,32 +111,25 @@ def resolve_concepts(
 
     Raises:
         SpanNotFound: if a named word is not in its prompt.
-        BadSetting: if there is one list a prompt, and their numbers differ.
+        BadSetting: if there is one list a prompt, and their numbers differ; or if two named nouns share words.
     """
     words = per_prompt(concepts, len(context.prompts), setting=f"{control}.concepts", things="words")
-    found = [_words_of(prompt, own, control, others) for prompt, own in zip(context.prompts, words, strict=True)]
+    found = [_words_of(prompt, own, others) for prompt, own in zip(context.prompts, words, strict=True)]
     rows = [found[entry.prompt] for entry in context.batch.only("cond").rows]
     numbered = [[(*entry, place) for place, entry in enumerate(row)] for row in rows]
     return ResolvedConcepts.from_rows(numbered, context.adapter.device)
 
 
-def _words_of(prompt: Prompt, named: Sequence[str], control: str, others: bool) -> list[tuple[Span, int, bool]]:
+def _words_of(prompt: Prompt, named: Sequence[str], others: bool) -> list[tuple[Span, int, bool]]:
     """Words with the number of their object, and whether they are its noun."""
     phrases = prompt.objects()
-    nouns = prompt.find_all(named) if named else tuple(phrase.noun for phrase in phrases)
-    if not nouns:
-        warnings.warn(
-            f"{control} found no objects in {prompt.text!r} and leaves its image alone; name them in concepts=.",
-            UserWarning,
-            stacklevel=2,
-        )
-        return []
+    nouns = prompt.find_apart(named) if named else tuple(phrase.noun for phrase in phrases)
     by_tokens = {phrase.noun.by_encoder: phrase.attributes for phrase in phrases}
     listed: list[tuple[Span, int, bool]] = []
     for number, noun in enumerate(nouns):
         listed.append((noun, number, True))
         listed += [(span, number, False) for span in by_tokens.get(noun.by_encoder, ())]
-    if others:
+    if others and nouns:
         taken = {token for span, _, _ in listed for token in span.tokens}
         rest = [span for span in prompt.words() if any(span.by_encoder) and not taken & set(span.tokens)]
         listed += [(span, len(nouns) + number, False) for number, span in enumerate(rest)]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from t2ictl.prompts.prompt import Prompt
     from t2ictl.settings.windows import Step
 
-__all__ = ["Control", "MapHook", "Plan", "PlanContext", "Preset"]
+__all__ = ["Control", "Idle", "MapHook", "Plan", "PlanContext", "Preset"]
 
 Preset = Literal["auto", "published", "none"]
 
@@ -83,6 +83,25 @@ class MapHook:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Idle:
+    """Why a control leaves images alone, where only the control knows it.
+
+    The session adds what can be read from the plan: a window without a step, losses without a gradient, and so on.
+
+    Args:
+        reason: a clause in lower case without a full stop: ``"it found no objects"``.
+        remedy: what would make it act, one sentence.
+        images: the images it leaves alone; None: all.
+        is_wanted: whether the user asked for just that, with an empty list for a prompt: no reason to warn.
+    """
+
+    reason: str
+    remedy: str
+    images: tuple[int, ...] | None = None
+    is_wanted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a control does in one pipeline call. All state of the call lives behind it.
 
@@ -97,6 +116,7 @@ class Plan:
             image, and the step; gives all of them, the others as they were. It comes last, at every evaluation.
         text: what is done to the text states; only one control of a session can.
         map_hooks: who reads the maps of the passes that make the image.
+        idle: why it leaves some images alone, or all of them. The session warns of it before the first step.
     """
 
     objectives: tuple[Objective, ...] = ()
@@ -106,6 +126,7 @@ class Plan:
     fixed_latents: Callable[[Tensor, Step], Tensor] | None = None
     text: TextEdit | None = None
     map_hooks: tuple[MapHook, ...] = ()
+    idle: tuple[Idle, ...] = ()
 
 
 @settings_class
@@ -133,6 +154,8 @@ class Control:
     """What the published form sets otherwise than the defaults."""
     has_losses: ClassVar[bool] = True
     """Whether its plan has losses, by which something moves; a control without edits attention only."""
+    wants_effect: ClassVar[bool] = True
+    """Whether it is there to change images, so that a session warns where it changes none."""
 
     def plan(self, context: PlanContext) -> Plan:
         """Make the plan for one pipeline call.
@@ -141,7 +164,7 @@ class Control:
             context: adapter, prompts and batch layout of the call.
 
         Returns:
-            The plan; an empty one leaves the image alone.
+            The plan; an empty one leaves the image alone, and a warning tells the user (:class:`Idle` says why).
         """
         raise NotImplementedError
 

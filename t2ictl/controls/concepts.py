@@ -8,7 +8,6 @@ rows and columns.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from t2ictl.attention.layers import Layer, select_layers
-from t2ictl.controls.base import PlanContext
+from t2ictl.controls.base import Idle, PlanContext
 from t2ictl.maps.ops import concept_maps, gaussian_kernel, smooth, token_softmax
 from t2ictl.prompts.per_prompt import per_prompt
 from t2ictl.prompts.prompt import Prompt, Span
@@ -32,6 +31,7 @@ __all__ = [
     "chosen_concepts",
     "concept_table",
     "self_layers",
+    "without_concepts",
 ]
 
 Concepts = tuple[str, ...] | tuple[tuple[str, ...], ...]
@@ -48,28 +48,33 @@ def chosen_concepts(concepts: Concepts, context: PlanContext, *, control: str) -
         control: name of the control, for messages.
 
     Returns:
-        For each image, the spans of its concepts. A prompt without objects has none, with a warning.
+        For each image, the spans of its concepts. A prompt without objects has none; :func:`without_concepts` says so.
 
     Raises:
         SpanNotFound: if a named word is not in its prompt.
-        BadSetting: if there is one list a prompt, and their numbers differ.
+        BadSetting: if there is one list a prompt, and their numbers differ; or if two named concepts share words.
     """
     words = per_prompt(concepts, len(context.prompts), setting=f"{control}.concepts", things="words")
-    found = [_concepts_of(prompt, own, control) for prompt, own in zip(context.prompts, words, strict=True)]
+    found = [_concepts_of(*each) for each in zip(context.prompts, words, strict=True)]
     return tuple(found[row.prompt] for row in context.batch.only("cond").rows)
 
 
-def _concepts_of(prompt: Prompt, words: Sequence[str], control: str) -> tuple[Span, ...]:
-    if words:
-        return prompt.find_all(words)
-    objects = tuple(phrase.noun for phrase in prompt.objects())
-    if not objects:
-        warnings.warn(
-            f"{control} found no objects in {prompt.text!r} and leaves its image alone; name them in concepts=.",
-            UserWarning,
-            stacklevel=2,
-        )
-    return objects
+def _concepts_of(prompt: Prompt, words: Sequence[str]) -> tuple[Span, ...]:
+    return prompt.find_apart(words) if words else tuple(phrase.noun for phrase in prompt.objects())
+
+
+def without_concepts(rows: Sequence[Sequence[object]]) -> tuple[Idle, ...]:
+    """Return why images without concepts are left alone, for the plan of a control.
+
+    Args:
+        rows: the concepts of each image.
+
+    Returns:
+        One reason, or none.
+    """
+    images = tuple(image for image, own in enumerate(rows) if not own)
+    reason, remedy = "it found no objects in the prompt", "Name the words in concepts=."
+    return (Idle(reason=reason, remedy=remedy, images=images),) if images else ()
 
 
 def self_layers(context: PlanContext, layers: Sequence[Layer]) -> tuple[Layer, ...]:

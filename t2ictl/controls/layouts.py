@@ -161,16 +161,20 @@ class Layout:
 
         Raises:
             SpanNotFound: if the word of a region is in none of the prompts.
-            BadSetting: if it is in a prompt, but is no concept of the control.
+            BadSetting: if it is in a prompt, but is no concept of the control; or if a concept has two regions.
         """
         matched: list[list[Region | None]] = [[None for _ in spans] for spans in rows]
         for region in regions:
-            tokens = [_tokens(prompt, region.word, strict=len(context.prompts) == 1) for prompt in context.row_prompts]
             hits = 0
-            for row, spans in enumerate(rows):
-                for number, span in enumerate(spans):
-                    if span.tokens == tokens[row]:
-                        matched[row][number], hits = region, hits + 1
+            for row, (spans, prompt) in enumerate(zip(rows, context.row_prompts, strict=True)):
+                number = _meant(prompt, region.word, spans, strict=len(context.prompts) == 1)
+                if number is not None:
+                    if matched[row][number] is not None:
+                        raise BadSetting(
+                            f"The layout gives two regions to {spans[number].text!r} in {prompt.text!r}.",
+                            "Give each word one region; a second one of the same word is 'cat#2'.",
+                        )
+                    matched[row][number], hits = region, hits + 1
             if not hits:
                 known = sorted({span.text for spans in rows for span in spans})
                 raise BadSetting(
@@ -241,11 +245,17 @@ def strips(rows: Sequence[Sequence[Span]]) -> Layout:
     return Layout(regions=tuple(regions))
 
 
-def _tokens(prompt: Prompt, word: str, *, strict: bool) -> tuple[int, ...] | None:
-    """Token positions of a word; in a batch of several prompts it need not be in all of them."""
+def _meant(prompt: Prompt, word: str, spans: Sequence[Span], *, strict: bool) -> int | None:
+    """Number of the concept that a region is for; in a batch of several prompts its word need not be in all of them."""
     try:
-        return prompt.find(word).tokens
+        tokens = prompt.find(word).tokens
     except SpanNotFound:
         if strict:
             raise
         return None
+    number = next((number for number, span in enumerate(spans) if span.tokens == tokens), None)
+    if number is not None:
+        return number
+    # The first place of the word is inside of another one, as of "bear" in "a teddy bear and a bear".
+    named = [number for number, span in enumerate(spans) if span.text.casefold() == word.strip().casefold()]
+    return named[0] if len(named) == 1 else None

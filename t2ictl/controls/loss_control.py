@@ -93,7 +93,9 @@ class LossControl(Control):
             found = given(maps_BNYX, mask_BN)
             return found if isinstance(found, Losses) else Losses(terms={self.name: found})
 
-        return loss_plan(self, context, chosen_concepts(self.concepts, context, control=self.name), loss)
+        # A function of the user's is called for the image alone, never to try it out.
+        spans = chosen_concepts(self.concepts, context, control=self.name)
+        return loss_plan(self, context, spans, loss, dry_run=False)
 
 
 _checked: Callable[..., None] = LossControl.__init__

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from t2ictl.attention.layers import Layer
-from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.controls.concepts import ConceptMaps, NormalizeOver, Smoothing, self_layers
+from t2ictl.controls.base import Control, Idle, Plan, PlanContext
+from t2ictl.controls.concepts import ConceptMaps, NormalizeOver, Smoothing, self_layers, without_concepts
 from t2ictl.guidance.objectives import Losses, Objective
 from t2ictl.prompts.prompt import Span
 from t2ictl.settings.windows import Step
@@ -36,6 +36,7 @@ def loss_plan(
     self_attention: bool = False,
     preparations: Preparations = (),
     also: tuple[tuple[Layer, ...], ...] = (),
+    idle: tuple[Idle, ...] = (),
     **fields: Any,
 ) -> Plan:
     """Make the plan of a control whose loss is a function of the maps of some words.
@@ -54,20 +55,21 @@ def loss_plan(
         preparations: pairs of smoothing and competing tokens in the place of those of the control; the loss gets the
             maps of each, one after the other.
         also: further groups of cross-attention layers.
+        idle: why the control leaves some images alone, beside those that have no words.
         **fields: further fields of :class:`Objective`, in the place of those of the control.
 
     Returns:
-        The plan; an empty one for strength 0, or where no image has words.
+        The plan; an empty one for strength 0, or where every image is left alone.
 
     Raises:
         NoLayerMatched: if the filter matches no cross-attention layer.
-
-    Example:
-        In docs/your_own_control.md, and in the files of :mod:`t2ictl.processors` that call it.
     """
     given: Any = control
-    if given.strength == 0 or not any(spans):
+    idle = (*without_concepts(spans), *idle)
+    if given.strength == 0:
         return Plan()
+    if {image for each in idle for image in each.images or ()} == set(range(len(spans))):
+        return Plan(idle=idle)
     prepared = [
         ConceptMaps.from_context(context, spans, given.layers, smoothing, tokens)
         for smoothing, tokens in preparations or ((given.smoothing, given.normalize_over),)
@@ -90,6 +92,9 @@ def loss_plan(
         evaluate=evaluate,
         on_maps=None if on_maps is None else lambda maps_BYXT, step: on_maps(maps(maps_BYXT)),
         strength=given.strength,
-        **{name: getattr(control, own) for own, name in _FIELDS.items() if hasattr(control, own)} | fields,
+        words=maps.table.names,
+        **{name: getattr(control, own) for own, name in _FIELDS.items() if hasattr(control, own)}
+        | {"dry_run": True}
+        | fields,
     )
-    return Plan(objectives=(objective,))
+    return Plan(objectives=(objective,), idle=idle)

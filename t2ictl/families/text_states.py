@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 __all__ = ["Encode", "PromptEmbeds"]
@@ -22,6 +23,22 @@ class PromptEmbeds:
 
     embeds: Tensor
     pooled: Tensor | None = None
+
+    def same_images(self, other: PromptEmbeds) -> frozenset[int]:
+        """Find the images that have the very same states in both.
+
+        Args:
+            other: states of the same images.
+
+        Returns:
+            The images; none where the rows have another length.
+        """
+        if self.embeds.shape != other.embeds.shape:
+            return frozenset()
+        same_B = (self.embeds == other.embeds).flatten(1).all(dim=1)
+        if self.pooled is not None and other.pooled is not None:
+            same_B = same_B & (self.pooled == other.pooled).flatten(1).all(dim=1)
+        return frozenset(torch.nonzero(same_B).flatten().tolist())
 
 
 class Encode(Protocol):

@@ -62,6 +62,9 @@ class Objective:
         keep_discarded: move also where the scheduler throws the moved sample away (parity only).
         search: looks for better initial noise, once, before the first evaluation, in the place of moves at every one.
         moves: what moves.
+        words: for each image the words whose maps it reads, for messages.
+        dry_run: whether a second plan of its control may be tried on made-up maps before the first step: losses without
+            a gradient move nothing, and the user is told.
     """
 
     name: str
@@ -77,6 +80,8 @@ class Objective:
     keep_discarded: bool = False
     search: NoiseSearch | None = None
     moves: Literal["latents"] = "latents"
+    words: tuple[tuple[str, ...], ...] = ()
+    dry_run: bool = False
 
     @property
     def groups(self) -> tuple[tuple[Layer, ...], ...]:

@@ -17,7 +17,7 @@ from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
 from t2ictl.prompts.accessories import object_groups
 from t2ictl.prompts.grammar import ObjectGroup, group, known_parser
 from t2ictl.prompts.noun_phrases import NounPhrase, noun_phrases
-from t2ictl.prompts.queries import cut_off, matches, not_found, nth, read_query
+from t2ictl.prompts.queries import check_apart, cut_off, matches, not_found, nth, read_query
 from t2ictl.prompts.tagging import split_words
 from t2ictl.prompts.tokens import Encoding, encode
 
@@ -186,6 +186,33 @@ class Prompt:
     def find_all(self, queries: Sequence[str]) -> tuple[Span, ...]:
         """Find several words or phrases, each as :meth:`find` does, in the order asked."""
         return tuple(self.find(query) for query in queries)
+
+    def find_apart(self, queries: Sequence[str], things: str = "concepts") -> tuple[Span, ...]:
+        """Find several words or phrases of which none shares a word with another.
+
+        Args:
+            queries: the words or phrases.
+            things: what they are, for the message.
+
+        Returns:
+            The spans, in the order asked.
+
+        Raises:
+            SpanNotFound: as for :meth:`find`.
+            BadSetting: if two of them are the same words, one lies in another, or a control merged them into one token.
+        """
+        spans = self.find_all(queries)
+        check_apart(self.text, spans, queries, things)
+        return spans
+
+    def query_of(self, span: Span) -> str:
+        """Return the words by which :meth:`find` finds this very place: ``"truck#2"`` behind a "fire truck".
+
+        Args:
+            span: a span of ``text``.
+        """
+        earlier = sum(end <= span.start for _, end in matches(self.text, self._names(), span.text))
+        return f"{span.text}#{earlier + 1}" if earlier else span.text
 
     def span_at(self, start: int, end: int, role: str = "word") -> Span:
         """The span of a half-open character range of ``text``.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from t2ictl.errors import BadSetting, SpanNotFound
 from t2ictl.prompts.tagging import Range, split_words
 from t2ictl.prompts.tokens import Encoding
 
-__all__ = ["cut_off", "matches", "not_found", "nth", "read_query"]
+__all__ = ["check_apart", "cut_off", "matches", "not_found", "nth", "read_query"]
 
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
 _NUMBERED = re.compile(r"(?P<words>.*\S)\s*#(?P<number>\d{1,9})\s*", re.DOTALL)
@@ -97,3 +98,27 @@ def cut_off(words: str, encodings: Sequence[Encoding]) -> SpanNotFound:
         f"'{words}' was cut off by the limit of {len(limit.ids)} tokens; the text ends after '{''.join(last)}'.",
         "Shorten the prompt, or move the word to the front.",
     )
+
+
+def check_apart(text: str, spans: Sequence[Any], names: Sequence[str], things: str) -> None:
+    """See that no two words or phrases of a prompt share a token: their map would be compared with itself.
+
+    Args:
+        text: the prompt.
+        spans: what was found, each with its tokens ``by_encoder``.
+        names: what was asked for.
+        things: what they are, for the message.
+
+    Raises:
+        BadSetting: if two do.
+    """
+    for number, span in enumerate(spans):
+        for other, earlier in enumerate(spans[:number]):
+            pairs = zip(span.by_encoder, earlier.by_encoder, strict=True)
+            if any(set(here) & set(there) for here, there in pairs):
+                how = "are merged into one token" if span.merged or earlier.merged else "share words"
+                raise BadSetting(
+                    f"The {things} {names[other]!r} and {names[number]!r} {how} in {text!r}, "
+                    "and a map would be compared with itself.",
+                    "Name words that stand apart; a second one of the same word is 'cat#2'.",
+                )

@@ -29,6 +29,7 @@ from t2ictl.session.installation import AttnProcessorPatch
 from t2ictl.session.listeners import MapListeners
 from t2ictl.session.mover import LatentMover
 from t2ictl.session.observers import LossMonitor
+from t2ictl.session.planning import IdleCheck
 from t2ictl.session.text_embeds import EmbedsState
 from t2ictl.settings.windows import Step
 
@@ -143,6 +144,7 @@ class PipelineCall:
         processors: puts ours at the layers, for the length of an evaluation.
         passes: extra passes through the denoiser.
         cost: counter of the session.
+        idle: warns of controls with nothing to do.
         text: what a control does to the text embeddings, or None.
     """
 
@@ -155,6 +157,7 @@ class PipelineCall:
     processors: AttnProcessorPatch
     passes: ExtraPasses
     cost: Cost
+    idle: IdleCheck
     text: EmbedsState | None = None
     _step: Step | None = None
     _discarded: tuple[bool, ...] = ()
@@ -199,6 +202,8 @@ class PipelineCall:
         if step.index == 0:
             self.listeners.start(now.cond, step.total, latent_size)
             self._discarded = self._discarded_samples(inputs["timestep"], step.total)
+            text_tokens = inputs["encoder_hidden_states"].shape[1]
+            self.idle.warn(self.guard.all_steps(step), latent_size, text_tokens, self._discarded)
             if any(plan.objectives or (plan.text is not None and plan.text.objectives) for plan in self.mover.plans):
                 warn_of_other_listeners(self.guard.adapter.denoiser)
         self._notice_text(now)

@@ -6,7 +6,7 @@ evaluation that this call did not lead to is refused before anything acts on it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -98,6 +98,22 @@ class EvaluationGuard:
         self.evaluations += 1
         self._last_timestep = timestep
         return step
+
+    def all_steps(self, first: Step) -> tuple[Step, ...]:
+        """List all evaluations of the call.
+
+        Args:
+            first: the first one.
+
+        Returns:
+            The steps in order; the scheduler may change its mind about their timesteps.
+        """
+        assert self._schedule is not None
+        timesteps = self._schedule[2][-first.total :]
+        return tuple(
+            replace(first, index=index, timestep=timesteps[min(index, len(timesteps) - 1)])
+            for index in range(first.total)
+        )
 
     def _follows(self, timestep: float) -> bool:
         """Whether an evaluation at this timestep can be the next one of this call.

@@ -3,17 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import Layer
 from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.idle import CallOutline, warn_idle
 from t2ictl.errors import ControlConflict, UnsupportedPipeline
 from t2ictl.guidance.objectives import check_one_step_size
+from t2ictl.settings.windows import Step
 
-__all__ = ["acting_layers", "edits_by_layer", "make_plans"]
+__all__ = ["IdleCheck", "acting_layers", "edits_by_layer", "make_plans"]
+
+
+@dataclass(kw_only=True)
+class IdleCheck:
+    """Warns of controls with nothing to do, before the first evaluation of a call.
+
+    Args:
+        context: the call, with the words where they are now.
+        planned: the controls with their plans.
+        measured: those that only look on, with their plans.
+        same_text: images whose text embeddings are as the pipeline encoded them.
+    """
+
+    context: PlanContext
+    planned: Sequence[tuple[Control, Plan]]
+    measured: Sequence[tuple[Control, Plan]] = ()
+    same_text: frozenset[int] = frozenset()
+
+    def warn(
+        self, steps: tuple[Step, ...], latent_size: tuple[int, int], tokens: int, discarded: tuple[bool, ...]
+    ) -> None:
+        """Warn once for each control with nothing to do.
+
+        Args:
+            steps: all evaluations to come.
+            latent_size: height and width of the latent (cells).
+            tokens: length of a text row.
+            discarded: for each evaluation, whether the scheduler throws its sample away.
+        """
+        outline = CallOutline(
+            context=self.context,
+            steps=steps,
+            discarded=discarded,
+            latent_size=latent_size,
+            tokens=tokens,
+            same_text=self.same_text,
+        )
+        for does, pairs in (("does", self.planned), ("measures", self.measured)):
+            for control, plan in pairs:
+                warn_idle(control, plan, outline, does=does)
 
 
 def make_plans(controls: Sequence[Control], context: PlanContext) -> tuple[tuple[Plan, ...], PlanContext]:

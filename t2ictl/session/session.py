@@ -43,7 +43,7 @@ from t2ictl.session.listeners import MapListeners
 from t2ictl.session.mover import LatentMover
 from t2ictl.session.observers import LossEntry, LossMonitor
 from t2ictl.session.patches import PipelinePatches
-from t2ictl.session.planning import acting_layers, edits_by_layer, make_plans
+from t2ictl.session.planning import IdleCheck, acting_layers, edits_by_layer, make_plans
 from t2ictl.session.text_embeds import EmbedsState
 
 __all__ = ["Session", "controlled"]
@@ -278,7 +278,9 @@ class Session:
         self._check_words(prompts, encoded)
         plans, context = make_plans(self.controls, context)
         monitors = tuple(LossMonitor(control, control.plan(context)) for control in self._measure)
-        call = self._new_call(patches, encoded, prompts, plans, monitors)
+        measured = tuple((each.control, each.plan) for each in monitors)
+        idle = IdleCheck(context=context, planned=tuple(zip(self.controls, plans, strict=True)), measured=measured)
+        call = self._new_call(patches, encoded, prompts, plans, monitors, idle)
         patches.start_call(call.replace)
         self._call = call
         self._results = CallResults(log=call.log, listeners=call.listeners)
@@ -301,6 +303,7 @@ class Session:
         prompts: tuple[Prompt, ...] | None,
         plans: Sequence[Plan],
         monitors: Sequence[LossMonitor],
+        idle: IdleCheck,
     ) -> PipelineCall:
         text = next((plan.text for plan in plans if plan.text is not None), None)
         edits = edits_by_layer(plans)
@@ -336,6 +339,7 @@ class Session:
             processors=patches.processors,
             passes=passes,
             cost=self.cost,
+            idle=idle,
             text=None if text is None else EmbedsState(text),
         )
 
@@ -353,8 +357,9 @@ class Session:
         assert self._call is not None
         text = self._call.text
         if text is not None and not self._words.are_edited(encoded.embeddings):
-            states = text.edit.rewrite(self.adapter.text_states(result), encode)
-            result = self.adapter.with_text_states(result, states)
+            before = self.adapter.text_states(result)
+            result = self.adapter.with_text_states(result, text.edit.rewrite(before, encode))
+            self._call.idle.same_text = self.adapter.text_states(result).same_images(before)
         elif text is not None and (text.edit.objectives or text.edit.during is not None):
             # Not edited a second time; but what acts on the way learns from the words what it needs.
             words = by_image(self._prompts, encoded)

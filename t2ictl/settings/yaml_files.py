@@ -13,7 +13,7 @@ from t2ictl.settings.files import MAX_BYTES
 __all__ = ["read_yaml"]
 
 LARGEST = 100_000
-"""Values that a file may stand for, each alias counted as what it repeats. The largest plan of ours has some hundred."""
+"""Values that a file may stand for, each alias counted as what it repeats. Plans of ours have some hundred."""
 
 
 def read_yaml(path: Path, what: str) -> Any:

@@ -23,6 +23,7 @@ from t2ictl.attention.layers import Layer, select_layers
 from t2ictl.attention.passes import ActivePass, DenoiserPass
 from t2ictl.attention.processor import ControlledAttention, Inputs, edited_attention
 from t2ictl.controls.base import Control, Plan, PlanContext
+from t2ictl.controls.idle import CallOutline, warn_idle
 from t2ictl.controls.presets import with_preset
 from t2ictl.errors import ControlConflict, NotRecorded, ShapeMismatch
 from t2ictl.families import find_adapter
@@ -88,13 +89,15 @@ def text_embeds(pipe: Any, control: Control, prompts: Sequence[str], parser: str
     arguments = {"device": adapter.device}
     found = tuple(adapter.parse((text,), parser) for text in prompts)
     batch = BatchLayout.from_counts(prompts=len(found), images_per_prompt=1, guided=False)
+    context = PlanContext(adapter=adapter, prompts=found, batch=batch)
     (control,) = with_preset([control], adapter)
-    plan = control.plan(PlanContext(adapter=adapter, prompts=found, batch=batch))
-    states = adapter.encode(pipe.encode_prompt, arguments, prompts)
+    plan = control.plan(context)
+    states = given = adapter.encode(pipe.encode_prompt, arguments, prompts)
     if plan.text is not None:
         dtype = states.embeds.dtype
         states = plan.text.rewrite(states, partial(adapter.encode, pipe.encode_prompt, arguments))
         states = replace(states, embeds=states.embeds.to(dtype))
+    warn_idle(control, plan, CallOutline(context=context, same_text=states.same_images(given)))
     pooled = {} if states.pooled is None else {"pooled_prompt_embeds": states.pooled}
     return {"prompt_embeds": states.embeds, **pooled}
 
@@ -117,8 +120,10 @@ def attention_processors(pipe: Any, control: Control, prompts: Sequence[str]) ->
     """
     adapter, prompts = find_adapter(pipe), listed(prompts)
     check_free(adapter)
+    context = plan_context(adapter, prompts, 1)
     (control,) = with_preset([control], adapter)
-    plan = control.plan(plan_context(adapter, prompts, 1))
+    plan = control.plan(context)
+    warn_idle(control, plan, CallOutline(context=context))
     current = standing(adapter)
     edits = edits_by_layer(plan)
     if edits:

@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+import t2ictl
 from t2ictl.attention.batch import BatchLayout
+from t2ictl.controls.attributes import resolve_concepts
 from t2ictl.controls.base import PlanContext
-from t2ictl.controls.concepts import ConceptMaps, NormalizeOver, chosen_concepts, concept_table
+from t2ictl.controls.concepts import ConceptMaps, NormalizeOver, chosen_concepts, concept_table, without_concepts
 from t2ictl.errors import AmbiguousWord, BadSetting, NoLayerMatched, SpanNotFound
 from t2ictl.families import find_adapter
+from t2ictl.processors import AttentionSegregation, TokenMerging
 from t2ictl.prompts.prompt import Span
 from tests.controls.context_cases import context
-from tests.tiny import sd, sd2, sdxl
+from tests.tiny import run, sd, sd2, sdxl
 
 PROMPTS = ("a red circle and a blue square", "a cat on a skateboard")
 
@@ -47,10 +50,50 @@ def test_the_second_of_two_equal_words() -> None:
     assert [span.tokens for span in spans] == [(2,), (5,)]
 
 
-def test_no_objects_is_a_warning_and_an_empty_row() -> None:
-    with pytest.warns(UserWarning, match=r"x found no objects in 'in white'"):
-        rows = chosen_concepts((), context(sd(), "in white", PROMPTS[0]), control="x")
+SHARED = [("circle", "circle"), ("red circle", "circle"), ("circle", "Circle#1"), ("circle", "first circle")]
+
+
+@pytest.mark.parametrize("words", SHARED)
+def test_a_word_is_not_compared_with_itself(words: tuple[str, str]) -> None:
+    here = context(sd(), PROMPTS[0])
+    for choose in (chosen_concepts, resolve_concepts):
+        with pytest.raises(BadSetting, match=f"concepts '{words[0]}' and '{words[1]}' share words"):
+            choose((*words, "square"), here, control="x")
+    apart = context(sd(), "a red circle and a circle")
+    assert texts(chosen_concepts(("red circle", "circle#2"), apart, control="x")) == [["red circle", "circle"]]
+
+
+@pytest.mark.parametrize("words", SHARED)
+def test_it_is_refused_before_the_first_step_in_every_list_of_a_batch(words: tuple[str, str]) -> None:
+    pipe = sd()
+    with t2ictl.controlled(pipe, [AttentionSegregation(concepts=(("cat",), words))]) as session:
+        with pytest.raises(BadSetting, match="a map would be compared with itself"):
+            run(pipe, ["a cat", PROMPTS[0]], steps=2)
+    assert session.cost.forwards == 0
+
+
+def test_words_that_were_merged_into_one_token_are_one() -> None:
+    pipe, merged = sd(), TokenMerging(merge=True, entropy_steps=0)
+    with t2ictl.controlled(pipe, [merged, AttentionSegregation(concepts=("red", "circle"))]):
+        with pytest.raises(BadSetting, match="'red' and 'circle' are merged into one token"):
+            run(pipe, PROMPTS[0], steps=1)
+
+
+def test_objects_whose_names_hold_each_other_are_found_by_place() -> None:
+    for text, words in (("a teddy bear and a bear", ["teddy bear", "bear"]), ("a cat and a black cat", ["cat", "cat"])):
+        here = context(sd(), text)
+        (spans,) = chosen_concepts((), here, control="x")
+        assert [span.text for span in spans] == words and not {*spans[0].tokens} & {*spans[1].tokens}
+        found = resolve_concepts((), here, control="x")
+        assert [span.tokens for span in found.spans[0] if span.role == "object"] == [span.tokens for span in spans]
+
+
+def test_no_objects_is_an_empty_row_and_a_reason() -> None:
+    rows = chosen_concepts((), context(sd(), "in white", PROMPTS[0]), control="x")
     assert texts(rows) == [[], ["circle", "square"]]
+    (idle,) = without_concepts(rows)
+    assert idle.reason == "it found no objects in the prompt" and idle.images == (0,)
+    assert without_concepts(rows[1:]) == ()
 
 
 def span(*tokens: int) -> Span:
@@ -80,8 +123,7 @@ def test_which_tokens_compete() -> None:
     """All but the start and the last position where padding repeats the end token, else those before the end."""
     long = "a red cat and a blue dog on a big car in a ball with a hat"
     assert maps_for(sd(), PROMPTS[0]).ends == (15,)
-    with pytest.warns(UserWarning, match="no objects in ''"):
-        ends = maps_for(sd2(), PROMPTS[0], "a cat", long, "", words=((), (), ("cat",), ())).ends
+    ends = maps_for(sd2(), PROMPTS[0], "a cat", long, "", words=((), (), ("cat",), ())).ends
     assert ends == (8, 3, 15, 2)  # an empty prompt keeps its end token: a softmax over nothing has no meaning
 
 

@@ -115,3 +115,19 @@ def test_a_region_must_belong_to_a_concept() -> None:
     both = context(sd(), "a cat", "a dog")
     with pytest.raises(BadSetting, match="'car'"):
         Layout.from_regions((Region(word="car", box=whole),), both, chosen_concepts((), both, control="x"))
+
+
+def test_a_region_finds_its_concept_behind_a_longer_word() -> None:
+    here = context(sd(), "a teddy bear and a bear")
+    rows = chosen_concepts((), here, control="x")
+    regions = (Region(word="bear", box=(0, 0, 0.5, 1)), Region(word="teddy bear", box=(0.5, 0, 1, 1)))
+    assert Layout.from_regions(regions, here, rows).regions == ((regions[1], regions[0]),)
+
+
+@pytest.mark.parametrize("words", [("cat", "cat"), ("cat", "cat#1"), ("second cat", "cat#2")])
+def test_two_regions_of_one_concept_are_refused(words: tuple[str, str]) -> None:
+    here = context(sd(), "a cat and a cat")
+    rows = chosen_concepts((), here, control="x")
+    regions = [Region(word=word, box=(0, 0, 0.5, 1)) for word in words]
+    with pytest.raises(BadSetting, match="two regions to 'cat'"):
+        Layout.from_regions(regions, here, rows)

@@ -10,9 +10,9 @@ WORKS, ONE_STEP = "works", "one step"
 SIGNS = {"✓": WORKS, "✓ step": ONE_STEP}
 
 
-def page_table() -> str:
-    """The table of ``docs/composition.md`` with the reasons below it, as it stands there."""
-    page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
+def page_table(name: str = "composition.md") -> str:
+    """The table of a page with the reasons below it, as it stands there."""
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     return page.partition("<!-- table -->")[2].partition("<!-- end of table -->")[0].strip()
 
 

@@ -124,7 +124,7 @@ def test_a_push_follows_what_objectives_do() -> None:
 # -- who is told of moves ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:token_merging found nothing to merge:UserWarning")
+@pytest.mark.filterwarnings("ignore:token_merging does nothing:UserWarning")
 @pytest.mark.parametrize(
     ("scheduler", "controls"),
     [

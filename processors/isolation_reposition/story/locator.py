@@ -14,6 +14,7 @@ from t2ictl.controls.concepts import ConceptMaps
 from t2ictl.controls.layouts import Region
 from t2ictl.processors.isolation_reposition.cast import SubjectAssignment
 from t2ictl.processors.isolation_reposition.places import SubjectRegions
+from t2ictl.processors.isolation_reposition.subjects import subject_spans
 from t2ictl.settings.windows import Step
 
 __all__ = ["SubjectLocator"]
@@ -39,7 +40,7 @@ class SubjectLocator(Control):
     def plan(self, context: PlanContext) -> Plan:
         """MapHook the maps of the subjects' words."""
         batch = context.batch.only("cond").rows
-        rows = tuple(context.prompts[row.prompt].find_all(self._names[row.prompt]) for row in batch)
+        rows = tuple(subject_spans(context.prompts[row.prompt], self._names[row.prompt]) for row in batch)
         nobody = tuple((None,) * len(own) for own in rows)
         maps = ConceptMaps.from_context(context, rows, (), "gaussian", "none")
         self._places = places = SubjectRegions(SubjectAssignment(rows, nobody, nobody, nobody), maps, self._memory)

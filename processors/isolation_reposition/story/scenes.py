@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from t2ictl.controls.layouts import MASK_CELLS, Mask, Region, opened_mask
-from t2ictl.errors import BadSetting, ShapeMismatch, SpanNotFound
+from t2ictl.errors import BadSetting, ShapeMismatch
 from t2ictl.maps.masks import box_mask
-from t2ictl.processors.isolation_reposition.subjects import Subject
+from t2ictl.processors.isolation_reposition.subjects import Subject, named_spans, subject_spans
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.settings.fields import setting, settings_class
 
@@ -129,26 +129,15 @@ def _check_scene(
     unknown = [name for name in (*scene.subjects, *scene.boxes, *scene.masks) if name not in names]
     if unknown:
         raise BadSetting(f"{title} names the subject {unknown[0]!r}, which the story has not.", f"It has: {names}.")
-    there = scene.subjects or _named(prompt, names)
+    there = scene.subjects or tuple(named_spans(prompt, names))
     if not there:
         raise BadSetting(f"{title} names no subject of the story.", f"Put one of {names} into its prompt.")
-    prompt.find_all(there)
+    subject_spans(prompt, there, names)
     strange = [name for name in (*scene.boxes, *scene.masks) if name not in there]
     if strange:
         raise BadSetting(f"{title} gives {strange[0]!r} a place, and it is not in it.", f"In it are: {list(there)}.")
     _check_places(scene, title, size)
     return tuple(there)
-
-
-def _named(prompt: Prompt, names: Sequence[str]) -> list[str]:
-    """The subjects that a prompt names; a "hat" inside a "red hat" is not another one."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = {*prompt.find(name).tokens}
-        except SpanNotFound:
-            continue
-    return [name for name, own in found.items() if not any(own < other for other in found.values())]
 
 
 def _check_places(scene: Scene, title: str, size: Size) -> None:

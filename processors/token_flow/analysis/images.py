@@ -50,6 +50,7 @@ class _Given(Control):
     """Puts given rows in the place of the prompt's; it is there for one call."""
 
     name = "given_rows"
+    wants_effect = False  # the rows of the prompt itself are one of the conditions
     paper = ""
     families = ("sd", "sdxl")
     has_losses = False

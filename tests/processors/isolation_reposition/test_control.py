@@ -14,13 +14,15 @@ from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.layers import Layer
 from t2ictl.controls.base import Plan, PlanContext
 from t2ictl.controls.layouts import Region
-from t2ictl.errors import NoLayerMatched
+from t2ictl.errors import BadSetting, NoLayerMatched
 from t2ictl.families import find_adapter
 from t2ictl.processors import IsolationReposition
+from t2ictl.processors.isolation_reposition.cast import SubjectAssignment
 from t2ictl.processors.isolation_reposition.control import published_reading_layers
 from t2ictl.processors.isolation_reposition.groups import resampled_positions
 from t2ictl.processors.isolation_reposition.subjects import Subject
 from t2ictl.settings.windows import Window
+from tests.controls.context_cases import context
 from tests.processors.isolation_reposition.isolation_cases import (
     CAST,
     CAT,
@@ -312,3 +314,26 @@ def test_pure_isolation_and_pure_reading() -> None:
     check_self(heard, STORY, {"isolation": 0.0}, reading(pipe), reading(pipe))
     for layer in heard.of("self"):
         assert layer.name in reading(pipe) or torch.equal(layer.out, layer.plain)
+
+
+def assigned(prompt: str, *names_: str, **settings: Any) -> SubjectAssignment:
+    """Who is where in a scene after the portraits of some subjects."""
+    subjects = tuple(Subject(name=name, prompt=f"photo of a {name}") for name in names_)
+    here = context(sd(max_length=32), *(each.prompt for each in subjects), prompt)
+    arguments = {"concepts": (), "layout": (), **settings}
+    return SubjectAssignment.from_context(subjects, context=here, control="x", **arguments)
+
+
+def test_a_subject_is_found_behind_a_longer_name() -> None:
+    found = assigned("a teddy bear and a bear", "bear", "teddy bear", layout=(Region(word="bear", box=LEFT),))
+    bear, teddy = found.rows[-1]
+    assert (bear.text, teddy.text) == ("bear", "teddy bear") and not {*bear.tokens} & {*teddy.tokens}
+    assert [each.name for each in found.subjects[-1] if each] == ["bear", "teddy bear"]
+    assert [region is not None for region in found.regions[-1]] == [True, False]
+
+
+def test_subjects_that_are_one_word_are_refused() -> None:
+    with pytest.raises(BadSetting, match="'cat' and 'cat#1' share words"):
+        assigned("a cat and a dog", "cat", "cat#1")
+    with pytest.raises(BadSetting, match="'cat' and 'cat' share words"):
+        assigned("a cat and a dog", "cat", "dog", concepts=("cat", "cat"))

@@ -328,7 +328,7 @@ def test_structured_guidance_by_values_is_blended_and_by_keys_a_conflict() -> No
         check_self(heard, {0: shown}, {}, names(pipe), names(pipe, *READING[sd]))
 
 
-@pytest.mark.filterwarnings("ignore:token_merging found nothing to merge:UserWarning")
+@pytest.mark.filterwarnings("ignore:token_merging does nothing:UserWarning")
 @pytest.mark.parametrize("is_merged", [False, True])
 def test_rows_that_token_merging_moves_are_what_subjects_read(is_merged: bool) -> None:
     pipe, black = sd(), (WordGroup(noun="cat", members=("black",)),)

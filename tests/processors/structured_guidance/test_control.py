@@ -38,7 +38,7 @@ from tests.processors.structured_guidance.structured_cases import (
 )
 from tests.tiny import run, sd, sd2, sdxl
 
-pytestmark = pytest.mark.filterwarnings("ignore:structured_guidance.*left alone:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:structured_guidance does nothing:UserWarning")
 
 SETTINGS: list[dict[str, Any]] = [
     *({"strength": strength} for strength in (0.5, 1.0, 2.0)),

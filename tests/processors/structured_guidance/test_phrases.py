@@ -14,7 +14,7 @@ import torch
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound, T2ictlError
 from t2ictl.families import Adapter, find_adapter
 from t2ictl.processors.structured_guidance.control import StructuredGuidance
-from t2ictl.processors.structured_guidance.phrases import ResolvedPhrase, resolve_phrases
+from t2ictl.processors.structured_guidance.phrases import ResolvedPhrase, resolve_phrases, why_none
 from t2ictl.prompts.noun_phrases import NounPhrase
 from t2ictl.prompts.prompt import Merge, Prompt
 from t2ictl.prompts.tagging import split_words
@@ -36,6 +36,12 @@ class Read(Prompt):
         return tuple(NounPhrase(text=one, start=at, end=at + len(one), level=0) for at, one in starts)
 
 
+def read(pipe: Any, prompt: Any, *found: str) -> Read:
+    """A prompt in which ``found`` stands for what the parser finds."""
+    one = find_adapter(pipe).parse((prompt,) if isinstance(prompt, str) else prompt)
+    return Read(**{each.name: getattr(one, each.name) for each in fields(one)}, found=found)
+
+
 def bound(
     pipe: Any, named: Any, *prompts: Any, levels: Any = "all", found: tuple[str, ...] | None = None
 ) -> tuple[tuple[ResolvedPhrase, ...], ...]:
@@ -43,7 +49,7 @@ def bound(
     adapter = find_adapter(pipe)
     parsed = [adapter.parse((each,) if isinstance(each, str) else each) for each in prompts]
     if found is not None:
-        parsed = [Read(**{each.name: getattr(one, each.name) for each in fields(one)}, found=found) for one in parsed]
+        parsed = [read(pipe, each, *found) for each in prompts]
     return resolve_phrases(named, levels, parsed, adapter, control="mine")
 
 
@@ -91,8 +97,8 @@ def test_a_phrase_named_twice_counts_once() -> None:
 
 @pytest.mark.parametrize("prompt", [PROMPT, PROMPT + ".", f"({PROMPT})!", f"  {PROMPT} "])
 def test_the_whole_prompt_is_no_phrase(prompt: str) -> None:
-    with pytest.warns(UserWarning, match="holds no phrase but the whole of it"):
-        assert bound(sd(), (PROMPT,), prompt) == ((),)
+    assert bound(sd(), (PROMPT,), prompt) == ((),)
+    assert why_none((PROMPT,), find_adapter(sd()).parse((prompt,))) == "the prompt holds no phrase but the whole of it"
     (own,) = bound(sd(), (PROMPT, "blue square"), prompt)
     assert [each.text for each in own] == ["blue square"] and own[0].level == 0
 
@@ -155,14 +161,16 @@ def test_levels_of_found_phrases(levels: Any, expected: Any) -> None:
     assert len(own) == 5
 
 
-def test_nothing_found_warns_and_an_empty_prompt_does_not(recwarn: pytest.WarningsRecorder) -> None:
-    whole = (PROMPT,)
-    assert bound(sd(), (), "", "  ", found=whole) == ((), ())
-    assert not [each for each in recwarn if "mine" in str(each.message)]
-    with pytest.warns(UserWarning, match="mine: 'cat' has no phrase.*phrases="):
-        assert bound(sd(), (), "cat", found=whole) == ((),)
-    with pytest.warns(UserWarning, match="holds no phrase but the whole of it"):
-        assert bound(sd(), (), PROMPT, found=whole) == ((),)
+def test_where_nothing_is_found_the_reason_is_known(recwarn: pytest.WarningsRecorder) -> None:
+    pipe = sd()
+    found = {text: read(pipe, text, PROMPT) for text in ("", "  ", "cat", PROMPT)}
+    for prompt in found.values():
+        assert resolve_phrases((), "all", [prompt], find_adapter(pipe), control="mine") == ((),)
+    why = {text: why_none(None, prompt) for text, prompt in found.items()}
+    assert why == dict.fromkeys(("", "  ", "cat"), "the prompt has no phrase") | {
+        PROMPT: "the prompt holds no phrase but the whole of it"
+    }
+    assert not [each for each in recwarn if "mine" in str(each.message)]  # the session tells it, for every control
 
 
 @pytest.mark.parametrize(("first", "kept"), [("", True), ("a ", False), ("a big ", False), ("a big brown ", False)])

@@ -51,7 +51,7 @@ from tests.processors.structured_guidance.structured_cases import (
 from tests.session.pipeline_cases import PIPELINES, fuse, give_image_prompt, old_processors, slice_attention
 from tests.tiny import run, sd, sdxl
 
-pytestmark = pytest.mark.filterwarnings("ignore:structured_guidance.*left alone:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:structured_guidance does nothing:UserWarning")
 BOTH: list[dict[str, Any]] = [{}, {"mode": "keys"}]
 OWN: dict[str, Any] = {"phrases": PHRASES[0]}
 both_modes = pytest.mark.parametrize("settings", BOTH, ids=str)

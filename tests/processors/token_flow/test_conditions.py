@@ -18,6 +18,13 @@ from tests.tiny import sd, sd2, sdxl
 families = pytest.mark.parametrize("build", [sd, sd2, sdxl])
 
 
+def test_a_swap_that_takes_the_words_before_an_item_leaves_it_where_it_is() -> None:
+    case = Case(sd(max_length=32), "a teddy bear and a bear", (Item(words="teddy bear", swap="cat"), "bear#2"))
+    patch = case.make.swapped(case.items[1], case.items[0])
+    assert patch is not None and patch.source.text == "a cat and a bear"
+    assert patch.rows == case.items[1].rows and patch.source_rows == (5,)
+
+
 @families
 def test_all_kept_is_the_prompt_and_nothing_kept_the_empty_one(build: Any) -> None:
     case = Case(build())

@@ -172,3 +172,25 @@ def test_items_with_settings_survive_json() -> None:
 
     control = TokenFlow(items=(Item(words="bat", senses={"ball": "baseball bat"}), "ball"), sources=("ball",))
     assert control_from_dict(control_to_dict(control)) == control
+
+
+@pytest.mark.parametrize("how", ["pairwise", "masked", "alone"])
+@pytest.mark.parametrize("text", ["a fire truck and a truck", "a cat and a black cat", "a teddy bear and a bear"])
+@pytest.mark.filterwarnings("ignore:Rows of an item:UserWarning")
+def test_objects_whose_names_hold_each_other_are_told_apart(how: Any, text: str) -> None:
+    pipe = sd(max_length=32)
+    rows = [phrase.noun.tokens for phrase in t2ictl.parse(pipe, text).objects()]
+    plain = pipe.encode_prompt(text, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
+    changed = (embeds(pipe, text, how=how) - plain).abs().amax(dim=(0, 2)) > 1e-4
+    assert changed[list(rows[1])].all(), "the second object has read the first, and is cleaned of it"
+    assert not changed[0] and not changed[rows[0][-1] + 1]  # the start, and the word between the two
+
+
+def test_sources_are_known_by_place_too() -> None:
+    pipe, text = sd(), "a cat and a dog"
+    told = [embeds(pipe, text, items=("dog",), sources=(name,)) for name in ("cat", "cat#1", "CAT")]
+    assert torch.equal(told[0], told[1]) and torch.equal(told[0], told[2])
+    both = [embeds(pipe, text, items=("cat", "dog"), sources=(name,)) for name in ("cat", "first cat")]
+    assert torch.equal(*both)
+    with pytest.raises(BadSetting, match="'cat' and 'cat#1' share words"):
+        embeds(pipe, text, items=("cat", "cat#1"))

@@ -33,6 +33,24 @@ def test_bad_items_are_refused(items: Any, error: type[Exception], match: str) -
         Case(sd(), items=items)
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a fire truck and a truck", ["fire truck", "truck#2"]),
+        ("a truck and a fire truck", ["truck", "fire truck"]),
+        ("a cat and a black cat", ["cat", "cat#2"]),
+        ("a teddy bear, a bear and a bear", ["teddy bear", "bear#2", "bear#3"]),
+    ],
+)
+def test_found_objects_are_where_they_were_found(text: str, names: list[str]) -> None:
+    """A word may stand before in the name of another object."""
+    prompt = Case(sd(max_length=32), text, ()).prompt
+    found = bound_items(prompt, ())
+    assert [each.name for each in found] == names
+    assert [each.span for each in found] == [phrase.noun for phrase in prompt.objects()]
+    assert [prompt.find(name).tokens for name in names] == [each.rows for each in found]
+
+
 def test_a_prompt_without_objects_needs_items() -> None:
     with pytest.raises(BadSetting, match="No objects were found"):
         Case(sd(), "in and on", ())

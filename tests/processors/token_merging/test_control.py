@@ -32,7 +32,7 @@ from tests.tiny import run, sd, sdxl
 
 LONG = "a red skateboard and a cat with a hat"  # start a red skate board and a cat with a hat end: 0 to 11
 UNLIKE = ("a dog and a cat", "a red circle", PROMPT, "a blue heart and a red apple and a green frog", OBJECTS)
-pytestmark = pytest.mark.filterwarnings("ignore:token_merging found nothing to merge:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:token_merging does nothing:UserWarning")
 
 
 def states_of(pipe: Any, prompt: Any, steps: int = 1, **settings: Any) -> list[Tensor]:
@@ -108,7 +108,7 @@ def test_nothing_to_do_is_the_plain_image_bit_by_bit(build: Any) -> None:
     found, session = with_control(pipe, PROMPT, paper(strength=0.0), steps=2)
     assert torch.equal(found, plain) and session.trace == ()
     plain = run(pipe, "a dog and a cat", steps=2)
-    with pytest.warns(UserWarning, match="nothing to merge in 'a dog and a cat'"):
+    with pytest.warns(UserWarning, match="token_merging does nothing for 'a dog and a cat': it found nothing to merge"):
         found, session = with_control(pipe, "a dog and a cat", paper(), steps=2)
     assert torch.equal(found, plain) and session.cost.extra_forwards == 0
 

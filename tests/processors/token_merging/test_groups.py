@@ -13,7 +13,8 @@ from t2ictl.controls.base import PlanContext
 from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
 from t2ictl.families import find_adapter
 from t2ictl.processors import TokenMerging
-from t2ictl.processors.token_merging.groups import ResolvedGroup, WordGroup, resolve_groups
+from t2ictl.processors.token_merging.groups import ResolvedGroup, WordGroup, resolve_groups, without_groups
+from tests.controls.context_cases import context
 from tests.tiny import run, sd, sdxl
 
 # The paper's method; by default nothing is merged and only the entropy moves rows.
@@ -24,12 +25,12 @@ PROMPT = "a red circle and a blue square"  # start a red circle and a blue squar
 
 def bound(pipe: Any, groups: Any, *prompts: Any) -> tuple[tuple[ResolvedGroup, ...], ...]:
     adapter = find_adapter(pipe)
-    context = PlanContext(
+    here = PlanContext(
         adapter=adapter,
         prompts=tuple(adapter.parse((each,) if isinstance(each, str) else each) for each in prompts),
         batch=BatchLayout.from_counts(prompts=len(prompts), images_per_prompt=1, guided=True),
     )
-    return resolve_groups(groups, context, control="token_merging")
+    return resolve_groups(groups, here, control="token_merging")
 
 
 def places(group: ResolvedGroup) -> tuple[tuple[int, ...], ...]:
@@ -86,9 +87,12 @@ def test_an_empty_list_of_the_user_is_no_reason_to_warn(recwarn: pytest.Warnings
     assert not [each for each in recwarn if "token_merging" in str(each.message)]
 
 
-def test_a_prompt_with_nothing_to_merge_warns() -> None:
-    with pytest.warns(UserWarning, match="nothing to merge in 'a dog and a cat'"):
-        assert bound(sd(), (), "a dog and a cat") == ((),)
+def test_a_prompt_with_nothing_to_merge_has_no_group_and_the_reason_is_known() -> None:
+    here = context(sd(), "a dog and a cat", PROMPT)
+    found = resolve_groups((), here, control="token_merging")
+    assert [len(each) for each in found] == [0, 2]
+    (idle,) = without_groups((), found, here)
+    assert idle.reason == "it found nothing to merge in the prompt" and idle.images == (0,)
 
 
 def test_a_group_that_the_token_limit_cut_is_left_out_with_a_warning() -> None:

@@ -25,7 +25,7 @@ from tests.processors.token_merging.merging_cases import (
 )
 from tests.tiny import run, scheduler, sd, sdxl
 
-pytestmark = pytest.mark.filterwarnings("ignore:token_merging found nothing to merge:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:token_merging does nothing:UserWarning")
 
 
 # -- words after the merge --------------------------------------------------------------------------------------------

@@ -43,6 +43,14 @@ def test_names_are_those_listed_or_those_of_the_prompt(read: Callable[[str], Pro
     assert there == (("cat", "dog"), ("dog",), ("dog",), ("cat", "red hat"))
 
 
+def test_a_subject_is_found_behind_a_longer_name(read: Callable[[str], Prompt]) -> None:
+    bears = [Subject(name=name, prompt=f"photo of a {name}") for name in ("bear", "teddy bear")]
+    scenes = [Scene(prompt="a teddy bear and a bear"), Scene(prompt="a teddy bear"), Scene(prompt="a bear")]
+    assert check_story(bears, scenes, SIZE, read) == (("bear", "teddy bear"), ("teddy bear",), ("bear",))
+    with pytest.raises(BadSetting, match="'bear' and 'teddy bear' share words"):
+        check_story(bears, [Scene(prompt="a teddy bear", subjects=("bear", "teddy bear"))], SIZE, read)
+
+
 @pytest.mark.parametrize(
     ("subjects", "scenes", "kind", "message"),
     [
