@@ -19,6 +19,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
+from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import PassKind, StopForward
 from t2ictl.benchmarks.markdown import print_table
 from t2ictl.benchmarks.speed.models import (
@@ -45,9 +46,14 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def _heard(unet: UNet2DConditionModel, factor: int) -> list[Layer]:
+    """The cross-attention layers of one size."""
+    return [layer for layer in unet_layers(unet) if layer.kind == "cross" and layer.stride == factor]
+
+
 def _update(unet: UNet2DConditionModel, factor: int, *, truncate: bool) -> tuple[Callable[[], Tensor], Tensor]:
     """Set up one update: what runs to the mean map of the semantic layers and returns a loss, and the latent."""
-    layers = [layer for layer in unet_layers(unet) if layer.kind == "cross" and layer.stride == factor]
+    layers = _heard(unet, factor)
     active_pass, tap = listen(unet, layers), MapTap(layers, slice(None))
     latent_BCYX, keywords = unet_inputs(unet)
 
@@ -102,7 +108,7 @@ def measure(name: str, *, published: bool, checkpointing: Checkpointing = "off")
         with torch.no_grad():
             _, plain = operations_of(lambda: unet(latent_BCYX, torch.ones((), device="meta"), **keywords))
         update, moved_BCYX = _update(unet, factor=4, truncate=not published)
-        with Recomputed(unet, checkpointing)():
+        with Recomputed(unet, checkpointing, [layer.module for layer in _heard(unet, 4)])():
             (loss, saved), forward = operations_of(lambda: _saved_bytes(update, unet))
         _, backward = operations_of(lambda: torch.autograd.grad(loss, moved_BCYX))
     return {"forward": forward / plain, "backward": backward / plain, "saved": saved / 2**30}

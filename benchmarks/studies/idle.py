@@ -79,7 +79,7 @@ def _made(cls: type[Control], situation: Situation) -> Control | None:
 
     It never finds an image good enough, which would be an image that it left alone for a good reason.
     """
-    names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+    names = {each.name for each in fields(cls)}
     settings: dict[str, Any] = {}
     if "search" in names:
         settings["search"] = {"max_steps": 1, "target": 1.0}

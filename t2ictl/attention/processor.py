@@ -84,16 +84,16 @@ class ControlledAttention:
     def __init__(
         self, layer: Layer, previous: Any, active_pass: ActivePass, kept: KeptProjections | None = None
     ) -> None:
-        while isinstance(previous, ControlledAttention):  # one that was kept from a session before
-            previous = previous.previous
         self.layer = layer
-        self.previous = previous
+        self.previous: Any = previous
+        while isinstance(self.previous, ControlledAttention):  # one that was kept from a session before
+            self.previous = self.previous.previous
         self.active_pass = active_pass
         # diffusers drops keyword arguments that the signature of `processor.__call__` does not
         # name (IP-Adapter masks, for one). The call itself goes to the class; the instance
         # attribute exists to be inspected, and shows the signature of the one that was there.
         self.kept = KeptProjections() if kept is None else kept
-        vars(self)["__call__"] = functools.wraps(previous.__call__)(functools.partial(type(self).__call__, self))
+        vars(self)["__call__"] = functools.wraps(self.previous.__call__)(functools.partial(type(self).__call__, self))
 
     def __call__(
         self,

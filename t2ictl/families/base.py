@@ -254,7 +254,7 @@ class Adapter(ABC):
             UnsupportedPipeline: if prompts, or the rows of the batch, are not among its arguments.
         """
         above = (vars(cls).get("encode_prompt") for cls in type(self.pipe).__mro__)
-        bound = (each.__get__(self.pipe) for each in above if hasattr(each, "__get__"))
+        bound = (each.__get__(self.pipe) for each in above if each is not None and hasattr(each, "__get__"))
         for each in (encode_prompt, *bound):
             signature = inspect.signature(each)
             if set(_NEEDED) <= signature.parameters.keys():

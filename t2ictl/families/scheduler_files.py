@@ -76,7 +76,8 @@ def _made(recorded: RecordedScheduler) -> Any:
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         return None
     try:
-        return cls.from_config(dict(recorded.config))
+        made: Any = cls
+        return made.from_config(dict(recorded.config))
     except Exception as error:  # a configuration may be wrong in every way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(f"The scheduler {recorded.name} of the settings cannot be made: {reason}", stacklevel=4)

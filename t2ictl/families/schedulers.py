@@ -164,10 +164,10 @@ def _step(scheduler: Any, noise: Tensor, t: Any, sample: Tensor) -> Tensor:
     """The next sample, with the same random numbers each time, and none of the caller's."""
     if "generator" in inspect.signature(scheduler.step).parameters:
         own = torch.Generator().manual_seed(0)
-        return scheduler.step(noise, t, sample, generator=own, return_dict=False)[0]  # type: ignore[no-any-return]
+        return scheduler.step(noise, t, sample, generator=own, return_dict=False)[0]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return scheduler.step(noise, t, sample, return_dict=False)[0]  # type: ignore[no-any-return]
+        return scheduler.step(noise, t, sample, return_dict=False)[0]
 
 
 def _double(scheduler: Any) -> Any:

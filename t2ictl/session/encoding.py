@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import sys
+from types import FrameType
 from typing import Any, Protocol
 
 from t2ictl.families import Adapter
@@ -92,9 +93,9 @@ def call_site(pipe: Any) -> tuple[Any, int] | None:
     """
     own = (vars(cls).get("__call__") for cls in type(pipe).__mro__)
     codes = {getattr(inspect.unwrap(each), "__code__", None) for each in own if each is not None}
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code in codes and frame.f_locals.get("self") is pipe:
             return frame.f_code, frame.f_lasti
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None

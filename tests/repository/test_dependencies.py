@@ -98,8 +98,8 @@ def test_benchmarks_use_public_verbs_and_the_drawn_world() -> None:
     # The cost of a part cannot be measured through a verb that runs everything: benchmarks of speed may take parts.
     # A rival method that is there to be compared with is made of the same parts as the method.
     parts = ("t2ictl.benchmarks.speed", "t2ictl.benchmarks.studies.stories.key_gather")
-    shared = ("benchmarks", "shapes", "evaluation", "maps.pages", "prompts.grammar", "settings.files", "settings.store")
-    shared += ("settings.yaml_files",)
+    files = (f"settings.{name}" for name in ("files", "store", "yaml_files"))
+    shared = ("benchmarks", "shapes", "evaluation", "maps.pages", "prompts.grammar", *files)
     ours = [source for source in sources("benchmarks") if not any(is_below(source.module, each) for each in parts)]
     assert [each for source in ours for each in _inner(source, *(f"t2ictl.{name}" for name in shared))] == []
 

@@ -122,7 +122,7 @@ def test_signature_of_weights(change: str) -> None:
     if change == "version":
         nn.init.ones_(module[0].weight)
     elif change == "data":
-        module[1].running_mean.data += 1  # type: ignore[union-attr, operator]
+        module[1].running_mean.data += 1  # type: ignore[union-attr, operator, assignment]
     elif change == "attribute":
         module[0].scaling = {"default": 0.5}  # type: ignore[assignment]
     elif change == "module":
