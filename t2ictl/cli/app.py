@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import json
+import logging
 import os
 import sys
 import warnings
@@ -231,6 +232,20 @@ def _warnings_on_one_line() -> Iterator[None]:
         warnings.showwarning = before
 
 
+@contextlib.contextmanager
+def _notes_printed() -> Iterator[None]:
+    """Print what the library logs about its work."""
+    logger, handler = logging.getLogger("t2ictl"), logging.StreamHandler(sys.stderr)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -249,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _add_contributed()
     try:
-        with _warnings_on_one_line():
+        with _warnings_on_one_line(), _notes_printed():
             status = app(args=arguments, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except SystemExit as done:

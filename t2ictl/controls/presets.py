@@ -82,7 +82,8 @@ def measured_settings(denoiser: nn.Module, control: str) -> tuple[str, Mapping[s
 def with_preset(controls: Sequence[Control], adapter: Adapter) -> tuple[Control, ...]:
     """Fill in what controls leave open, for the model that they are to act on.
 
-    What was taken is logged, and stands in the settings of the controls that are returned.
+    What was taken is logged once (the command line prints it), and stands in the settings of the controls that are
+    returned.
 
     Args:
         controls: the controls.
@@ -94,15 +95,39 @@ def with_preset(controls: Sequence[Control], adapter: Adapter) -> tuple[Control,
     return tuple(_filled(control, adapter) for control in controls)
 
 
+@functools.cache
+def _say_once(message: str) -> None:
+    _log.info(message)
+
+
+def _left_open(control: Control, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of fields, or of fields of these, that a control has not chosen itself.
+
+    A part of another kind than the preset's (raw steps in the place of normalized ones) is taken as it is: its numbers
+    mean something else.
+    """
+    given = given_fields(control)
+    taken: dict[str, Any] = {}
+    for name, value in values.items():
+        chosen = {path.removeprefix(f"{name}.") for path in given if path.startswith(f"{name}.")}
+        own = {inner: getattr(getattr(control, name), inner) for inner in chosen if "." not in inner}
+        if name in given or (chosen and not isinstance(value, Mapping)):
+            continue
+        if not chosen:
+            taken[name] = value
+        elif not any(isinstance(each, str) and value.get(inner, each) != each for inner, each in own.items()):
+            taken[name] = {**value, **own}
+    return taken
+
+
 def _filled(control: Control, adapter: Adapter) -> Control:
     preset = vars(control).get("preset", "none")  # one with a constructor of its own has no fields to fill in
     if preset == "none" or not type(control).paper:
         return control
     measured = measured_settings(adapter.denoiser, control.name) if preset == "auto" else None
     source, values = measured or ("the published form", control.published_settings if preset == "published" else {})
-    given = given_fields(control)
-    taken = {name: value for name, value in values.items() if name not in given}
+    taken = _left_open(control, values)
     own = {each.name: getattr(control, each.name) for each in fields(control) if each.name not in taken}
     if taken:
-        _log.info("%s takes %s from %s.", control.name, ", ".join(sorted(taken)), source)
+        _say_once(f"{control.name} takes {', '.join(sorted(taken))} from {source}.")
     return type(control)(**{**own, **taken, "preset": "none"})

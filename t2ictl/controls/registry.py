@@ -165,7 +165,7 @@ def control_to_dict(control: Control) -> dict[str, Any]:
 
     Returns:
         ``{"control": name, field: value, ...}``; where a preset is to fill in fields, they are listed under
-        ``"left_open"``.
+        ``"left_open"``, fields of fields behind a dot.
 
     Example:
         >>> from t2ictl.processors import AttentionSegregation
@@ -175,7 +175,7 @@ def control_to_dict(control: Control) -> dict[str, Any]:
     from pydantic import TypeAdapter
 
     data = TypeAdapter(type(control)).dump_python(control, mode="json")
-    left_open = sorted(set(data) - given_fields(control) - {"preset"}) if control.preset != "none" else []
+    left_open = [] if control.preset == "none" else _left_open(data, given_fields(control) | {"preset"})
     return {"control": control.name, **data, **({"left_open": left_open} if left_open else {})}
 
 
@@ -198,9 +198,32 @@ def control_from_dict(data: Mapping[str, Any], *, files: bool = True) -> Control
     left_open = values.pop("left_open", ())
     if not isinstance(left_open, list | tuple):
         raise BadSetting(f"left_open cannot be {left_open!r}.", "List names of fields.")
-    values = {name: value for name, value in values.items() if name not in left_open}
+    values = _without(values, frozenset(map(str, left_open)))
     unknown = sorted(set(values) - {each.name for each in fields(cls)})
     if unknown:
         raise BadSetting(f"{cls.__name__} has no field {unknown}.", "Was this written by a newer version?")
     with contextlib.nullcontext() if files else forbid_paths():
         return cls(**values)
+
+
+def _left_open(data: Mapping[str, Any], given: frozenset[str], under: str = "") -> list[str]:
+    """Fields that were not chosen, whole or some fields of them."""
+    found: list[str] = []
+    for name, value in data.items():
+        path = under + name
+        if path not in given:
+            is_chosen = any(each.startswith(f"{path}.") for each in given)
+            found += _left_open(value, given, f"{path}.") if is_chosen else [path]
+    return sorted(found)
+
+
+def _without(data: Mapping[str, Any], paths: frozenset[str], under: str = "") -> dict[str, Any]:
+    """The same without some fields; what has none left is left out."""
+    kept: dict[str, Any] = {}
+    for name, value in data.items():
+        if under + name in paths:
+            continue
+        inner = _without(value, paths, f"{under}{name}.") if isinstance(value, Mapping) else value
+        if inner or not isinstance(value, Mapping) or not value:
+            kept[name] = inner
+    return kept

@@ -7,7 +7,7 @@ a bad value raises :class:`t2ictl.errors.BadSetting` with one readable line.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -123,7 +123,7 @@ def settings_class(cls: type[T]) -> type[T]:
         except ValidationError as error:
             raise _readable(error, type(self).__name__) from None
         # What was chosen and what was left open look alike; presets fill in the latter.
-        vars(self)["_given"] = frozenset(kwargs)
+        vars(self)["_given"] = frozenset(path for name, value in kwargs.items() for path in _paths(name, value))
 
     made.__init__ = __init__
     return made
@@ -136,15 +136,26 @@ def given_fields(settings: Any) -> frozenset[str]:
         settings: an instance of a class made by :func:`settings_class`.
 
     Returns:
-        Names of fields.
+        Names of fields; of a field that has fields of its own, those that were chosen, behind a dot.
 
     Example:
+        >>> from t2ictl.processors import AttendAndExcite
         >>> from t2ictl.settings.windows import Window
-        >>> sorted(given_fields(Window(stop=1.0)))
-        ['stop']
+        >>> sorted(given_fields(AttendAndExcite(strength=0.5, window=Window(stop=1.0))))
+        ['strength', 'window.stop']
     """
     found: frozenset[str] = vars(settings).get("_given", frozenset())
     return found
+
+
+def _paths(name: str, value: Any) -> list[str]:
+    """What was chosen of a field: the whole, or some fields of it."""
+    inner: Iterable[str] = ()
+    if isinstance(value, Mapping):
+        inner = (path for key, each in value.items() for path in _paths(str(key), each))
+    elif "_given" in getattr(value, "__dict__", {}):
+        inner = given_fields(value)
+    return sorted(f"{name}.{path}" for path in inner) or [name]
 
 
 def describe(cls: type) -> dict[str, Any]:
