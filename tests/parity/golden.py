@@ -99,6 +99,10 @@ class GivenPrompt(Prompt):
     def words(self, marks: bool = False) -> tuple[Span, ...]:
         return tuple(span([position]) for position in self.__dict__["given"][1])
 
+    def find(self, query: str, occurrence: int = 1) -> Span:
+        """By the name that :func:`span` gives."""
+        return span([int(query[1:])])
+
 
 def span(positions: Sequence[int]) -> Span:
     """A word at some positions of the text row."""

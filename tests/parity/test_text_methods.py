@@ -14,12 +14,16 @@ from torch import Tensor
 from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, project_keys, split_heads
 from t2ictl.attention.grouped import grouped_attention
+from t2ictl.attention.layers import Layer
 from t2ictl.controls.concepts import ConceptMaps, concept_table
 from t2ictl.guidance.text_objectives import EmbedLosses, EmbedObjective
 from t2ictl.guidance.text_updates import update_embeds
 from t2ictl.losses.entropy import entropy_loss
 from t2ictl.losses.semantic_binding import semantic_binding_loss
+from t2ictl.maps.record import AttentionRecord
+from t2ictl.maps.recorder import Recorder, Recording
 from t2ictl.processors import StructuredGuidance, TokenMerging
+from t2ictl.processors.isolation_reposition.edits import Retold
 from t2ictl.processors.isolation_reposition.groups import Reading, isolated_groups, resampled_positions
 from t2ictl.processors.structured_guidance.edits import AveragedMaps, AveragedValues, Structure
 from t2ictl.processors.token_flow.conditions import EMPTY, Conditions, compose
@@ -214,6 +218,28 @@ def test_isolated_and_repositioned_attention(name: str) -> None:
         assert_array(found.transpose(1, 2).flatten(2), case.tensor(array), relative=2e-8)
 
 
+@pytest.mark.parametrize("name", [each for each in cases("ir_diffusion") if each != "lengths"])
+def test_what_places_of_subjects_are_told(name: str) -> None:
+    """On the conditional side; on the other one the published code reads the texts of equal negative prompts."""
+    case = Case("ir_diffusion", name)
+    heads, targets = int(case["heads"]), case.tensor("target_masks").bool()
+    subjects = len(targets)
+    q, k, v = (case.tensor(each).unflatten(-1, (heads, -1)).transpose(1, 2) for each in ("q", "context_k", "context_v"))
+    attention = Attention(query_dim=q.shape[-1] * heads, heads=heads, dim_head=q.shape[-1]).double()
+    scenes = SimpleNamespace(
+        settings=SimpleNamespace(cross=case.number("cross"), strength=1.0, subject_text="portrait_prompt"),
+        assignment=SimpleNamespace(
+            scenes=[subjects], portraits={subjects: list(range(subjects))}, shown=set(range(subjects))
+        ),
+        rows=lambda batch, image: {"uncond": image, "cond": subjects + 1 + image},
+        told_positions=lambda image, size: [(), *(mask_YX.flatten().nonzero().flatten() for mask_YX in targets)],
+        texts={},
+    )
+    call: Any = SimpleNamespace(batch=None, size=targets.shape[1:], attention=attention)
+    found = Retold(scenes).attend(call, Heads(q=q, k=k, v=v, mask=None, context=q))  # type: ignore[arg-type]
+    assert_array(found[-1].transpose(0, 1).flatten(1), case.tensor("crossed")[1], relative=2e-8)
+
+
 # -- token flow ---------------------------------------------------------------------------------
 
 
@@ -241,3 +267,52 @@ def test_kept_and_removed_rows(name: str) -> None:
     assert_array(found.states, case.tensor("rows"), relative=2.0**-29)
     if found.pooled is not None:
         assert_array(found.pooled, case.tensor("pooled"), relative=2.0**-29)
+
+
+# -- word maps ----------------------------------------------------------------------------------
+
+
+def recorded(case: Case, factors: tuple[int, ...]) -> tuple[AttentionRecord, int]:
+    """What a recorder files of the case's attention, and the number of steps."""
+    settings = Case("daam", "settings")
+    side, heads, tokens = int(settings["sides"].max()), int(settings["heads"]), int(settings["tokens"])
+    layers, blocks = [], ("down", "mid", "up")
+    for number, factor in enumerate(settings["factors"].tolist()):
+        if factor in factors:
+            address = f"{blocks[number]}.0.0.0.cross"
+            layers.append(
+                Layer(address=address, module=address, kind="cross", block=blocks[number], stride=factor, order=number,
+                      heads=heads)
+            )  # fmt: skip
+    prompt = GivenPrompt(tokens, tokens - 1, (), range(1, tokens - 1))
+    steps = int(settings["steps"])
+    recorder = Recorder(layers, slice(None), [prompt], Recording(), total=steps, latent_size=(side, side))
+    for number in range(steps):
+        for layer in layers:
+            maps_HQK = case.tensor(f"layer{layer.order}")[number, heads:]  # conditional heads come second
+            call = SimpleNamespace(layer=layer, size=layer.size((side, side)))
+            recorder.take(call, maps_HQK.sum(dim=0)[None])  # type: ignore[arg-type]
+        recorder.end_step()
+    return recorder.record, steps
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_word_maps_of_one_size(factor: int) -> None:
+    """Published heat maps are sums over steps; a record has the mean."""
+    record, steps = recorded(Case("daam", "attention"), (factor,))
+    golden = Case("daam", f"factor{factor}").tensor("own_size")
+    for token in range(1, len(golden) - 1):
+        assert_array(record.map(f"w{token}").double() * steps, golden[token], relative=1e-6)
+
+
+def test_how_far_word_maps_of_all_sizes_differ() -> None:
+    """Ours are interpolated bilinearly, published ones bicubically; the figures stand in docs/published.md."""
+    record, steps = recorded(Case("daam", "attention"), (1, 2, 4))
+    golden = Case("daam", "all").tensor("maps")
+    difference, correlation = [], []
+    for token in range(1, len(golden) - 1):
+        ours, theirs = record.map(f"w{token}").double() * steps, golden[token]
+        difference.append(float((ours - theirs).abs().max() / (theirs.max() - theirs.min())))
+        correlation.append(float(torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1]))
+    assert round(max(difference), 2) == 0.15
+    assert round(min(correlation), 2) == 0.98
