@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -234,12 +235,7 @@ def test_box_diff(name: str) -> None:
 
 def placed(control: BoxDiff, raw_BYXT: torch.Tensor, case: Case, layout: tuple[Region, ...]) -> Any:
     """The objective for words with regions, matched by their positions."""
-    from dataclasses import replace
-    from unittest import mock
-
-    by_word = {f"w{noun}": (int(noun),) for noun in case["nouns"]}
-    with mock.patch("t2ictl.controls.layouts._tokens", lambda prompt, word, strict: by_word[word]):
-        return objective(replace(control, layout=layout), raw_BYXT, nouns(case))
+    return objective(replace(control, layout=layout), raw_BYXT, nouns(case))
 
 
 @pytest.mark.parametrize("name", cases("boxdiff"))
