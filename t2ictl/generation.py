@@ -124,8 +124,7 @@ def generate(
         controls: what to do, one control or several; none for the plain model.
         record: keep the attention maps of words.
         on_step: called after each step; return False to stop.
-        is_cancelled: asked before each pass that a control makes beside the steps, of which a refinement has many;
-            return True to stop.
+        is_cancelled: asked before each pass that a control makes beside the steps; return True to stop.
         checkpointing: less memory for more work, as in :func:`t2ictl.controlled`; it does not change the images.
         **request: further fields of :class:`Request`: ``seed``, ``steps``, ``width``, ``height``,
             ``guidance_scale``, ``negative_prompt``, ``images_per_prompt``, ``parser``. Any other is an argument of

@@ -86,7 +86,7 @@ class ControlledAttention:
     ) -> None:
         self.layer = layer
         self.previous: Any = previous
-        while isinstance(self.previous, ControlledAttention):  # one that was kept from a session before
+        while type(self.previous) is ControlledAttention:  # one that was kept from a session before
             self.previous = self.previous.previous
         self.active_pass = active_pass
         # diffusers drops keyword arguments that the signature of `processor.__call__` does not

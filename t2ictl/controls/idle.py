@@ -77,7 +77,7 @@ def warn_idle(control: Control, plan: Plan, outline: CallOutline, *, does: str =
         outline: the call.
         does: what it would do, as a verb.
     """
-    found = idle_of(control, plan, outline)
+    found = idle_of(control, plan, outline, looks_on=does == "measures")
     if not found:
         return
     clauses = [f"{_where(each, outline)}: {each.reason}" for each in found]
@@ -87,13 +87,14 @@ def warn_idle(control: Control, plan: Plan, outline: CallOutline, *, does: str =
     warnings.warn(message, ControlIdle, stacklevel=2)
 
 
-def idle_of(control: Control, plan: Plan, outline: CallOutline) -> tuple[Idle, ...]:
+def idle_of(control: Control, plan: Plan, outline: CallOutline, *, looks_on: bool = False) -> tuple[Idle, ...]:
     """Find the images that a control leaves alone in a call.
 
     Args:
         control: the control.
         plan: its plan for this call.
         outline: the call.
+        looks_on: whether its losses are only measured: then it does not matter how far it would move.
 
     Returns:
         The reasons, each with its images; nothing where the control acts in every image.
@@ -104,7 +105,7 @@ def idle_of(control: Control, plan: Plan, outline: CallOutline) -> tuple[Idle, .
     if getattr(control, "strength", None) == 0:
         return (NO_STRENGTH,)
     told = {image: each for each in plan.idle for image in (images if each.images is None else each.images)}
-    parts = list(_parts(control, plan, outline))
+    parts = list(_parts(control, plan, outline, looks_on))
     silent = set.intersection(*map(set, parts)) if parts else {*images}
     seen = parts[0] if parts else dict.fromkeys(images, EMPTY)
     by_reason: dict[Idle, list[int]] = {}
@@ -130,12 +131,12 @@ def _where(idle: Idle, outline: CallOutline) -> str:
     return f"for {', '.join(dict.fromkeys(repr(prompts[number].text) for number in numbers))}"
 
 
-def _parts(control: Control, plan: Plan, outline: CallOutline) -> Iterator[Mapping[int, Idle]]:
+def _parts(control: Control, plan: Plan, outline: CallOutline, looks_on: bool) -> Iterator[Mapping[int, Idle]]:
     """For each thing that a plan does, the images in which it does nothing."""
     everywhere = outline.images
     constant = constant_images(control, plan, outline.context, outline.steps, outline.latent_size, outline.tokens)
     for number, objective in enumerate(plan.objectives):
-        reason = _still(objective, outline)
+        reason = _still(objective, outline, looks_on)
         if reason is not None:
             yield dict.fromkeys(everywhere, reason)
         else:
@@ -150,13 +151,15 @@ def _parts(control: Control, plan: Plan, outline: CallOutline) -> Iterator[Mappi
         yield {}
 
 
-def _still(objective: Objective, outline: CallOutline) -> Idle | None:
+def _still(objective: Objective, outline: CallOutline, looks_on: bool) -> Idle | None:
     """Why an objective moves no image at any step."""
     acting = [step for step in outline.steps if objective.acts(step)]
     if not acting:
         return _out_of_time(objective.window, outline)
     if not objective.keep_discarded and not any(outline.keeps(step) for step in acting):
         return DISCARDED
+    if looks_on:
+        return None
     if (search := objective.search) is not None:
         return NO_SEARCH if search.lr == 0 or search.target == 0 else None
     step_size = objective.step_size

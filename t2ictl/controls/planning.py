@@ -43,23 +43,21 @@ def loss_plan(
 
     Args:
         control: has ``strength``, ``smoothing``, ``normalize_over`` and ``layers``, and what it needs of ``window``,
-            ``step``, ``refinement`` and ``search``; all mean what they mean in :class:`AttendAndExcite` and
-            :class:`InitialNoise`.
+            ``step``, ``refinement`` and ``search``, as :class:`AttendAndExcite` and :class:`InitialNoise` have them.
         context: the pipeline call.
         spans: for each image the words whose maps are wanted.
-        loss: from ``maps_BNYX`` and ``mask_BN``, true where a word is real, to the losses at one latent. With
-            ``self_attention`` it also gets ``maps_BYXP``, the attention of each place to each place, of the same size;
-            with ``also`` the ``maps_BNYX`` of each further group of layers, and then the step.
-        on_maps: gets ``maps_BNYX`` of the pass that makes the image, without gradient.
+        loss: from ``maps_BNYX`` and ``mask_BN``, true where a word is real, to the losses at one latent. It also gets,
+            with ``self_attention``, ``maps_BYXP``, the attention of each place to each place; with ``also`` the
+            ``maps_BNYX`` of each further group of layers, and then the step.
+        on_maps: gets ``maps_BNYX`` of the pass that makes the image.
         self_attention: whether the loss wants self-attention too.
-        preparations: pairs of smoothing and competing tokens in the place of those of the control; the loss gets the
-            maps of each, one after the other.
+        preparations: pairs of smoothing and competing tokens in place of the control's; the loss gets the maps of each.
         also: further groups of cross-attention layers.
         idle: why the control leaves some images alone, beside those that have no words.
         **fields: further fields of :class:`Objective`, in the place of those of the control.
 
     Returns:
-        The plan; an empty one for strength 0, or where every image is left alone.
+        The plan; one that is empty where all are left alone.
 
     Raises:
         NoLayerMatched: if the filter matches no cross-attention layer.
@@ -75,21 +73,12 @@ def loss_plan(
         for smoothing, tokens in preparations or ((given.smoothing, given.normalize_over),)
     ]
     maps = prepared[0]
-    mask_BN = maps.table.mask_BN
-
-    def evaluate(found: Any, step: Step) -> Losses:
-        """Read the maps of the words from those of all tokens."""
-        maps_BYXT, *more = found if isinstance(found, tuple) else (found,)
-        if also:
-            more[len(more) - len(also) :] = [*(maps(each_BYXT) for each_BYXT in more[-len(also) :]), step]
-        return loss(*(each(maps_BYXT) for each in prepared), mask_BN, *more)
-
     objective = Objective(
         name=control.name,
         layers=maps.layers,
         self_layers=self_layers(context, maps.layers) if self_attention else (),
         also=also,
-        evaluate=evaluate,
+        evaluate=_reader(prepared, loss, len(also)),
         on_maps=None if on_maps is None else lambda maps_BYXT, step: on_maps(maps(maps_BYXT)),
         strength=given.strength,
         words=maps.table.names,
@@ -98,3 +87,16 @@ def loss_plan(
         | fields,
     )
     return Plan(objectives=(objective,), idle=idle)
+
+
+def _reader(prepared: list[ConceptMaps], loss: Callable[..., Losses], also: int) -> Callable[[Any, Step], Losses]:
+    """What reads the maps of the words from those of all tokens, and gives them to the loss."""
+    maps, mask_BN = prepared[0], prepared[0].table.mask_BN
+
+    def evaluate(found: Any, step: Step) -> Losses:
+        maps_BYXT, *more = found if isinstance(found, tuple) else (found,)
+        if also:
+            more[len(more) - also :] = [*(maps(each_BYXT) for each_BYXT in more[-also:]), step]
+        return loss(*(each(maps_BYXT) for each in prepared), mask_BN, *more)
+
+    return evaluate

@@ -24,6 +24,7 @@ def needs_gradient() -> Iterator[None]:
         UnsupportedPipeline: if something in the denoiser changes tensors in place, or lets no gradient through.
 
     Example:
+        >>> import torch
         >>> with needs_gradient():
         ...     torch.zeros(1).sum().backward()
         Traceback (most recent call last):
@@ -55,6 +56,7 @@ def check_differentiable(loss_B: Tensor) -> None:
         UnsupportedPipeline: if nothing leads back from it.
 
     Example:
+        >>> import torch
         >>> check_differentiable(torch.ones(1, requires_grad=True) * 2)
     """
     with needs_gradient():

@@ -180,7 +180,7 @@ def smoothed_places(self_BYXP: Tensor, name: KernelName = "attend_and_excite") -
 
     Example:
         >>> smoothed_places(torch.eye(3).view(1, 1, 3, 3))[0, 0, 1]
-        tensor([0.2119, 0.5761, 0.2119])
+        tensor([0.4239, 0.5761, 0.4239])
     """
     height, width = self_BYXP.shape[1:3]
     maps_BYXYX = self_BYXP.unflatten(-1, (height, width))

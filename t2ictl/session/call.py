@@ -77,8 +77,8 @@ class MoveLog:
                 "Use bfloat16 or float32, a smaller step, or on_nonfinite='skip'.",
             )
 
-    def look_at(self, noise_BCYX: Tensor, step: Step) -> None:
-        """Look at what the denoiser makes of moved latents: half precision may hold these, and nothing behind them.
+    def check_noise(self, noise_BCYX: Tensor, step: Step) -> None:
+        """Check what the denoiser makes of moved latents: half precision may hold these, and nothing behind them.
 
         Args:
             noise_BCYX: its result.
@@ -95,7 +95,7 @@ class MoveLog:
             )
 
     def warn(self) -> None:
-        """Say at the end of a call what was left out, and what came out wrong."""
+        """Warn at the end of a call of what was left out, and what came out wrong."""
         skipped = sum(int(entry.skipped.sum()) for entry in self.entries)
         overflows = sum(bool(each.any()) for each in self.overflows)
         told = [f"{skipped} updates were skipped because the loss, its gradient or the moved latent was not finite"]
@@ -281,7 +281,7 @@ class PipelineCall:
         over.check_visited(self.passes.layers)
         self.listeners.end(step)
         if self.mover.is_waiting:
-            self.log.look_at(noise[0], step)
+            self.log.check_noise(noise[0], step)
 
     def explain(self, error: BaseException) -> None:
         """Name the cause of an error that the denoiser raised, where it is known.

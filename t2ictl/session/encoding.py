@@ -13,7 +13,7 @@ from t2ictl.families import Adapter
 from t2ictl.families.base import Encoded
 from t2ictl.families.text_states import Encode
 
-__all__ = ["EncodePromptWrapper", "Encoding", "call_site"]
+__all__ = ["EncodePromptWrapper", "Encoding", "call_place"]
 
 
 class Encoding(Protocol):
@@ -25,10 +25,10 @@ class Encoding(Protocol):
     def is_open(self) -> bool:
         """Whether anything is to be done."""
 
-    def belongs_to_call(self, site: tuple[Any, int] | None) -> bool:
+    def belongs_to_call(self, place: tuple[Any, int] | None) -> bool:
         """Whether a text is encoded on the way, by a callback of the call that is running."""
 
-    def begin_call(self, encoded: Encoded, encode: Encode, site: tuple[Any, int] | None) -> None:
+    def begin_call(self, encoded: Encoded, encode: Encode, place: tuple[Any, int] | None) -> None:
         """Start a pipeline call, before its prompt is encoded."""
 
     def end_encoding(self, encoded: Encoded, result: Any, encode: Encode) -> Any:
@@ -65,14 +65,14 @@ class EncodePromptWrapper:
             return self.original(*args, **kwargs)
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        adapter, site = session.adapter, call_site(session.adapter.pipe)
+        adapter, place = session.adapter, call_place(session.adapter.pipe)
         encoded = adapter.encoded(bound.arguments)
-        if session.belongs_to_call(site):
+        if session.belongs_to_call(place):
             result = self.original(*args, **kwargs)
             session.encoded_on_the_way(encoded, result)
             return result
         encode: Encode = functools.partial(adapter.encode, self.original, bound.arguments)
-        session.begin_call(encoded, encode, site)
+        session.begin_call(encoded, encode, place)
         result = self.original(*args, **kwargs)
         return session.end_encoding(encoded, result, encode)
 
@@ -80,8 +80,8 @@ class EncodePromptWrapper:
         return copy.deepcopy(self.original, memo)
 
 
-def call_site(pipe: Any) -> tuple[Any, int] | None:
-    """Say where in its own ``__call__`` a pipeline stands, if that is running.
+def call_place(pipe: Any) -> tuple[Any, int] | None:
+    """Find where in its own ``__call__`` a pipeline stands, if that is running.
 
     Its own encoding and its callbacks are different places; the same place of a later call is equal.
 

@@ -80,7 +80,7 @@ class PromptCache:
         return found
 
     def window_problem(self, embeddings: Tensor | None) -> str:
-        """Say why no prompt can be named for embeddings that are longer than a prompt.
+        """Explain why no prompt can be named for embeddings that are longer than a prompt.
 
         Args:
             embeddings: what the pipeline was given, or None.
@@ -97,6 +97,8 @@ class PromptCache:
         ends = [prompt.encodings[0].end for prompt in prompts]
         texts = [prompt.text for prompt in prompts]
         own = encode([*texts, ""]).embeds
+        if own.shape[1:] != embeddings.shape[1:]:
+            return  # another encoder has made them, and only that could tell
         wrong = [row for row, end in enumerate(ends) if not _spells(embeddings[row], own[row], own[-1], end)]
         if wrong:
             raise PromptUnknown(

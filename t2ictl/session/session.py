@@ -90,7 +90,7 @@ def controlled(
         >>> with t2ictl.controlled(pipe, [AttentionSegregation()]) as session:
         ...     image = pipe("a red circle and a blue square", num_inference_steps=2).images[0]
         >>> session.cost.extra_forwards
-        2
+        1
     """
     for control in (*controls, *measure):
         if not isinstance(control, Control):
@@ -129,14 +129,15 @@ class Session:
         on_move: Callable[[MoveTrace], None] | None = None,
     ) -> None:
         self.adapter = find_adapter(pipe)
-        self.controls, self._measure = with_preset(controls, self.adapter), with_preset(measure, self.adapter)
+        self.controls, measured = with_preset(controls, self.adapter), with_preset(measure, self.adapter)
+        self._measure = tuple(zip(measure, measured, strict=True))
         self.cost, self._checkpointing = Cost(), check_checkpointing(checkpointing)
         self._pipe, self._recording = pipe, recording
         self._raise_nonfinite, self._truncate, self._on_move = raise_nonfinite, truncate, on_move
         self._patches: PipelinePatches | None = None
         self._call: PipelineCall | None = None
         self._results = CallResults()
-        self._sites: set[tuple[Any, int] | None] = set()
+        self._places: set[tuple[Any, int] | None] = set()
         self._words = PromptCache(self.adapter, (words,) if isinstance(words, str) else words, parser)
         self._prompts: tuple[Prompt, ...] | None = None
         self._layers: tuple[Layer, ...] = ()
@@ -147,7 +148,7 @@ class Session:
         self.adapter.encode_signature(self._pipe.encode_prompt)
         if not evaluates_once(self._pipe):
             raise several_evaluations(self._pipe)
-        for control in (*self.controls, *self._measure):
+        for control in (*self.controls, *(named for named, _ in self._measure)):
             if self.adapter.family not in control.families:
                 raise UnsupportedPipeline(
                     f"{type(control).__name__} does not act on the family {self.adapter.family!r}.",
@@ -240,9 +241,9 @@ class Session:
 
     # -- one pipeline call ------------------------------------------------------------------
 
-    def belongs_to_call(self, site: tuple[Any, int] | None) -> bool:
-        """Return whether a callback of the running call encodes a text; ``site`` is where the pipeline stands."""
-        return site is not None and site not in self._sites and self._call is not None and self._call.has_begun
+    def belongs_to_call(self, place: tuple[Any, int] | None) -> bool:
+        """Return whether a callback of the running call encodes a text; ``place`` is the place in its code."""
+        return place is not None and place not in self._places and self._call is not None and self._call.has_begun
 
     def encoded_on_the_way(self, encoded: Encoded, result: Any) -> None:
         """Remember the words of a text that a callback has encoded."""
@@ -251,17 +252,17 @@ class Session:
             self._words.remember(result[0], prompts, is_edited=False)
             self._call.learn(result[0], prompts or ())
 
-    def begin_call(self, encoded: Encoded, encode: Encode, site: tuple[Any, int] | None = None) -> None:
+    def begin_call(self, encoded: Encoded, encode: Encode, place: tuple[Any, int] | None = None) -> None:
         """Start a pipeline call: learn its prompt, make the plans, install what they need.
 
         Args:
             encoded: what the pipeline is about to encode.
             encode: encodes other texts in the same way.
-            site: where in its own code the pipeline stands.
+            place: where in its own code the pipeline stands.
         """
         patches, last, self._call = self._patches, self._call, None
         assert patches is not None
-        self._sites.add(site)
+        self._places.add(place)
         patches.begin_call()
         if last is not None:
             self._close_call(last)
@@ -277,8 +278,8 @@ class Session:
         )
         self._check_words(prompts, encoded)
         plans, context = make_plans(self.controls, context)
-        monitors = tuple(LossMonitor(control, control.plan(context)) for control in self._measure)
-        measured = tuple((each.control, each.plan) for each in monitors)
+        monitors = tuple(LossMonitor(named, control.plan(context)) for named, control in self._measure)
+        measured = tuple((control, each.plan) for (_, control), each in zip(self._measure, monitors, strict=True))
         idle = IdleCheck(context=context, planned=tuple(zip(self.controls, plans, strict=True)), measured=measured)
         call = self._new_call(patches, encoded, prompts, plans, monitors, idle)
         patches.start_call(call.replace)
@@ -286,7 +287,11 @@ class Session:
         self._results = CallResults(log=call.log, listeners=call.listeners)
 
     def _check_words(self, prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> None:
-        wanting = [type(control).__name__ for control in (*self.controls, *self._measure) if control.needs_words]
+        wanting = [
+            type(control).__name__
+            for control in (*self.controls, *(named for named, _ in self._measure))
+            if control.needs_words
+        ]
         if self._recording is not None:
             wanting.append("record=")
         if prompts is None and wanting:

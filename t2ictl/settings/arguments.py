@@ -36,7 +36,7 @@ def written_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> written_arguments({"strength": 0.5, "latents": torch.zeros(2)})["latents"][:12]
-        'sha256:af555'
+        'sha256:af557'
     """
     room = [LARGEST]
     return {name: _written(value, room) for name, value in arguments.items()}

@@ -76,7 +76,7 @@ def stamped(settings: dict[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> stamped({"request": {"prompt": "a cat"}})["schema"]
-        2
+        3
     """
     return {"schema": SCHEMA_VERSION, "versions": versions(), **settings}
 

@@ -15,7 +15,9 @@ from PIL import Image, PngImagePlugin
 import t2ictl
 from t2ictl import Control, Region, Request
 from t2ictl.app.settings import LARGEST_UPLOAD, Recipe, to_settings, uploaded
+from t2ictl.controls.presets import with_preset
 from t2ictl.errors import BadSetting, T2ictlError
+from t2ictl.families import find_adapter
 from t2ictl.processors import AttendAndExcite, AttentionSegregation, TokenMerging
 
 REQUEST = {"prompt": "a red circle", "seed": 3, "steps": 4}
@@ -35,14 +37,23 @@ def as_json(**settings: Any) -> bytes:
 
 def test_an_image_comes_back_with_all_its_settings(tmp_path: Path) -> None:
     controls = [AttendAndExcite(concepts=("circle",), strength=0.333), TokenMerging(merge=True, binding_steps=1)]
+    pipe = t2ictl.load("shapes", device="cpu")
     made = t2ictl.generate(
-        t2ictl.load("shapes", device="cpu"), "a rÃ©d circle, 圆", controls, seed=2**31 + 5, steps=1, guidance_scale=3.3,
+        pipe, "a rÃ©d circle, 圆", controls, seed=2**31 + 5, steps=1, guidance_scale=3.3,
         width=48, negative_prompt="*blue*",
     )  # fmt: skip
     recipe = uploaded("a.png", made.save(tmp_path / "a.png").read_bytes())
-    assert recipe.controls == tuple(controls) and recipe.model == "shapes" and recipe.notes == ()
+    assert (
+        recipe.controls == with_preset(controls, find_adapter(pipe)) and recipe.model == "shapes" and recipe.notes == ()
+    )
     assert recipe.request == Request(
-        prompt="a rÃ©d circle, 圆", seed=2**31 + 5, steps=1, guidance_scale=3.3, width=48, negative_prompt="*blue*"
+        prompt="a rÃ©d circle, 圆",
+        seed=2**31 + 5,
+        steps=1,
+        guidance_scale=3.3,
+        width=48,
+        height=64,
+        negative_prompt="*blue*",
     )
     assert uploaded("a.json", to_settings(recipe).encode()) == recipe
 

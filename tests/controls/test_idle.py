@@ -174,6 +174,16 @@ def test_steps_that_lead_nowhere(control: Any) -> None:
     assert "does nothing" in idle(control)
 
 
+@pytest.mark.parametrize("step", [StepSize(scale=0.0), StepSize(max_norm=0.0)])
+def test_what_is_measured_need_not_move(step: StepSize) -> None:
+    pipe = sd()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ControlIdle)
+        with t2ictl.controlled(pipe, [], measure=[AttendAndExcite(step=step)]) as session:
+            run(pipe, PROMPT, steps=2)
+    assert session.measured
+
+
 @pytest.mark.parametrize("name", ["heun", "kdpm2"])
 def test_moves_that_the_scheduler_discards_are_told_of(name: str) -> None:
     """Of two steps there are three evaluations, and the sample of the second is thrown away."""

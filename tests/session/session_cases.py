@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -257,3 +257,18 @@ def rows_apart(first: Tensor, second: Tensor) -> list[float]:
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One generator an image."""
     return [tiny.generator(seed) for seed in seeds]
+
+
+MOVES = AttentionSegregation(step=StepSize(scale=0.05, mode="normalized"))
+Change = Callable[[Any], None]
+
+
+def at_step(number: int, change: Change) -> dict[str, Any]:
+    """Arguments of a call that changes something at the end of one step."""
+
+    def callback(pipe: Any, index: int, timestep: int, given: dict[str, Any]) -> dict[str, Any]:
+        if index == number:
+            change(pipe)
+        return given
+
+    return {"callback_on_step_end": callback}

@@ -49,9 +49,8 @@ def flow(
 ) -> FlowResult:
     """Analyze what each word of a prompt carries, and what leaks from one item into another.
 
-    Encodings alone give the screen, in seconds. With a judge, images follow: all conditions (one token
-    kept, one taken out, an item alone, an item that has not read another) over the same noise, in batches. Every
-    estimate has an interval; a repair is accepted only if seeds that chose nothing confirm it.
+    Encodings alone give the screen. With a judge, images follow: all conditions (one token kept, one taken out, an item
+    alone, an item that has not read another) over the same noise. A repair is accepted if other seeds confirm it.
 
     Args:
         pipe: a diffusers pipeline.
@@ -61,8 +60,8 @@ def flow(
             images are judged, and only the screen and the word maps are made.
         seeds: images of each condition. No-leak claims need many: the upper bound of 0 in 8 is 32 %, of 0 in 20 16 %.
         confirm: further seeds on which a repair must hold; 0: none is sought.
-        operators: how tokens are removed: ``"clean_pad"`` (the paper's), ``"released"`` (also
-            the pooled states of the empty prompt), ``"encoder_mask"``, ``"drop"``.
+        operators: how tokens are removed: ``"clean_pad"`` (the paper's), ``"released"`` (pooled states too),
+            ``"encoder_mask"``, ``"drop"``.
         depths: shares of the encoder's layers whose reading of the prompt is shown, too, as 0.5 (Diffusion Lens).
         folder: where images are kept, so that a stopped analysis goes on; None: nowhere.
         batch: images of one pipeline call.

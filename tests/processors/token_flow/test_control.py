@@ -106,7 +106,7 @@ def test_lists_of_items_are_for_each_prompt() -> None:
 
 def test_given_embeddings_keep_what_is_not_cleaned() -> None:
     pipe = sd()
-    own = pipe.encode_prompt(PROMPT, "cpu", 1, False)[0].detach() + 0.25
+    own = pipe.encode_prompt(PROMPT, "cpu", 1, False)[0].detach() * 1.25
     negative = pipe.encode_prompt("", "cpu", 1, False)[0].detach()
     seen: list[torch.Tensor] = []
     hook = pipe.unet.register_forward_pre_hook(
