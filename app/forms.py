@@ -146,12 +146,15 @@ def _group(
             return None
     defaults = {name: part.get("default") for name, part in parts.items()}
     value = {**defaults, **(value or {})}
-    if set(parts) == {"start", "stop"}:
+    ends: dict[str, Any] = {}
+    if {"start", "stop"} <= set(parts):
         _first(key, (float(value["start"]), float(value["stop"])))
-        ends: Any = st.slider(label, 0.0, 1.0, key=key, step=0.01, help=described.get("description"))
-        return {"start": ends[0], "stop": ends[1]}
-    return {
-        name: _widget(f"{label} · {name}", part, schema, value[name], f"{key}/{name}") for name, part in parts.items()
+        both: Any = st.slider(label, 0.0, 1.0, key=key, step=0.01, help=described.get("description"))
+        ends = {"start": both[0], "stop": both[1]}
+    return ends | {
+        name: _widget(f"{label} · {name}", part, schema, value[name], f"{key}/{name}")
+        for name, part in parts.items()
+        if name not in ends
     }
 
 

@@ -12,7 +12,7 @@ from t2ictl.app.engine.editor import Editor
 from t2ictl.app.engine.models import EMBEDDED
 from t2ictl.app.engine.work import JobRequest
 from t2ictl.app.settings.files import Recipe
-from t2ictl.controls.presets import measured_models
+from t2ictl.controls.presets import filled, measured_models
 
 __all__ = ["WORD_FIELDS", "Draft", "differing", "starting_fields"]
 
@@ -113,7 +113,7 @@ class Draft:
         source = next((each.source for each in editor.found() if recipe.model in (each.source, each.folder.name)), None)
         self.model = source or self.model
         self.chosen = [control.name for control in recipe.controls]
-        self.fields |= {control.name: differing(control) for control in recipe.controls}
+        self.fields |= {control.name: differing(_filled(control, self.model)) for control in recipe.controls}
         self.words = self._shared_words(editor)
         self.version += 1
 
@@ -147,6 +147,14 @@ def starting_fields(name: str, model: str) -> dict[str, Any]:
     """
     known = next((each for each in measured_models() if model == EMBEDDED and each.name == EMBEDDED), None)
     return dict(known.settings.get(name, {})) if known is not None else {}
+
+
+def _filled(control: Control, model: str) -> Control:
+    """A control of a file, with what its preset means for a model in the fields that it leaves open."""
+    if control.preset == "none":
+        return control
+    is_published = control.preset == "published"
+    return filled(control, control.published_settings if is_published else starting_fields(control.name, model))
 
 
 def _fields(name: str) -> Mapping[str, Any]:

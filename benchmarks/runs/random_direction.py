@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from t2ictl import Control, Plan, PlanContext
+from t2ictl.controls.presets import with_preset
 
 __all__ = ["RandomDirection"]
 
@@ -50,7 +51,8 @@ class RandomDirection(Control):
         """Make the moves of one call; every call draws the same directions."""
         for_latents, for_rows = ([torch.Generator("cpu").manual_seed(seed) for seed in self._seeds] for _ in range(2))
         plans: list[Plan] = []
-        for each in sorted(self._base, key=lambda control: not control.moves_words):
+        base = with_preset(self._base, context.adapter)
+        for each in sorted(base, key=lambda control: not control.moves_words):
             plans.append(each.plan(context))
             if plans[-1].text is not None:  # as in a session, the others see where words have moved
                 context = replace(context, prompts=plans[-1].text.prompts)

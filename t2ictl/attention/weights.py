@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["weights_signature"]
@@ -50,9 +51,9 @@ def weights_signature(module: nn.Module) -> Hashable | None:
     return tuple(found)
 
 
-def _some_values(tensor: Tensor) -> tuple[float, ...]:
+def _some_values(tensor: Tensor) -> bytes:
     flat = tensor.detach().flatten()
-    return tuple(flat[:: max(1, len(flat) // _SAMPLES)].tolist())
+    return flat[:: max(1, len(flat) // _SAMPLES)].contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from t2ictl.controls.base import Control
 from t2ictl.families.base import Adapter
 from t2ictl.settings.fields import given_fields
 
-__all__ = ["MeasuredModel", "measured_models", "measured_settings", "with_preset"]
+__all__ = ["MeasuredModel", "filled", "measured_models", "measured_settings", "with_preset"]
 
 _log = logging.getLogger("t2ictl")
 
@@ -95,6 +95,27 @@ def with_preset(controls: Sequence[Control], adapter: Adapter) -> tuple[Control,
     return tuple(_filled(control, adapter) for control in controls)
 
 
+def filled(control: Control, values: Mapping[str, Any]) -> Control:
+    """Return a control whose open fields have given values.
+
+    Args:
+        control: the control.
+        values: value by field.
+
+    Returns:
+        A control with the preset ``"none"``.
+
+    Example:
+        >>> from t2ictl.processors import AttendAndExcite
+        >>> made = filled(AttendAndExcite(strength=0.5), {"strength": 2.0, "refinement": None})
+        >>> made.strength, made.refinement
+        (0.5, None)
+    """
+    taken = _left_open(control, values)
+    own = {each.name: getattr(control, each.name) for each in fields(control) if each.name not in taken}
+    return type(control)(**{**own, **taken, "preset": "none"})
+
+
 @functools.cache
 def _say_once(message: str) -> None:
     _log.info(message)
@@ -126,8 +147,6 @@ def _filled(control: Control, adapter: Adapter) -> Control:
         return control
     measured = measured_settings(adapter.denoiser, control.name) if preset == "auto" else None
     source, values = measured or ("the published form", control.published_settings if preset == "published" else {})
-    taken = _left_open(control, values)
-    own = {each.name: getattr(control, each.name) for each in fields(control) if each.name not in taken}
-    if taken:
+    if taken := _left_open(control, values):
         _say_once(f"{control.name} takes {', '.join(sorted(taken))} from {source}.")
-    return type(control)(**{**own, **taken, "preset": "none"})
+    return filled(control, values)

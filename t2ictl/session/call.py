@@ -96,8 +96,9 @@ class MoveLog:
 
     def warn(self) -> None:
         """Warn at the end of a call of what was left out, and what came out wrong."""
-        skipped = sum(int(entry.skipped.sum()) for entry in self.entries)
-        overflows = sum(bool(each.any()) for each in self.overflows)
+        # One number each, so that a GPU is waited for once, and not for every entry.
+        skipped = int(torch.cat([entry.skipped for entry in self.entries]).sum()) if self.entries else 0
+        overflows = int(torch.stack([each.any() for each in self.overflows]).sum()) if self.overflows else 0
         told = [f"{skipped} updates were skipped because the loss, its gradient or the moved latent was not finite"]
         told += [f"the denoiser's result was not finite at {overflows} evaluations after a move"]
         told = [text for text, count in zip(told, (skipped, overflows), strict=True) if count]

@@ -96,7 +96,10 @@ class PromptCache:
             return
         ends = [prompt.encodings[0].end for prompt in prompts]
         texts = [prompt.text for prompt in prompts]
-        own = encode([*texts, ""]).embeds
+        try:
+            own = encode([*texts, ""]).embeds
+        except Exception:  # an encoder that is not the one of these embeddings may fit no prompt of theirs
+            return
         if own.shape[1:] != embeddings.shape[1:]:
             return  # another encoder has made them, and only that could tell
         wrong = [row for row, end in enumerate(ends) if not _spells(embeddings[row], own[row], own[-1], end)]

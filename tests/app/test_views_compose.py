@@ -11,7 +11,7 @@ import t2ictl
 from t2ictl.app import launch
 from t2ictl.app.engine.editor import Editor
 from t2ictl.app.engine.memory import MemoryReport
-from t2ictl.app.settings import examples
+from t2ictl.app.settings import examples, starting_fields
 from tests.app.driver import Driver, driver, editor, quick
 
 __all__ = ["driver", "editor"]
@@ -47,11 +47,13 @@ def test_an_empty_prompt_disables_the_button_and_says_why(driver: Driver) -> Non
 def test_every_control_has_a_form_whose_defaults_stay_its_defaults(driver: Driver, name: str) -> None:
     driver.set("multiselect", "Controls", [name])
     driver.run()
-    assert driver.page.draft.fields[name] == {} or name in ("attention_segregation",)
+    cls, starting = t2ictl.list_controls()[name], starting_fields(name, "shapes")
+    # The first page has an example with settings of its own.
+    assert driver.page.draft.control(name) == cls(**starting, preset="none") or name == "attention_segregation"
     driver.page.draft.fields[name] = {}
     driver.page.draft.version += 1
     driver.run()
-    assert driver.page.draft.control(name) == t2ictl.list_controls()[name]()
+    assert driver.page.draft.control(name) == cls(preset="none")
     assert not driver.at.error
     shown = len(driver.at.main.get("slider")) + len(driver.at.number_input) + len(driver.at.selectbox)
     assert shown > 3
@@ -62,7 +64,6 @@ def test_a_field_that_is_changed_arrives_and_a_bad_one_is_marked(driver: Driver)
     driver.set("slider", "strength", 2.5)
     driver.set("slider", "window", (0.1, 0.4))
     driver.set("text_input", "layers", "up.*, mid")
-    driver.set("toggle", "refinement", False)
     control: Any = driver.page.draft.control("attend_and_excite")
     assert (control.strength, control.window.start, control.window.stop) == (2.5, 0.1, 0.4)
     assert control.layers == ("up.*", "mid") and control.refinement is None
@@ -86,7 +87,8 @@ def test_presets_touch_their_method_only_and_can_be_undone(driver: Driver) -> No
     before = driver.page.draft.control("attention_segregation")
     driver.press("preset/attention_segregation/As published")
     draft = driver.page.draft
-    assert draft.prompt == "a green star" and draft.fields["attention_segregation"] == {}
+    published = {"reduction": "mean", "region": "otsu_8bit_peak"}
+    assert draft.prompt == "a green star" and draft.fields["attention_segregation"] == published
     assert "normalize_over prompt_words → default" in driver.texts().replace("\\", "")
     assert draft.control("attention_segregation") != before
     driver.press("undo/attention_segregation")

@@ -114,13 +114,15 @@ def moves_by_gradient(pipe: Any) -> Iterator[list[torch.Tensor]]:
             found.append((inputs[0][-len(before[-1]) :] - before.pop()).flatten(1))
 
     handle = pipe.unet.conv_in.register_forward_pre_hook(look)
-    yield found
-    handle.remove()
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def test_directions_are_fresh_and_know_nothing_of_the_gradient(sampler: Sampler) -> None:
     with moves_by_gradient(sampler.pipe) as gradients:
-        base = sampler(PROMPTS, SEEDS, (AttentionSegregation(),), ())
+        base = sampler(PROMPTS, SEEDS, (AttentionSegregation(preset="none"),), ())
     found = {"gradient": gradients}
     for name, seeds in (("random", (1, 2, 3)), ("other", (4, 5, 6))):
         directions = Kept(base.trace, seeds)
@@ -140,7 +142,7 @@ def test_directions_are_fresh_and_know_nothing_of_the_gradient(sampler: Sampler)
 
 
 def test_a_random_direction_is_the_same_in_another_batch(sampler: Sampler) -> None:
-    control = AttentionSegregation()
+    control = AttentionSegregation(preset="none")
     base = sampler(PROMPTS, SEEDS, (control,), ())
     alone = sampler(PROMPTS[1:2], SEEDS[1:2], (control,), ())
     together = sampler(PROMPTS, SEEDS, (random_moves(base, (1, 2, 3)),), ()).images[1]

@@ -90,7 +90,7 @@ def test_an_unknown_field_of_a_file_is_named(tmp_path: Path, capsys: pytest.Capt
     assert main(["bench", "run"]) == 2
 
 
-@pytest.mark.parametrize("module", ["yaml", "pyarrow", "filelock"])
+@pytest.mark.parametrize("module", ["pyarrow", "filelock"])
 def test_a_missing_library_is_one_line_that_names_the_extra(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -319,15 +319,23 @@ def test_the_plan_and_the_table_are_written_under_a_lock(tmp_path: Path, monkeyp
 def test_a_lock_that_is_waited_for_is_waited_for_as_long_as_it_takes(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.prepare()
-    held = filelock.FileLock(tmp_path / "locks" / "plan.lock", thread_local=False)
-    held.acquire()
+    is_held, end, over = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        with filelock.FileLock(tmp_path / "locks" / "plan.lock"):
+            is_held.set()
+            end.wait(30)
+            over.append(True)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert is_held.wait(30)
     with pytest.raises(BadSetting, match="at work"):
         folder.lock("plan", wait=False)
-    release = threading.Timer(1.5, held.release)
-    release.start()
+    threading.Timer(1.5, end.set).start()
     with folder.lock("plan", wait=True):
-        assert not held.is_locked
-    release.join()
+        assert over
+    other.join()
 
 
 # -- moves longer than a number ----------------------------------------------------------------------
@@ -339,7 +347,7 @@ def test_a_move_longer_than_a_number_is_null_and_counted(
 ) -> None:
     plan, out = tmp_path / "plan.yaml", tmp_path / "run"
     plan.write_text(
-        f"arms: {{plain: , far: {{control: attention_segregation, settings: {{step: {{scale: {scale}}}}}}}}}"
+        f"arms: {{plain: , far: {{control: token_merging, settings: {{step: {{mode: raw, scale: {scale}}}}}}}}}"
     )
     options = ("--limit", "1", "--seeds", "2", "--steps", "2", "--device", "cpu", "--json")
     assert main(["bench", "run", str(plan), "--out", str(out), *options]) == 0
