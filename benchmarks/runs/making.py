@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from t2ictl import controlled
 from t2ictl.benchmarks.runs.arms import Arm, resolve_arms
 from t2ictl.benchmarks.runs.manifest import make_manifest
 from t2ictl.benchmarks.runs.plan import RunPlan, plan_items
@@ -52,8 +53,11 @@ class UnitMaker:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """The arms of the plan."""
-        return resolve_arms(self.plan.arms)
+        """The arms of the plan, with what presets mean for this model: plan.json and images hold it."""
+        arms = resolve_arms(self.plan.arms)
+        named = {id(control): control for arm in arms for control in arm.controls}
+        filled = dict(zip(named, controlled(self.pipe, tuple(named.values())).controls, strict=True))
+        return tuple(replace(arm, controls=tuple(filled[id(each)] for each in arm.controls)) for arm in arms)
 
     @cached_property
     def suite(self) -> Suite:
