@@ -50,7 +50,7 @@ def loss_plan(
             with ``self_attention``, ``maps_BYXP``, the attention of each place to each place; with ``also`` the
             ``maps_BNYX`` of each further group of layers, and then the step.
         on_maps: gets ``maps_BNYX`` of the pass that makes the image.
-        self_attention: whether the loss wants self-attention too.
+        self_attention: whether the loss wants it too.
         preparations: pairs of smoothing and competing tokens in place of the control's; the loss gets the maps of each.
         also: further groups of cross-attention layers.
         idle: why the control leaves some images alone, beside those that have no words.
@@ -64,9 +64,8 @@ def loss_plan(
     """
     given: Any = control
     idle = (*without_concepts(spans), *idle)
-    if given.strength == 0:
-        return Plan()
-    if {image for each in idle for image in each.images or ()} == set(range(len(spans))):
+    left_alone = {image for each in idle for image in each.images or ()}
+    if given.strength == 0 or left_alone == set(range(len(spans))):
         return Plan(idle=idle)
     prepared = [
         ConceptMaps.from_context(context, spans, given.layers, smoothing, tokens)
