@@ -8,6 +8,8 @@ own is at the end.
 
 from __future__ import annotations
 
+_LONGEST = 800  # characters of a cause, or of a remedy
+
 
 class T2ictlError(Exception):
     """Base of all errors of this library: cause, value, remedy.
@@ -22,9 +24,14 @@ class T2ictlError(Exception):
     """
 
     def __init__(self, cause: str, remedy: str = "") -> None:
-        self.cause = cause
-        self.remedy = remedy
-        super().__init__(f"{cause} {remedy}".strip())
+        self.cause = _shortened(cause)
+        self.remedy = _shortened(remedy)
+        super().__init__(f"{self.cause} {self.remedy}".strip())
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a text that is too long to be read; values of any length come into messages."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST * 2 // 3]} ... {text[-_LONGEST // 4 :]}"
 
 
 class BadSetting(T2ictlError, ValueError):

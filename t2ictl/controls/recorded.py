@@ -65,6 +65,9 @@ class Recorded:
             raise BadSetting("A control in the settings is no JSON object.", "Use a file that `t2ictl generate` wrote.")
         request = request_from(asked)
         arguments, missing = read_arguments(data.get("arguments", {}))
+        ours = next((name for name in (*arguments, *missing) if name in _NO_ARGUMENTS), None)
+        if ours is not None:
+            raise BadSetting(f"The settings have an argument {ours!r}.", "Use a file that `t2ictl generate` wrote.")
         facts = {part: data.get(part) for part in ("pipeline", "parser", "versions")}
         known = {part: dict(value) for part, value in facts.items() if isinstance(value, Mapping)}
         return cls(
@@ -110,6 +113,8 @@ class Recorded:
 
 
 _FIELDS = frozenset(each.name for each in fields(Request))
+#: What no settings say of the call of a pipeline: fields of a request, and what ``generate`` takes for itself.
+_NO_ARGUMENTS = _FIELDS | {"pipe", "controls", "record", "on_step", "is_cancelled", "checkpointing"}
 
 
 def request_from(data: Mapping[str, Any]) -> Request:

@@ -178,7 +178,7 @@ def make_places(folder: Path, arguments: list[str]) -> None:
         folder: where.
         arguments: of a command line.
     """
-    for name in {each.split("/")[0] for each in arguments} & set(PLACES):
+    for name in {each.removeprefix("./").split("/")[0] for each in arguments} & set(PLACES):
         if name in _BYTES:
             (folder / name).write_bytes(_BYTES[name]())
         else:

@@ -154,7 +154,7 @@ def faults(ended: Ended) -> list[str]:
     if ended.status == 0:
         found += [f"{name} was left" for name in ended.new if Path(name).name.startswith(".")]
         return found
-    if ended.status == 2 and "Usage: " in ended.out and not ended.err:
+    if ended.status == 2 and "Usage: " in ended.out and not ended.err.strip():
         return found  # nothing was asked for, and the help says what can be
     if ended.new:
         found.append(f"it failed and left {', '.join(ended.new)}")

@@ -61,7 +61,6 @@ def _judge(judge: str | None, model: str) -> str | None:
         return None if judge == "none" else judge
     if model == "shapes":
         return "shapes"
-    print("No judge: only the screen and the word maps are made (see --judge).", file=sys.stderr)
     return None
 
 
@@ -116,6 +115,8 @@ def flow_files(
             **request,
             **options,
         )
+    if judge is None and chosen is None:
+        print("No judge: only the screen and the word maps are made (see --judge).", file=sys.stderr)
     page = result.save(out)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
