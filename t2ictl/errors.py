@@ -11,6 +11,27 @@ from __future__ import annotations
 _LONGEST = 800  # characters of a cause, or of a remedy
 
 
+def shown(value: object, most: int = 200) -> str:
+    """Return a value as it stands in a message: bounded, whatever it is and however it shows itself.
+
+    Args:
+        value: anything.
+        most: most characters.
+
+    Returns:
+        Its ``repr``, or its class where it has none.
+
+    Example:
+        >>> shown([1, 2])
+        '[1, 2]'
+    """
+    try:
+        text = repr(value)
+    except Exception:  # Python writes no integer of over 4,300 digits, and a class can do anything
+        text = f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 class T2ictlError(Exception):
     """Base of all errors of this library: cause, value, remedy.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from t2ictl.controls.base import Control
 from t2ictl.controls.registry import control_from_dict
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.families.scheduler_files import RecordedScheduler
 from t2ictl.settings.arguments import read_arguments
 from t2ictl.settings.files import read_settings
@@ -56,7 +56,9 @@ class Recorded:
         Raises:
             BadSetting: if there are none, or one of them is unknown, of another form or out of range.
         """
-        data = read_settings(settings) if isinstance(settings, (str, Path)) else upgraded(settings)
+        if not isinstance(settings, (str, Path, Mapping)):
+            raise BadSetting(f"{shown(settings)} holds no settings.", "Give a PNG or JSON file, or the settings.")
+        data = upgraded(settings) if isinstance(settings, Mapping) else read_settings(settings)
         asked, listed = data.get("request"), data.get("controls")
         if not isinstance(asked, Mapping) or not isinstance(listed, (list, tuple)):
             absent = "request" if not isinstance(asked, Mapping) else "controls"
@@ -141,7 +143,7 @@ def _image(value: object, request: Request) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < request.images:
         raise BadSetting(
-            f"The settings are of image {value!r:.40} of {request.images}.",
+            f"The settings are of image {shown(value, 40)} of {request.images}.",
             f"Images count from 0 to {request.images - 1}.",
         )
     return value

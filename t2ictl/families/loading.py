@@ -15,13 +15,14 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
 from safetensors import safe_open
 
-from t2ictl.errors import BadSetting, T2ictlError
+from t2ictl.errors import BadSetting, T2ictlError, shown
 from t2ictl.families.devices import check_device, check_dtype
 from t2ictl.families.folders import PICKLED, check_index, check_model
 
 __all__ = ["EMBEDDED", "load", "model_name"]
 
 EMBEDDED = "shapes"
+_CHOICES = "Use 'shapes', a diffusers folder, a file, or a hub id (owner/name)."
 FILES = (".safetensors", *PICKLED)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 #: In the weights of Stable Diffusion XL alone: its second text encoder.
@@ -59,6 +60,8 @@ def load(
         'StableDiffusionPipeline'
     """
     precision, place = check_dtype(dtype), check_device(device)
+    if not isinstance(name, (str, Path)):
+        raise BadSetting(f"There is no model {shown(name)}.", _CHOICES)
     with _named_failures(str(name)):
         source = _embedded_path() if name == EMBEDDED else Path(name)
         if source.is_dir():
@@ -66,8 +69,7 @@ def load(
         elif source.suffix.lower() in FILES:
             pipe = _from_file(source, precision)
         elif isinstance(name, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
-            choices = "Use 'shapes', a diffusers folder, a file, or a hub id (owner/name)."
-            raise BadSetting(f"There is no model {str(name)!r}.", choices)
+            raise BadSetting(f"There is no model {str(name)!r}.", _CHOICES)
         else:
             pipe = _from_hub(name, precision, run_model_code=run_model_code)
         return pipe.to(place)

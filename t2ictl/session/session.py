@@ -23,6 +23,7 @@ from t2ictl.errors import (
     NotRecorded,
     PromptUnknown,
     UnsupportedPipeline,
+    shown,
 )
 from t2ictl.families import find_adapter
 from t2ictl.families.base import Encoded
@@ -94,9 +95,11 @@ def controlled(
     """
     for control in (*controls, *measure):
         if not isinstance(control, Control):
-            raise BadSetting(f"{control!r} is not a control.", "Pass instances: controls=[AttentionSegregation()].")
-    if on_nonfinite not in ("skip", "raise"):
-        raise BadSetting(f"on_nonfinite cannot be {on_nonfinite!r}.", "Use 'skip' or 'raise'.")
+            raise BadSetting(f"{shown(control)} is not a control.", "Pass instances: controls=[AttentionSegregation()].")
+    if not isinstance(on_nonfinite, str) or on_nonfinite not in ("skip", "raise"):
+        raise BadSetting(f"on_nonfinite cannot be {shown(on_nonfinite)}.", "Use 'skip' or 'raise'.")
+    if not isinstance(record, (bool, Recording)):
+        raise BadSetting(f"record cannot be {shown(record)}.", "Use True, False or a Recording(words=...).")
     recording = Recording() if record is True else (record or None)
     return Session(
         pipe,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.settings.images import ABSENT, IN_MEMORY, LARGEST, require_pixels
 
 __all__ = ["read_arguments", "written_arguments"]
@@ -86,7 +86,7 @@ def read_arguments(data: object) -> tuple[dict[str, Any], list[str]]:
         ({'strength': 0.5}, ['image'])
     """
     if not isinstance(data, Mapping):
-        raise BadSetting(f"The settings have arguments {data!r:.60}.", "Arguments are a JSON object.")
+        raise BadSetting(f"The settings have arguments {shown(data, 60)}.", "Arguments are a JSON object.")
     missing = [name for name, value in data.items() if _is_absent(value)]
     return {name: _read(value) for name, value in data.items() if name not in missing}, missing
 

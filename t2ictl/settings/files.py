@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, PngImagePlugin
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.settings.legacy import upgraded
 from t2ictl.settings.png_text import read_png_text
 
@@ -282,7 +282,7 @@ def _check_schema(settings: dict[str, Any], name: str) -> None:
     """Warn about settings of a newer schema; refuse what is no schema."""
     schema = settings.get("schema", 1)
     if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
-        raise BadSetting(f"The settings in {name!r} have schema {schema!r}.", "A schema is a whole number from 1.")
+        raise BadSetting(f"The settings in {name!r} have schema {shown(schema)}.", "A schema is a whole number from 1.")
     if schema > SCHEMA_VERSION:
         unknown = ", ".join(sorted(settings.keys() - KNOWN_KEYS)) or "no key by name"
         warnings.warn(

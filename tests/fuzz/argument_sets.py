@@ -17,6 +17,7 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
+from t2ictl.controls.layouts import Region
 from t2ictl.maps.recorder import Recording
 from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
@@ -105,7 +106,7 @@ def _mostly(draw: st.DrawFn, good: tuple[Maker, ...], bad: tuple[Maker, ...] = (
 CONTROLS: tuple[Maker, ...] = (
     tuple, lambda: None, list, AttentionSegregation, lambda: [AttentionSegregation()], lambda: (AttendAndExcite(),),
     lambda: [StructuredGuidance()], lambda: (each for each in [AttentionSegregation()]), lambda: {AttentionSegregation()},
-    lambda: [BoxDiff(boxes={"circle": (0, 0, 0.5, 1)})],
+    lambda: [BoxDiff(layout=(Region(word="circle", box=(0, 0, 0.5, 1)),))],
 )  # fmt: skip
 BAD_CONTROLS: tuple[Maker, ...] = (
     lambda: "attention_segregation", lambda: AttentionSegregation, lambda: [AttentionSegregation], lambda: [None],
@@ -143,8 +144,8 @@ OPTIONS: dict[str, Values] = {
         lambda: "circle", lambda: Recording, lambda: Recording(words=("dog",)), lambda: Recording(budget_mb=0.0),
         lambda: Recording(layers=("nowhere",)), lambda: ["circle"], lambda: Recording(layers=("mid.*.self",)),
     )),
-    "on_step": _mostly((lambda: None, lambda: lambda progress: True), (lambda: 3, lambda: "print")),
-    "is_cancelled": _mostly((lambda: None, lambda: lambda: False), (lambda: True, lambda: "no")),
+    "on_step": st.sampled_from([None, lambda progress: True, 3, "print", [len], b""]),
+    "is_cancelled": st.sampled_from([None, lambda: False, lambda: True, True, "no"]),
     "checkpointing": _mostly(_kept(("off", "feed_forward", "all")), _kept(("", "some", None, ["all"]))),
 }  # fmt: skip
 CALL: dict[str, Values] = {

@@ -31,6 +31,9 @@ from t2ictl.processors.token_flow.tokens import token_table
 
 __all__ = ["flow"]
 
+MOST_SEEDS = 100_000
+"""Images of one condition. All that are to be made are listed before the first one is."""
+
 
 def flow(
     pipe: Any,
@@ -99,6 +102,8 @@ def _check(seeds: int, confirm: int, batch: int, operators: Sequence[Removal], d
     """Refuse what cannot be, before any image is made."""
     if seeds < 1 or confirm < 0 or batch < 1:
         raise BadSetting(f"seeds={seeds}, confirm={confirm}, batch={batch}.", "Use 1 or more; confirm may be 0.")
+    if max(seeds, confirm, batch) > MOST_SEEDS:
+        raise BadSetting(f"seeds={seeds:g}, confirm={confirm:g}, batch={batch:g}.", f"Use {MOST_SEEDS} at most.")
     if not operators or set(operators) - set(get_args(Removal)):
         raise BadSetting(f"operators={tuple(operators)}.", f"Use one or more of {', '.join(get_args(Removal))}.")
     if not all(0 <= depth <= 1 for depth in depths):
