@@ -95,7 +95,9 @@ def controlled(
     """
     for control in (*controls, *measure):
         if not isinstance(control, Control):
-            raise BadSetting(f"{shown(control)} is not a control.", "Pass instances: controls=[AttentionSegregation()].")
+            raise BadSetting(
+                f"{shown(control)} is not a control.", "Pass instances: controls=[AttentionSegregation()]."
+            )
     if not isinstance(on_nonfinite, str) or on_nonfinite not in ("skip", "raise"):
         raise BadSetting(f"on_nonfinite cannot be {shown(on_nonfinite)}.", "Use 'skip' or 'raise'.")
     if not isinstance(record, (bool, Recording)):

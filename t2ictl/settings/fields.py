@@ -65,7 +65,8 @@ def _readable(error: ValidationError, owner: str) -> BadSetting:
 def _bad(place: str, value: object, reason: str) -> BadSetting:
     owner = place.partition(".")[0]
     return BadSetting(
-        f"{place} cannot be {shown(value)}: {reason}.", f"`t2ictl controls` lists every field of {owner} with its range."
+        f"{place} cannot be {shown(value)}: {reason}.",
+        f"`t2ictl controls` lists every field of {owner} with its range.",
     )
 
 

@@ -156,7 +156,9 @@ CALL: dict[str, Values] = {
     "eta": _mostly(_kept((0.0, 0.5)), _kept(("x", -1))),
     "clip_skip": _mostly(_kept((None, 1)), _kept((99, -1, "x"))),
     "guidance_rescale": _mostly(_kept((0.0, 0.5))),
-    "latents": _mostly((lambda: torch.zeros(1, 4, 16, 16),), (lambda: torch.zeros(2), lambda: torch.zeros(1, 3, 16, 16))),
+    "latents": _mostly(
+        (lambda: torch.zeros(1, 4, 16, 16),), (lambda: torch.zeros(2), lambda: torch.zeros(1, 3, 16, 16))
+    ),
     "prompt_embeds": _mostly((lambda: None,), (lambda: torch.zeros(1, 16, 32), lambda: torch.zeros(1))),
     "negative_prompt_embeds": _mostly((lambda: None,), (lambda: torch.zeros(1, 16, 32),)),
     "cross_attention_kwargs": _mostly(_kept((None,)), _kept(({"scale": "x"}, {"nope": 1}))),

@@ -15,9 +15,11 @@ Values = st.SearchStrategy[str]
 
 #: Half a character: what a byte that is no UTF-8 becomes on the command line.
 HALF = "a \udcff circle"
-ANYTHING = st.text(max_size=30) | st.sampled_from(["", " ", "\0", HALF, "-", "--", "=", "\n", "é", "\u202e", "x" * 5000])
+ANYTHING = st.text(max_size=30) | st.sampled_from(
+    ["", " ", "\0", HALF, "-", "--", "=", "\n", "é", "\u202e", "x" * 5000]
+)
 NUMBERS = ("", "-1", "0", "1.5", "1e3", "0x10", "1_0", "²", "nan", "inf", "2147483648", str(2**64), "1" + "0" * 30)
-NUMBERS = (*NUMBERS, "9" * 5000, "three", "-0", " 1", "None", "true")
+NUMBERS = (*NUMBERS, "9" * 5000, "9" * 400, "three", "-0", " 1", "None", "true")
 PROMPTS = (
     "a red circle and a blue square", "a cat", "circle", "a circle, a circle and a circle", "(a red:1.4) [circle] {x|y}",
     "круг и квадрат", "赤い円", "🟥 and 🔵", "a ré́d circle", "?!", "a red circle " * 300, "_", "\ta\nb", "a <lora:x:1> b",
@@ -39,7 +41,19 @@ SETS = (
     "attention_segregation.strength=0.5", "attention_segregation.window.stop=0.5", "attention_segregation.step=null",
     'attend_and_excite.concepts=["circle"]', "attend_and_excite.refinement=null", "attention_segregation.layers=[]",
 )  # fmt: skip
-PATHS = ("strength", "step", "step.scale", "window", "window.start", "layers", "concepts", "nope", "", "a.b.c", "preset")
+PATHS = (
+    "strength",
+    "step",
+    "step.scale",
+    "window",
+    "window.start",
+    "layers",
+    "concepts",
+    "nope",
+    "",
+    "a.b.c",
+    "preset",
+)
 JSON = (
     "1", "-1", "0", "nan", "NaN", "Infinity", "-Infinity", "1e400", "null", "true", "{}", "[]", '""', '"', "{", "[1,2",
     "9" * 5000, '{"scale": 1, "nope": 2}', "[" * 50_000, '"\\ud800"', "[[[[[]]]]]", '["up.*"]', '["("]', '["nowhere"]',
@@ -57,7 +71,20 @@ BAD_OUTS = (
     "circle.png", "a\n.jpg", "/" + "d/" * 3000 + "a.png",
 )  # fmt: skip
 LAYERS = ("up.*", "down.*,up.*", "cross", "cross@2", "mid", "up@2")
-BAD_LAYERS = ("nowhere", "(", "cross@99", "cross@x", "@", ",", "self", "*", "[", "cross@-1", "cross@" + "9" * 5000, "\0")
+BAD_LAYERS = (
+    "nowhere",
+    "(",
+    "cross@99",
+    "cross@x",
+    "@",
+    ",",
+    "self",
+    "*",
+    "[",
+    "cross@-1",
+    "cross@" + "9" * 5000,
+    "\0",
+)
 
 
 @st.composite
@@ -70,7 +97,9 @@ def _mostly(draw: st.DrawFn, good: Sequence[str], bad: Sequence[str] | Values, s
 
 
 def _files(*good: str, ending: str = "") -> Values:
-    return _mostly(good, [*(each for each in PLACES if each.endswith(ending)), "nowhere.png", "/", "a\0b", "\udcff", "."])
+    return _mostly(
+        good, [*(each for each in PLACES if each.endswith(ending)), "nowhere.png", "/", "a\0b", "\udcff", "."]
+    )
 
 
 def _sets() -> Values:
@@ -82,8 +111,12 @@ def _sets() -> Values:
 #: Options that several commands have: value by name.
 SHARED: dict[str, Values] = {
     "--model": _mostly(MODELS, BAD_MODELS),
-    "--device": _mostly(["cpu"], ["", "cuda", "cuda:7", "cuda:-1", "mps", "meta", "xpu", "warp", "cpu:3", "cpu:x", "0"]),
-    "--dtype": _mostly(["float32"], ["float64", "bfloat16", "int8", "", "Float32", "torch.float32", "half", "complex64"]),
+    "--device": _mostly(
+        ["cpu"], ["", "cuda", "cuda:7", "cuda:-1", "mps", "meta", "xpu", "warp", "cpu:3", "cpu:x", "0"]
+    ),
+    "--dtype": _mostly(
+        ["float32"], ["float64", "bfloat16", "int8", "", "Float32", "torch.float32", "half", "complex64"]
+    ),
 }
 REQUEST: dict[str, Values] = {
     **SHARED,
@@ -105,16 +138,24 @@ GENERATE: dict[str, Values] = {
 FLAGS = ("--json", "--compare", "--run-model-code", "--nope", "--jsn", "-x", "--help", "--version", "--", "-")
 MAPS: dict[str, Values] = {
     **REQUEST,
-    "--out": _mostly(["maps", "empty", "é", "./m"], [*BAD_OUTS[:3], "nowhere/a", "a file", "a file/b", "x" * 300, "a\0"]),
-    "--words": _mostly(["circle", "red circle", "circle, square", ""], ["dog", ",", ",,a", "\0", HALF, "circle#9", "#"]),
+    "--out": _mostly(
+        ["maps", "empty", "é", "./m"], [*BAD_OUTS[:3], "nowhere/a", "a file", "a file/b", "x" * 300, "a\0"]
+    ),
+    "--words": _mostly(
+        ["circle", "red circle", "circle, square", ""], ["dog", ",", ",,a", "\0", HALF, "circle#9", "#"]
+    ),
     "--layers": _mostly(LAYERS, BAD_LAYERS),
 }
 FLOW: dict[str, Values] = {
     **{name: value for name, value in REQUEST.items() if name not in ("--parser", "--control", "--set", "--preset")},
     "--items": _mostly(["circle", "circle,square"], ["dog", ",", "", "\0", HALF, "circle,circle"]),
-    "--sense": _mostly(["circle:square=a red square"], ["", "a", "a:b", "a=b", ":=", "circle:circle=x", "circle:dog=x"], 2),
+    "--sense": _mostly(
+        ["circle:square=a red square"], ["", "a", "a:b", "a=b", ":=", "circle:circle=x", "circle:dog=x"], 2
+    ),
     "--swap": _mostly(["circle=triangle"], ["", "a", "=", "circle=", "dog=cat", "circle=🟥", "circle=the"], 2),
-    "--judge": _mostly(["none", "shapes"], ["", "clip", "clip:", "clip:nowhere", "vlm:empty", "x:y", "detector:a\0b"], 3),
+    "--judge": _mostly(
+        ["none", "shapes"], ["", "clip", "clip:", "clip:nowhere", "vlm:empty", "x:y", "detector:a\0b"], 3
+    ),
     "--seeds": _mostly(["2"], NUMBERS),
     "--confirm": _mostly(["0"], [each for each in NUMBERS if each not in ("1.5",)]),
     "--operator": _mostly(["clean_pad", "drop"], ["", "nope", "DROP"]),

@@ -26,7 +26,12 @@ from tests import tiny
 __all__ = ["PLACES", "good_settings", "make_places"]
 
 PROMPT = "a red circle and a blue square"
-STORY: dict[str, Any] = {"steps": 1, "batch": 2, "subjects": [{"name": "circle", "prompt": "a red circle"}], "scenes": [{"prompt": "a circle"}]}
+STORY: dict[str, Any] = {
+    "steps": 1,
+    "batch": 2,
+    "subjects": [{"name": "circle", "prompt": "a red circle"}],
+    "scenes": [{"prompt": "a circle"}],
+}
 
 
 @functools.cache

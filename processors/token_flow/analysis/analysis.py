@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.evaluation.judges import Judge
 from t2ictl.generation import Request, provenance
 from t2ictl.maps.recorder import POINTING_LAYERS, Recording
@@ -103,7 +103,10 @@ def _check(seeds: int, confirm: int, batch: int, operators: Sequence[Removal], d
     if seeds < 1 or confirm < 0 or batch < 1:
         raise BadSetting(f"seeds={seeds}, confirm={confirm}, batch={batch}.", "Use 1 or more; confirm may be 0.")
     if max(seeds, confirm, batch) > MOST_SEEDS:
-        raise BadSetting(f"seeds={seeds:g}, confirm={confirm:g}, batch={batch:g}.", f"Use {MOST_SEEDS} at most.")
+        raise BadSetting(
+            f"seeds={shown(seeds, 30)}, confirm={shown(confirm, 30)}, batch={shown(batch, 30)}.",
+            f"Use {MOST_SEEDS} at most.",
+        )
     if not operators or set(operators) - set(get_args(Removal)):
         raise BadSetting(f"operators={tuple(operators)}.", f"Use one or more of {', '.join(get_args(Removal))}.")
     if not all(0 <= depth <= 1 for depth in depths):
