@@ -12,7 +12,7 @@ from t2ictl.controls.registry import control_from_dict
 from t2ictl.errors import BadSetting, shown
 from t2ictl.families.scheduler_files import RecordedScheduler
 from t2ictl.settings.arguments import read_arguments
-from t2ictl.settings.files import read_settings
+from t2ictl.settings.files import read_settings, require_json
 from t2ictl.settings.legacy import upgraded
 from t2ictl.settings.request import Request
 
@@ -72,6 +72,7 @@ class Recorded:
             raise BadSetting(f"The settings have an argument {ours!r}.", "Use a file that `t2ictl generate` wrote.")
         facts = {part: data.get(part) for part in ("pipeline", "parser", "versions")}
         known = {part: dict(value) for part, value in facts.items() if isinstance(value, Mapping)}
+        require_json(known, "settings")
         return cls(
             request=request,
             controls=tuple(control_from_dict(each) for each in listed),

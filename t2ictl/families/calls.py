@@ -137,7 +137,7 @@ def _check_steps(pipe: Any, steps: int) -> None:
         return
     try:
         copy.deepcopy(scheduler).set_timesteps(steps)
-    except (ValueError, IndexError, ZeroDivisionError) as error:
+    except Exception as error:  # of a configuration from somewhere else, all are possible
         raise BadSetting(
             f"{type(scheduler).__name__} cannot make {steps} steps: {_line(error)}", "Use another number of steps."
         ) from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from t2ictl.processors.attend_and_excite import AttendAndExcite
 from t2ictl.processors.attention_segregation import AttentionSegregation
 from t2ictl.processors.box_diff import BoxDiff
 from t2ictl.processors.structured_guidance import StructuredGuidance
+from tests import tiny
 from tests.fuzz.command_lines import BAD_MODELS, BAD_PROMPTS, PROMPTS
 from tests.fuzz.places import good_settings
 
@@ -68,6 +70,13 @@ def _endless() -> list[Any]:
     return held
 
 
+def _deep() -> list[Any]:
+    held: list[Any] = []
+    for _ in range(700):
+        held = [held]
+    return held
+
+
 def _half() -> Any:
     return AttentionSegregation.__new__(AttentionSegregation)
 
@@ -76,17 +85,23 @@ def _half() -> Any:
 ODD: tuple[Maker, ...] = (
     lambda: None, lambda: True, lambda: 0, lambda: -1, lambda: 2.5, lambda: float("nan"), lambda: float("inf"),
     lambda: 10**30, lambda: 10**5000, lambda: 1e300, lambda: "3", lambda: "", lambda: " ", lambda: "x" * 100_000,
-    lambda: b"bytes", lambda: "\ud800", lambda: "\0", lambda: [], lambda: [1, 2], lambda: [None], lambda: [["a"], ["b"]],
-    lambda: (), lambda: {}, lambda: {"a": 1}, set, lambda: {"a", "b"}, lambda: (each for each in "ab"), object, Rude, Text,
+    lambda: b"bytes", lambda: "\ud800", lambda: "\0", lambda: [], lambda: [1, 2], lambda: [None], lambda: [["a"],
+    ["b"]],
+    lambda: (), lambda: {}, lambda: {"a": 1}, set, lambda: {"a", "b"}, lambda: (each for each in "ab"), object, Rude,
+    Text,
     lambda: Rude, lambda: int, lambda: len, lambda: (lambda *_: None), lambda: np.int64(2), lambda: np.float32(1.5),
     lambda: np.str_("a circle"), lambda: np.array(["a", "b"]), lambda: np.zeros((3, 3)), lambda: np.array(2),
     lambda: np.array([]), lambda: torch.tensor(2), lambda: torch.tensor([1.0, 2.0]), lambda: torch.zeros(1, 3, 64, 64),
-    lambda: torch.tensor(float("nan")), lambda: torch.Generator(), lambda: Path("a.png"), lambda: Image.new("RGB", (64, 64)),
-    lambda: io.BytesIO(b"{}"), lambda: io.StringIO("{}"), lambda: decimal.Decimal("2"), lambda: fractions.Fraction(1, 2),
-    lambda: 2 + 1j, lambda: datetime.date(2024, 1, 1), lambda: Number.TWO, _endless, lambda: range(3), lambda: ...,
+    lambda: torch.tensor(float("nan")), lambda: torch.Generator(), lambda: Path("a.png"), lambda: Image.new("RGB", (64,
+    64)),
+    lambda: io.BytesIO(b"{}"), lambda: io.StringIO("{}"), lambda: decimal.Decimal("2"), lambda: fractions.Fraction(1,
+    2),
+    lambda: 2 + 1j, lambda: datetime.date(2024, 1, 1), lambda: Number.TWO, _endless, _deep, lambda: range(3),
+    lambda: ...,
     lambda: NotImplemented, lambda: bytearray(b"a"), lambda: memoryview(b"a"), lambda: Text("a circle"), lambda: torch,
     lambda: torch.float16, lambda: torch.device("cpu"), lambda: [Rude()], lambda: {"a": Rude()}, lambda: [np.nan] * 3,
-    lambda: Exception("x"), lambda: torch.nn.Linear(2, 2), lambda: -(10**30), lambda: "nan", lambda: "1e3", lambda: 1e-320,
+    lambda: Exception("x"), lambda: torch.nn.Linear(2, 2), lambda: -(10**30), lambda: "nan", lambda: "1e3",
+    lambda: 1e-320,
 )  # fmt: skip
 
 
@@ -105,16 +120,39 @@ def _mostly(draw: st.DrawFn, good: tuple[Maker, ...], bad: tuple[Maker, ...] = (
 
 CONTROLS: tuple[Maker, ...] = (
     tuple, lambda: None, list, AttentionSegregation, lambda: [AttentionSegregation()], lambda: (AttendAndExcite(),),
-    lambda: [StructuredGuidance()], lambda: (each for each in [AttentionSegregation()]), lambda: {AttentionSegregation()},
+    lambda: [StructuredGuidance()], lambda: (each for each in [AttentionSegregation()]),
+    lambda: {AttentionSegregation()},
     lambda: [BoxDiff(layout=(Region(word="circle", box=(0, 0, 0.5, 1)),))],
 )  # fmt: skip
 BAD_CONTROLS: tuple[Maker, ...] = (
     lambda: "attention_segregation", lambda: AttentionSegregation, lambda: [AttentionSegregation], lambda: [None],
-    lambda: [[AttentionSegregation()]], lambda: {"control": "attention_segregation"}, lambda: {"a": AttentionSegregation()},
-    lambda: [AttentionSegregation(), None], lambda: iter([3]), lambda: np.array([AttentionSegregation()]), lambda: [_half()],
+    lambda: [[AttentionSegregation()]], lambda: {"control": "attention_segregation"},
+    lambda: {"a": AttentionSegregation()},
+    lambda: [AttentionSegregation(), None], lambda: iter([3]), lambda: np.array([AttentionSegregation()]),
+    lambda: [_half()],
     lambda: [AttentionSegregation(layers=("nowhere",))], lambda: [AttentionSegregation(layers=("(",))], _half,
     lambda: [AttendAndExcite(concepts=("dog",))], lambda: [AttentionSegregation()] * 2, lambda: [lambda: None],
 )  # fmt: skip
+JSON_VALUES = (
+    None,
+    True,
+    0,
+    -1,
+    1,
+    2.5,
+    10**9,
+    10**19,
+    1e300,
+    -0.5,
+    "",
+    "x",
+    "trailing",
+    "v_prediction",
+    [],
+    [0.1],
+    {},
+    "0",
+)
 TEXTS = _kept(PROMPTS) + _kept((("a circle", "a square"), Text("a red circle"), np.str_("a blue square")))
 BAD_TEXTS = _kept(BAD_PROMPTS) + _kept((("a", ""), ("a", None), ("a", 3), ("a", b"b"), ("a", ("b",)), ("a", "\ud800")))
 IMAGES: tuple[Maker, ...] = (
@@ -238,12 +276,25 @@ def _generate(draw: st.DrawFn) -> ArgumentSet:
 
 
 @st.composite
+def _schedulers(draw: st.DrawFn) -> dict[str, Any]:
+    """A scheduler of diffusers with one or two fields that are others."""
+    known = sorted(name for name in dir(diffusers) if "Scheduler" in name)
+    name = draw(st.sampled_from([*tiny.SCHEDULERS.values(), *known, "os", "", "UNet2DConditionModel"]))
+    config = dict(tiny.SCHEDULE)
+    fields = [*config, "timestep_spacing", "trained_betas", "use_karras_sigmas", "solver_order", "algorithm_type"]
+    for field_name in draw(st.lists(st.sampled_from(fields), max_size=2)):
+        config[field_name] = draw(st.sampled_from(JSON_VALUES))
+    return {"class": "StableDiffusionPipeline", "model": "shapes", "scheduler": name, "scheduler_config": config}
+
+
+@st.composite
 def _settings(draw: st.DrawFn) -> Any:
     """Settings with one part that is another; or none."""
     if draw(st.integers(0, 5)) == 0:
         return draw(st.sampled_from(ODD))()
     settings = good_settings()
-    part = draw(st.sampled_from(["", *settings, "arguments", "parser", "versions", "request.", "controls."]))
+    inner = ["request.", "controls.", "pipeline.", "scheduler.", "scheduler."]
+    part = draw(st.sampled_from(["", *settings, "arguments", "parser", "versions", *inner]))
     value = draw(st.sampled_from(ODD))()
     if part == "request.":
         name = draw(st.sampled_from([*REQUEST, "prompt", "nope"]))
@@ -251,6 +302,11 @@ def _settings(draw: st.DrawFn) -> Any:
     if part == "controls.":
         name = draw(st.sampled_from(["control", "strength", "window", "layers", "left_open", "preset", "nope"]))
         return {**settings, "controls": [{**settings["controls"][0], name: value}]}
+    if part == "pipeline.":
+        name = draw(st.sampled_from(["class", "model", "scheduler", "scheduler_config", "dtype", "nope"]))
+        return {**settings, "pipeline": {**settings["pipeline"], name: value}}
+    if part == "scheduler.":
+        return {**settings, "pipeline": draw(_schedulers())}
     if part == "arguments":
         value = {draw(st.sampled_from([*CALL, "record", "image", ""])): value}
     return settings if not part else {**settings, part: value}

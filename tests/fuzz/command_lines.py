@@ -21,9 +21,11 @@ ANYTHING = st.text(max_size=30) | st.sampled_from(
 NUMBERS = ("", "-1", "0", "1.5", "1e3", "0x10", "1_0", "²", "nan", "inf", "2147483648", str(2**64), "1" + "0" * 30)
 NUMBERS = (*NUMBERS, "9" * 5000, "9" * 400, "three", "-0", " 1", "None", "true")
 PROMPTS = (
-    "a red circle and a blue square", "a cat", "circle", "a circle, a circle and a circle", "(a red:1.4) [circle] {x|y}",
-    "круг и квадрат", "赤い円", "🟥 and 🔵", "a ré́d circle", "?!", "a red circle " * 300, "_", "\ta\nb", "a <lora:x:1> b",
-    "<|endoftext|>", "<|startoftext|> a circle", "a" * 4000, "the of and", "1 2 3", "it's a circle's", '"', "\\",
+    "a red circle and a blue square", "a cat", "circle", "a circle, a circle and a circle",
+    "(a red:1.4) [circle] {x|y}",
+    "круг и квадрат", "🟥 and 🔵", "a ré́d circle", "?!", "a red circle " * 300, "_", "\ta\nb", "a <lora:x:1> b",
+    "<|endoftext|>", "<|startoftext|> a circle", "a" * 4000, "the of and", "1 2 3", "it's a circle's",
+    "赤い円", '"', "\\",
 )  # fmt: skip
 BAD_PROMPTS = ("", " ", "\n\t", "\u3000", HALF, "\0", "a\0circle")
 MODELS = ("shapes", "tiny", "./tiny", "tiny/")
@@ -85,10 +87,23 @@ BAD_LAYERS = (
     "cross@" + "9" * 5000,
     "\0",
 )
+BAD_FILES = (
+    "nowhere.png",
+    "/",
+    "a\0b",
+    "\udcff",
+    ".",
+    "",
+    "x" * 5000,
+    "/proc/self/mem",
+    "/dev/null",
+    "empty/../a.png",
+    "~",
+)
 
 
 @st.composite
-def _mostly(draw: st.DrawFn, good: Sequence[str], bad: Sequence[str] | Values, share: int = 5) -> str:
+def _mostly(draw: st.DrawFn, good: Sequence[str], bad: Sequence[str] | Values, share: int = 4) -> str:
     """A good value, or one time in ``share`` a bad one or any text."""
     if draw(st.integers(1, share)) < share:
         return draw(st.sampled_from(good))
@@ -97,9 +112,7 @@ def _mostly(draw: st.DrawFn, good: Sequence[str], bad: Sequence[str] | Values, s
 
 
 def _files(*good: str, ending: str = "") -> Values:
-    return _mostly(
-        good, [*(each for each in PLACES if each.endswith(ending)), "nowhere.png", "/", "a\0b", "\udcff", "."]
-    )
+    return _mostly(good, [*(each for each in PLACES if each.endswith(ending)), *BAD_FILES])
 
 
 def _sets() -> Values:
@@ -251,11 +264,15 @@ def _bench(draw: st.DrawFn) -> Line:
 def _others(draw: st.DrawFn) -> Line:
     """The small commands, those that are not there, and no command."""
     lines = [
-        [], ["--version"], ["--help"], ["nope"], [""], ["generate"], ["maps"], ["story"], ["flow"], ["bench"], ["--nope"],
-        ["controls"], ["controls", "--json"], ["controls", "attend_and_excite"], ["controls", "nope"], ["controls", "\0"],
-        ["controls", HALF], ["controls", "a", "b"], ["bench", "--help"], ["bench", "run"], ["bench", "study"], ["maps", "-h"],
+        [], ["--version"], ["--help"], ["nope"], [""], ["generate"], ["maps"], ["story"], ["flow"], ["bench"],
+        ["--nope"],
+        ["controls"], ["controls", "--json"], ["controls", "attend_and_excite"], ["controls", "nope"], ["controls",
+        "\0"],
+        ["controls", HALF], ["controls", "a", "b"], ["bench", "--help"], ["bench", "run"], ["bench", "study"], ["maps",
+        "-h"],
         ["app", "--dtype", "x"], ["app", "--device", "meta"], ["app", "--checkpointing", "x"], ["app", "--port", "x"],
-        ["generate", "--from"], ["generate", "a", "b"], ["doctor", "x"], ["bench", "study", "nope"], ["-c"], ["--", "--"],
+        ["generate", "--from"], ["generate", "a", "b"], ["doctor", "x"], ["bench", "study", "nope"], ["-c"], ["--",
+        "--"],
         ["app", "--port", "99999"], ["app", "--port", "-1"], ["app", "--models", "nowhere"],
     ]  # fmt: skip
     return draw(st.sampled_from(lines) | st.lists(ANYTHING, max_size=3))

@@ -139,6 +139,13 @@ _BYTES: dict[str, Callable[[], bytes]] = {
     "argument.json": lambda: _changed(arguments={"nope": 1}),
     "eta.json": lambda: _changed(arguments={"eta": "much"}),
     "embeds.json": lambda: _changed(arguments={"prompt_embeds": [[1.0]]}),
+    "nested.json": lambda: _changed(arguments={"eta": "NEST"}).replace(b'"NEST"', b"[" * 800 + b"]" * 800),
+    "tables.json": lambda: _changed(
+        pipeline={"model": "shapes", "scheduler": "DDPMScheduler", "scheduler_config": {"num_train_timesteps": 10**10}}
+    ),
+    "spacing.json": lambda: _changed(
+        pipeline={"model": "shapes", "scheduler": "DDIMScheduler", "scheduler_config": {"timestep_spacing": "x"}}
+    ),
     "ours.json": lambda: _changed(arguments={"record": True, "controls": [], "on_step": 3}),
     "pipeline.json": lambda: _changed(pipeline={"model": [3], "scheduler": 3, "class": None}),
     "scheduler.json": lambda: _changed(
