@@ -33,7 +33,7 @@ _NEUTRAL = {"negative_prompt": "", "guidance_scale": Request(prompt="-").guidanc
 _CHECKING = ("diffusers", "transformers", "PIL")
 _COMPUTING = (*_CHECKING, "torch", "numpy", "contextlib")
 #: Ours that call a pipeline's own code, and pass on what it is given.
-_CALLING = ("t2ictl.generation", "t2ictl.session.encoding", "t2ictl.families.schedulers")
+_CALLING = ("t2ictl.generation", "t2ictl.session.encoding", "t2ictl.session.hooks", "t2ictl.families.schedulers")
 _MEMORY = ("allocate memory", "not enough memory", "out of memory", "Cannot allocate", "Invalid buffer size")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -128,8 +129,9 @@ def _named_failures(name: str) -> Iterator[None]:
     except Exception as error:  # files of a model can be wrong in every way
         lines = str(error).strip().splitlines() or [type(error).__name__]
         part = _part(error)
-        is_hub = not Path(name).exists() and "/" in name
-        where = f"the part {part!r} of the model {name!r}" if part else f"the model {name!r}"
+        is_hub = not os.path.exists(name) and "/" in name
+        model = shown(name)
+        where = f"the part {part!r} of the model {model}" if part else f"the model {model}"
         raise BadSetting(
             f"{where[0].upper()}{where[1:]} could not be loaded{' from the hub' if is_hub else ''}: "
             f"{lines[0].rstrip('.')[:300]}.",
@@ -168,4 +170,4 @@ def model_name(pipe: Any) -> str:
     name = str(pipe.config.get("_name_or_path") or "")
     if name and Path(name) == _embedded_path():
         return EMBEDDED
-    return Path(name).name if Path(name).is_dir() else name
+    return Path(name).name if os.path.isdir(name) else name

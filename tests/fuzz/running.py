@@ -115,6 +115,7 @@ def _streams(encoding: str) -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("default")
+        warnings.showwarning = lambda *_, **__: None  # what the command line itself prints is enough
         for handler, _ in before:
             handler.setStream(sys.stderr)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,27 @@ def test_what_holds_no_settings_is_named(sd_pipe: Any, settings: Any) -> None:
         t2ictl.replay(sd_pipe, settings)
 
 
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "/proc/self/mem", Path("x" * 300), "."])
+def test_a_file_that_cannot_be_read_is_named(sd_pipe: Any, path: Any) -> None:
+    with pytest.raises(BadSetting):
+        t2ictl.replay(sd_pipe, path)
+
+
+def test_tables_of_strangers_are_not_made(sd_pipe: Any) -> None:
+    scheduler = {"scheduler": "DDPMScheduler", "scheduler_config": {"num_train_timesteps": 10**10}}
+    with pytest.warns(UserWarning, match="num_train_timesteps is too large"):
+        assert t2ictl.replay(sd_pipe, {**good_settings(), "pipeline": scheduler}).image
+
+
+def test_deep_lists_in_settings_are_named(sd_pipe: Any) -> None:
+    deep: list[Any] = []
+    for _ in range(2000):
+        deep = [deep]
+    for part in ({"arguments": {"eta": deep}}, {"versions": {"torch": deep}}, {"pipeline": {"model": {3}}}):
+        with pytest.raises(BadSetting):
+            t2ictl.replay(sd_pipe, {**good_settings(), **part})
+
+
 @pytest.mark.parametrize("name", ["record", "seed", "prompt", "controls", "on_step", "pipe"])
 def test_settings_hold_no_argument_of_ours(sd_pipe: Any, name: str) -> None:
     with pytest.raises(BadSetting, match=name):
@@ -93,13 +115,15 @@ def test_what_is_no_pipeline_is_named(pipe: Any) -> None:
             use()
 
 
-@pytest.mark.parametrize("name", [None, 3, b"shapes", ["shapes"], Rude(), torch])
+@pytest.mark.parametrize("name", [None, 3, b"shapes", ["shapes"], Rude(), torch, "x" * 5000])
 def test_what_names_no_model_is_named(name: Any) -> None:
-    with pytest.raises(BadSetting, match="no model"):
+    with pytest.raises(BadSetting, match="no model|could not be loaded"):
         t2ictl.load(name)
 
 
 def test_an_image_that_does_not_fit_is_named_at_any_time() -> None:
+    with pytest.raises(BadSetting, match="channels"):
+        t2ictl.generate(tiny.sd(), "a cat", steps=1, latents=torch.zeros(1, 3, 16, 16))
     pipe = tiny.sd_inpaint()
     late = {"image": torch.zeros(1, 3, 64, 64), "mask_image": torch.zeros(1, 3, 64, 64), "strength": 1.0, "steps": 1}
     early = {**late, "image": np.zeros((64, 64)), "mask_image": np.zeros((64, 64))}
