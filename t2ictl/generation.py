@@ -151,9 +151,7 @@ def generate(
     chosen = _chosen(controls)
     own = {each.name for each in fields(Request)}
     more = {name: value for name, value in request.items() if name not in own}
-    for what, function in (("on_step", on_step), ("is_cancelled", is_cancelled)):
-        if function is not None and not callable(function):
-            raise BadSetting(f"{what} cannot be {shown(function)}.", "Pass a function.")
+    _check_functions(on_step=on_step, is_cancelled=is_cancelled)
     wanted = Request(prompt=_texts(prompt), **{name: value for name, value in request.items() if name in own})
     parser_version(wanted.parser)  # raises for one that is not installed, whether or not a control reads words
     session = controlled(pipe, chosen, record=record, parser=wanted.parser, checkpointing=checkpointing)
@@ -182,6 +180,12 @@ def _chosen(controls: Any) -> tuple[Control, ...]:
         return tuple(controls)
     except TypeError:  # an array of no dimension is an iterable by its class alone
         raise BadSetting(f"{shown(controls)} is no control.", "Pass instances: [AttentionSegregation()].") from None
+
+
+def _check_functions(**functions: Any) -> None:
+    for name, value in functions.items():
+        if value is not None and not callable(value):
+            raise BadSetting(f"{name} cannot be {shown(value)}.", "Pass a function.")
 
 
 def _texts(prompt: Any) -> str | tuple[str, ...]:

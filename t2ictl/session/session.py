@@ -100,13 +100,10 @@ def controlled(
             )
     if not isinstance(on_nonfinite, str) or on_nonfinite not in ("skip", "raise"):
         raise BadSetting(f"on_nonfinite cannot be {shown(on_nonfinite)}.", "Use 'skip' or 'raise'.")
-    if not isinstance(record, (bool, Recording)):
-        raise BadSetting(f"record cannot be {shown(record)}.", "Use True, False or a Recording(words=...).")
-    recording = Recording() if record is True else (record or None)
     return Session(
         pipe,
         tuple(controls),
-        recording=recording,
+        recording=_recording(record),
         words=prompt,
         parser=parser,
         raise_nonfinite=on_nonfinite == "raise",
@@ -114,6 +111,12 @@ def controlled(
         checkpointing=checkpointing,
         on_move=on_move,
     )
+
+
+def _recording(record: Any) -> Recording | None:
+    if not isinstance(record, (bool, Recording)):
+        raise BadSetting(f"record cannot be {shown(record)}.", "Use True, False or a Recording(words=...).")
+    return record if isinstance(record, Recording) else Recording() if record else None
 
 
 class Session:

@@ -133,7 +133,7 @@ BAD_CONTROLS: tuple[Maker, ...] = (
     lambda: [AttentionSegregation(layers=("nowhere",))], lambda: [AttentionSegregation(layers=("(",))], _half,
     lambda: [AttendAndExcite(concepts=("dog",))], lambda: [AttentionSegregation()] * 2, lambda: [lambda: None],
 )  # fmt: skip
-JSON_VALUES = (
+JSON_VALUES: tuple[Any, ...] = (
     None,
     True,
     0,

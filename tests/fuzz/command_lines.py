@@ -18,7 +18,21 @@ HALF = "a \udcff circle"
 ANYTHING = st.text(max_size=30) | st.sampled_from(
     ["", " ", "\0", HALF, "-", "--", "=", "\n", "é", "\u202e", "x" * 5000]
 )
-NUMBERS = ("", "-1", "0", "1.5", "1e3", "0x10", "1_0", "²", "nan", "inf", "2147483648", str(2**64), "1" + "0" * 30)
+NUMBERS: tuple[str, ...] = (
+    "",
+    "-1",
+    "0",
+    "1.5",
+    "1e3",
+    "0x10",
+    "1_0",
+    "²",
+    "nan",
+    "inf",
+    "2147483648",
+    str(2**64),
+    "1" + "0" * 30,
+)
 NUMBERS = (*NUMBERS, "9" * 5000, "9" * 400, "three", "-0", " 1", "None", "true")
 PROMPTS = (
     "a red circle and a blue square", "a cat", "circle", "a circle, a circle and a circle",

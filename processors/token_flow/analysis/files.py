@@ -121,7 +121,4 @@ def flow_files(
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return
-    for line in summary(result):
-        print(line)
-    print(page)
-    print(out / "report.json")
+    print("\n".join([*summary(result), str(page), str(out / "report.json")]))
