@@ -149,11 +149,8 @@ def generate(
         ((64, 64), 7)
     """
     chosen = _chosen(controls)
-    own = {each.name for each in fields(Request)}
-    more = {name: value for name, value in request.items() if name not in own}
     _check_functions(on_step=on_step, is_cancelled=is_cancelled)
-    wanted = Request(prompt=_texts(prompt), **{name: value for name, value in request.items() if name in own})
-    parser_version(wanted.parser)  # raises for one that is not installed, whether or not a control reads words
+    wanted, more = _read(prompt, request)
     session = controlled(pipe, chosen, record=record, parser=wanted.parser, checkpointing=checkpointing)
     wanted = checked_request(pipe, wanted, more)
     arguments = call_arguments(pipe, wanted, more)
@@ -180,6 +177,14 @@ def _chosen(controls: Any) -> tuple[Control, ...]:
         return tuple(controls)
     except TypeError:  # an array of no dimension is an iterable by its class alone
         raise BadSetting(f"{shown(controls)} is no control.", "Pass instances: [AttentionSegregation()].") from None
+
+
+def _read(prompt: Any, asked: Mapping[str, Any]) -> tuple[Request, dict[str, Any]]:
+    """A request, and the arguments of the pipeline's own."""
+    own = {each.name for each in fields(Request)}
+    wanted = Request(prompt=_texts(prompt), **{name: value for name, value in asked.items() if name in own})
+    parser_version(wanted.parser)  # raises for one that is not installed, whether or not a control reads words
+    return wanted, {name: value for name, value in asked.items() if name not in own}
 
 
 def _check_functions(**functions: Any) -> None:

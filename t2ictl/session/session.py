@@ -93,21 +93,20 @@ def controlled(
         >>> session.cost.extra_forwards
         2
     """
+    controls, measure = tuple(controls), tuple(measure)  # once: an iterator is used up by it
     for control in (*controls, *measure):
         if not isinstance(control, Control):
-            raise BadSetting(
-                f"{shown(control)} is not a control.", "Pass instances: controls=[AttentionSegregation()]."
-            )
+            raise BadSetting(f"{shown(control)} is not a control.", "Pass instances: [AttentionSegregation()].")
     if not isinstance(on_nonfinite, str) or on_nonfinite not in ("skip", "raise"):
         raise BadSetting(f"on_nonfinite cannot be {shown(on_nonfinite)}.", "Use 'skip' or 'raise'.")
     return Session(
         pipe,
-        tuple(controls),
+        controls,
         recording=_recording(record),
         words=prompt,
         parser=parser,
         raise_nonfinite=on_nonfinite == "raise",
-        measure=tuple(measure),
+        measure=measure,
         checkpointing=checkpointing,
         on_move=on_move,
     )
