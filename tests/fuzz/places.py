@@ -5,6 +5,7 @@ Each is made only where a command line names it, since most lines name none.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -51,6 +52,7 @@ def good_settings() -> dict[str, Any]:
 def _model() -> Path:
     """A folder with a tiny model."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tiny.sd().save_pretrained(folder)
     return folder
 
