@@ -8,6 +8,29 @@ own is at the end.
 
 from __future__ import annotations
 
+_LONGEST = 800  # characters of a cause, or of a remedy
+
+
+def shown(value: object, most: int = 200) -> str:
+    """Return a value as it stands in a message: bounded, whatever it is and however it shows itself.
+
+    Args:
+        value: anything.
+        most: most characters.
+
+    Returns:
+        Its ``repr``, or its class where it has none.
+
+    Example:
+        >>> shown([1, 2])
+        '[1, 2]'
+    """
+    try:
+        text = repr(value)
+    except Exception:  # Python writes no integer of over 4,300 digits, and a class can do anything
+        text = f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= most else f"{text[:most]}..."
+
 
 class T2ictlError(Exception):
     """Base of all errors of this library: cause, value, remedy.
@@ -22,9 +45,14 @@ class T2ictlError(Exception):
     """
 
     def __init__(self, cause: str, remedy: str = "") -> None:
-        self.cause = cause
-        self.remedy = remedy
-        super().__init__(f"{cause} {remedy}".strip())
+        self.cause = _shortened(cause)
+        self.remedy = _shortened(remedy)
+        super().__init__(f"{self.cause} {self.remedy}".strip())
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a text that is too long to be read; values of any length come into messages."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST * 2 // 3]} ... {text[-_LONGEST // 4 :]}"
 
 
 class BadSetting(T2ictlError, ValueError):

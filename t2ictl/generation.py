@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from PIL import Image
 from t2ictl.controls.base import Control
 from t2ictl.controls.recorded import Recorded
 from t2ictl.controls.registry import control_to_dict
-from t2ictl.errors import BadSetting, Cancelled
+from t2ictl.errors import BadSetting, Cancelled, shown
+from t2ictl.families import find_adapter
 from t2ictl.families.calls import call_arguments, checked_request, named_refusals
 from t2ictl.families.loading import model_name
 from t2ictl.families.scheduler_files import scheduler_config, use_scheduler
@@ -147,10 +148,8 @@ def generate(
         ((64, 64), 7)
     """
     chosen = _chosen(controls)
-    own = {each.name for each in fields(Request)}
-    more = {name: value for name, value in request.items() if name not in own}
-    texts = prompt if isinstance(prompt, str) else tuple(prompt)
-    wanted = Request(prompt=texts, **{name: value for name, value in request.items() if name in own})
+    _check_functions(on_step=on_step, is_cancelled=is_cancelled)
+    wanted, more = _read(prompt, request)
     session = controlled(pipe, chosen, record=record, parser=wanted.parser, checkpointing=checkpointing)
     wanted = checked_request(pipe, wanted, more)
     arguments = call_arguments(pipe, wanted, more)
@@ -172,8 +171,38 @@ def _chosen(controls: Any) -> tuple[Control, ...]:
     if controls is None or isinstance(controls, Control):
         return () if controls is None else (controls,)
     if isinstance(controls, (str, type)) or not isinstance(controls, Iterable):
-        raise BadSetting(f"{controls!r} is no control.", "Pass instances: [AttentionSegregation()].")
-    return tuple(controls)
+        raise BadSetting(f"{shown(controls)} is no control.", "Pass instances: [AttentionSegregation()].")
+    try:
+        return tuple(controls)
+    except TypeError:  # an array of no dimension is an iterable by its class alone
+        raise BadSetting(f"{shown(controls)} is no control.", "Pass instances: [AttentionSegregation()].") from None
+
+
+def _read(prompt: Any, asked: Mapping[str, Any]) -> tuple[Request, dict[str, Any]]:
+    """A request, and the arguments of the pipeline's own."""
+    own = {each.name for each in fields(Request)}
+    wanted = Request(prompt=_texts(prompt), **{name: value for name, value in asked.items() if name in own})
+    parser_version(wanted.parser)  # raises for one that is not installed, whether or not a control reads words
+    return wanted, {name: value for name, value in asked.items() if name not in own}
+
+
+def _check_functions(**functions: Any) -> None:
+    for name, value in functions.items():
+        if value is not None and not callable(value):
+            raise BadSetting(f"{name} cannot be {shown(value)}.", "Pass a function.")
+
+
+def _texts(prompt: Any) -> str | tuple[str, ...]:
+    """Prompts as a tuple; one alone stays one."""
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        texts = () if isinstance(prompt, (bytes, bytearray, Mapping, Set)) else tuple(prompt)
+    except Exception:  # anything may have been given
+        texts = ()
+    if not texts or not all(isinstance(each, str) for each in texts):
+        raise BadSetting(f"The prompt cannot be {shown(prompt)}.", "Give a text, or several of them in a list.")
+    return texts
 
 
 def _callback(on_step: Callable[[Progress], bool | None]) -> Callable[..., dict[str, Any]]:
@@ -258,6 +287,7 @@ def replay(
         >>> replay(pipe, {**made.settings, "image": 1}).number
         1
     """
+    find_adapter(pipe)  # raises for what is no pipeline
     made = settings if isinstance(settings, Recorded) else Recorded.read(settings)
     asked = made.asked(changes)
     prompt = asked.pop("prompt")

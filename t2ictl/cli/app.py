@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -33,6 +34,10 @@ app = typer.Typer(
 
 # Things that go wrong during the work; every other named error is about what was asked for.
 FAILURES = (Cancelled, ForeignCall, MoveLost, NonFiniteLoss)
+
+# An operating system says so of a name that was given: too long, a folder in place of a file, not allowed, a circle.
+BAD_NAMES = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP)
+LONGEST_LINE = 1200
 
 Prompt = Annotated[str, typer.Argument(help="What the image shall show.")]
 Model = Annotated[str, typer.Option(help="'shapes' (embedded), a diffusers folder, a .safetensors file, or a hub id.")]
@@ -200,9 +205,14 @@ def _add_contributed() -> None:
 
 def _say(error: BaseException | str, status: int) -> int:
     """Print an error as one line, whatever characters are in it."""
-    line = " ".join(str(error).split("\n")).encode("utf-8", "backslashreplace").decode("utf-8")
-    print(f"t2ictl: {line}", file=sys.stderr)
+    print(f"t2ictl: {_line(str(error))}", file=sys.stderr)
     return status
+
+
+def _line(text: str) -> str:
+    """A text as one line of a length that can be read, without half characters."""
+    line = " ".join(text.split("\n")).encode("utf-8", "backslashreplace").decode("utf-8")
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE * 2 // 3]} ... {line[-LONGEST_LINE // 4 :]}"
 
 
 def _usage(error: Exception) -> int:
@@ -217,12 +227,26 @@ def _usage(error: Exception) -> int:
 
 
 @contextlib.contextmanager
+def _any_characters() -> Iterator[None]:
+    """Print what a stream's encoding has no character for as an escape: a name of a file can hold anything."""
+    streams = [each for each in (sys.stdout, sys.stderr) if isinstance(each, io.TextIOWrapper)]
+    before = [(each, each.errors) for each in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in before:
+            stream.reconfigure(errors=errors)
+
+
+@contextlib.contextmanager
 def _warnings_on_one_line() -> Iterator[None]:
     """Print a warning as one line; whoever records warnings still gets them."""
     before = warnings.showwarning
 
     def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"warning: {_line(' '.join(str(message).split()))}", file=sys.stderr)
         before(message, category, filename, lineno, io.StringIO(), line)
 
     warnings.showwarning = show
@@ -264,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _add_contributed()
     try:
-        with _warnings_on_one_line(), _notes_printed():
+        with _any_characters(), _warnings_on_one_line(), _notes_printed():
             status = app(args=arguments, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except SystemExit as done:
@@ -278,11 +302,22 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        return _say(f"A file cannot be read or written: {error}.", 1)
+        return _say(f"A file cannot be read or written: {error}.", 2 if error.errno in BAD_NAMES else 1)
     except Exception as error:
         if hasattr(error, "format_message"):  # of typer, whose base class has had several homes
             return _usage(error)
-        raise
+        if sys.flags.dev_mode:
+            raise
+        return _say(_unexpected(error), 1)
+
+
+def _unexpected(error: Exception) -> str:
+    """What went wrong in a way that nobody has thought of, with its place."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = "" if trace is None else f" ({trace.tb_frame.f_globals.get('__name__', '?')}, line {trace.tb_lineno})"
+    return f"Unexpected {type(error).__name__}: {error}{place}. `python -X dev -m t2ictl ...` shows the way there."
 
 
 if __name__ == "__main__":

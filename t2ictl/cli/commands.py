@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -16,6 +17,8 @@ from t2ictl.cli.jobs import Job, check_place, controls_of, read_job, request_of,
 from t2ictl.controls.base import Control
 from t2ictl.controls.presets import measured_models
 from t2ictl.controls.registry import broken_controls, control_to_dict, get_control, list_controls
+from t2ictl.errors import NotRecorded
+from t2ictl.families import parse
 from t2ictl.families.loading import load
 from t2ictl.generation import Generation, generate, replay
 from t2ictl.maps.figures import heatmap_grid, image_grid, image_uri
@@ -57,10 +60,20 @@ def open_model(name: str, device: str | None, dtype: str, *, run_model_code: boo
     """
     transformers.utils.logging.disable_progress_bar()  # one bar, that of the denoising, is enough
     diffusers.utils.logging.disable_progress_bar()
+    for handler in logging.getLogger("diffusers").handlers:
+        handler.setFormatter(_OneLine())
     try:
         return load(name, dtype=dtype, device=device, run_model_code=run_model_code)
     finally:
         diffusers.utils.logging.enable_progress_bar()
+
+
+class _OneLine(logging.Formatter):
+    """What diffusers reports, as the warnings of the command line; it may quote a whole prompt."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = " ".join(record.getMessage().split())
+        return f"warning: {text if len(text) <= 400 else f'{text[:400]}...'}"
 
 
 def _run(pipe: Any, request: Request, controls: Sequence[Control], **options: Any) -> Generation:
@@ -144,17 +157,15 @@ def map_files(
             (every step and block of layers, and the words at the position that one clicks on).
         as_json: print a summary as JSON.
     """
+    if not words and not parse(pipe, str(request.prompt), parser=request.parser).words():
+        raise NotRecorded(f"The prompt {request.prompt!r:.80} has no words, so there is no map.", "Use words.")
     result = _run(
         pipe, request, controls, record=Recording(words=tuple(words), layers=tuple(layers) or POINTING_LAYERS)
     )
     assert result.record is not None
     names = list(words) or result.record.names()
     found = {name: result.record.map(name) for name in names}
-    out.mkdir(exist_ok=True)
-    image = result.save(out / "image.png")
-    heatmap_grid(result.image, found).save(out / "maps.png")
     values = {name: [[round(value, 6) for value in row] for row in map_YX.tolist()] for name, map_YX in found.items()}
-    write_json(out / "maps.json", {"schema": 1, "settings": result.settings, "maps": values})
     page = render(
         "maps.html.j2",
         prompt=result.record.prompts[0].text,
@@ -162,6 +173,10 @@ def map_files(
         image=image_uri(result.image),
         settings=json.dumps(result.settings, indent=2, ensure_ascii=False),
     )
+    out.mkdir(exist_ok=True)
+    image = result.save(out / "image.png")
+    heatmap_grid(result.image, found).save(out / "maps.png")
+    write_json(out / "maps.json", {"schema": 1, "settings": result.settings, "maps": values})
     files = [image, out / "maps.png", out / "maps.json", write_text(out / "maps.html", page)]
     summary = {"files": [shown(path) for path in files], **_summary(result)}
     _report(summary, as_json)

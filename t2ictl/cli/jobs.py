@@ -87,7 +87,7 @@ def read_job(
         changes["width"], changes["height"] = size_of(options["size"])
     recorded.asked(changes)
     controls = controls_of(control, settings, recorded.controls, preset)
-    notes = [f"{name} {value!r} (file: {getattr(recorded.request, name)!r})" for name, value in changes.items()]
+    notes = [f"{name} {value!r:.80} (file: {getattr(recorded.request, name)!r:.80})" for name, value in changes.items()]
     notes += ["other controls than in the file"] if control else ["controls with --set"] if settings else []
     model = _model_of(recorded, again, options["model"], is_said="model" in said)
     return Job(

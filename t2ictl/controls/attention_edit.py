@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import LayerFilter, select_layers
 from t2ictl.controls.base import Control, Plan, PlanContext
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 
 __all__ = ["AttentionEdit"]
 
@@ -40,7 +40,9 @@ class AttentionEdit(Control):
 
     def __init__(self, layers: LayerFilter, edit: Edit, *, owns: Sequence[str] = ()) -> None:
         if not isinstance(edit, Edit):
-            raise BadSetting(f"{edit!r} is not an edit.", "Pass an instance of a subclass of t2ictl.controls.Edit.")
+            raise BadSetting(
+                f"{shown(edit)} is not an edit.", "Pass an instance of a subclass of t2ictl.controls.Edit."
+            )
         self.name = type(edit).__name__  # type: ignore[misc]
         self._layers, self._edit, self._owns = layers, edit, tuple(owns)
 

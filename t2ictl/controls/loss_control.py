@@ -13,7 +13,7 @@ from torch import Tensor
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.concepts import Concepts, NormalizeOver, Smoothing, chosen_concepts
 from t2ictl.controls.planning import loss_plan
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.guidance.objectives import Losses
 from t2ictl.guidance.rules import StepSize
 from t2ictl.settings.fields import setting, settings_class
@@ -108,7 +108,7 @@ def _with_loss(self: Any, *loss: LossFunction, **fields: Any) -> None:
         return
     if len(loss) != 1 or not callable(loss[0]):
         raise BadSetting(
-            f"LossControl needs one loss function, not {loss!r}.",
+            f"LossControl needs one loss function, not {shown(loss)}.",
             "Write LossControl(my_loss, concepts=('cat',)), where my_loss(maps_BNYX, mask_BN) returns loss_B.",
         )
     _checked(self, **fields)

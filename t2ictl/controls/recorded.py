@@ -9,10 +9,10 @@ from typing import Any
 
 from t2ictl.controls.base import Control
 from t2ictl.controls.registry import control_from_dict
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.families.scheduler_files import RecordedScheduler
 from t2ictl.settings.arguments import read_arguments
-from t2ictl.settings.files import read_settings
+from t2ictl.settings.files import read_settings, require_json
 from t2ictl.settings.legacy import upgraded
 from t2ictl.settings.request import Request
 
@@ -56,7 +56,9 @@ class Recorded:
         Raises:
             BadSetting: if there are none, or one of them is unknown, of another form or out of range.
         """
-        data = read_settings(settings) if isinstance(settings, (str, Path)) else upgraded(settings)
+        if not isinstance(settings, (str, Path, Mapping)):
+            raise BadSetting(f"{shown(settings)} holds no settings.", "Give a PNG or JSON file, or the settings.")
+        data = upgraded(settings) if isinstance(settings, Mapping) else read_settings(settings)
         asked, listed = data.get("request"), data.get("controls")
         if not isinstance(asked, Mapping) or not isinstance(listed, (list, tuple)):
             absent = "request" if not isinstance(asked, Mapping) else "controls"
@@ -65,8 +67,12 @@ class Recorded:
             raise BadSetting("A control in the settings is no JSON object.", "Use a file that `t2ictl generate` wrote.")
         request = request_from(asked)
         arguments, missing = read_arguments(data.get("arguments", {}))
+        ours = next((name for name in (*arguments, *missing) if name in _NO_ARGUMENTS), None)
+        if ours is not None:
+            raise BadSetting(f"The settings have an argument {ours!r}.", "Use a file that `t2ictl generate` wrote.")
         facts = {part: data.get(part) for part in ("pipeline", "parser", "versions")}
         known = {part: dict(value) for part, value in facts.items() if isinstance(value, Mapping)}
+        require_json(known, "settings")
         return cls(
             request=request,
             controls=tuple(control_from_dict(each) for each in listed),
@@ -110,6 +116,8 @@ class Recorded:
 
 
 _FIELDS = frozenset(each.name for each in fields(Request))
+#: What no settings say of the call of a pipeline: fields of a request, and what ``generate`` takes for itself.
+_NO_ARGUMENTS = _FIELDS | {"pipe", "controls", "record", "on_step", "is_cancelled", "checkpointing"}
 
 
 def request_from(data: Mapping[str, Any]) -> Request:
@@ -136,7 +144,7 @@ def _image(value: object, request: Request) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < request.images:
         raise BadSetting(
-            f"The settings are of image {value!r:.40} of {request.images}.",
+            f"The settings are of image {shown(value, 40)} of {request.images}.",
             f"Images count from 0 to {request.images - 1}.",
         )
     return value

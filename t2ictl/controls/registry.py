@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from t2ictl.errors import BadSetting, ControlConflict
+from t2ictl.errors import BadSetting, ControlConflict, shown
 from t2ictl.settings.fields import given_fields
 from t2ictl.settings.legacy import upgraded_control
 from t2ictl.settings.trust import forbid_paths
@@ -153,7 +153,7 @@ def get_control(name: str) -> type[Control]:
     known = list_controls()
     if name not in known:
         broken = "".join(f" ({module} failed to import: {error})" for module, error in _BROKEN.items())
-        raise BadSetting(f"There is no control {name!r}.{broken}", f"Known: {', '.join(known)}.")
+        raise BadSetting(f"There is no control {shown(name)}.{broken}", f"Known: {', '.join(known)}.")
     return known[name]
 
 
@@ -197,7 +197,7 @@ def control_from_dict(data: Mapping[str, Any], *, files: bool = True) -> Control
     cls = get_control(str(values.pop("control", "")))
     left_open = values.pop("left_open", ())
     if not isinstance(left_open, list | tuple):
-        raise BadSetting(f"left_open cannot be {left_open!r}.", "List names of fields.")
+        raise BadSetting(f"left_open cannot be {shown(left_open)}.", "List names of fields.")
     values = _without(values, frozenset(map(str, left_open)))
     unknown = sorted(set(values) - {each.name for each in fields(cls)})
     if unknown:

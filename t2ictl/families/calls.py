@@ -30,6 +30,10 @@ _OURS = {
 }
 #: What a request has for every pipeline, and a value that asks for nothing.
 _NEUTRAL = {"negative_prompt": "", "guidance_scale": Request(prompt="-").guidance_scale, "images_per_prompt": 1}
+_CHECKING = ("diffusers", "transformers", "PIL")
+_COMPUTING = (*_CHECKING, "torch", "numpy", "contextlib")
+#: Ours that call a pipeline's own code, and pass on what it is given.
+_CALLING = ("t2ictl.generation", "t2ictl.session.encoding", "t2ictl.session.hooks", "t2ictl.families.schedulers")
 _MEMORY = ("allocate memory", "not enough memory", "out of memory", "Cannot allocate", "Invalid buffer size")
 
 
@@ -133,7 +137,7 @@ def _check_steps(pipe: Any, steps: int) -> None:
         return
     try:
         copy.deepcopy(scheduler).set_timesteps(steps)
-    except (ValueError, IndexError, ZeroDivisionError) as error:
+    except Exception as error:  # of a configuration from somewhere else, all are possible
         raise BadSetting(
             f"{type(scheduler).__name__} cannot make {steps} steps: {_line(error)}", "Use another number of steps."
         ) from error
@@ -164,26 +168,26 @@ def named_refusals(pipe: Any, has_begun: Callable[[], bool]) -> Iterator[None]:
 
     Args:
         pipe: a diffusers pipeline, which is called in the block.
-        has_begun: whether a pass was made. What is raised after it is no refusal and stays as it is.
+        has_begun: whether a pass was made. After it, what code of the user's raises stays as it is.
 
     Yields:
         Nothing.
 
     Raises:
-        BadSetting: in place of what the pipeline's own checks raise.
+        BadSetting: in place of what the pipeline's own code raises of what it was given.
         OutOfMemory: if memory ran out.
     """
     try:
         yield
     except T2ictlError:
         raise
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(each in str(error) for each in _MEMORY):
             raise OutOfMemory(
                 f"There was not enough memory for the images: {_line(error)}",
                 "Make fewer or smaller ones at once; updates take less with checkpointing='all'.",
             ) from error
-        if has_begun() or not _is_of_library(error):
+        if not _is_of_library(error, has_begun()):
             raise
         raise BadSetting(
             f"{type(pipe).__name__} refuses what it is asked for: {_line(error)}",
@@ -191,13 +195,23 @@ def named_refusals(pipe: Any, has_begun: Callable[[], bool]) -> Iterator[None]:
         ) from error
 
 
-def _is_of_library(error: BaseException) -> bool:
-    """Whether the pipeline's library raised an error, and not code of the user's or ours."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+def _is_of_library(error: BaseException, has_begun: bool) -> bool:
+    """Whether the pipeline raised an error, or what it calls, and not code of the user's or ours.
+
+    Before the first pass its checks are the innermost code. Later, and where torch cannot compute with what was given,
+    nobody else's code may stand between the call and the error.
+    """
+    trace, names = error.__traceback__, [""]
+    while trace is not None:
+        names.append(str(trace.tb_frame.f_globals.get("__name__", "")))
         trace = trace.tb_next
-    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0] in ("diffusers", "transformers", "PIL")
+    if "CUDA" in str(error):
+        return False  # of the machine
+    if not has_begun and names[-1].partition(".")[0] in _CHECKING:
+        return True
+    last = max(number for number, name in enumerate(names) if not name or name.startswith("t2ictl."))
+    inner = [name.partition(".")[0] for name in names[last + 1 :]]
+    return names[last] in _CALLING and bool(inner) and all(name in _COMPUTING for name in inner)
 
 
 def _line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 
 __all__ = ["DTYPES", "check_device", "check_dtype"]
 
@@ -32,7 +32,7 @@ def check_device(device: str | torch.device | None) -> str:
     try:
         place = torch.device(device)
     except (RuntimeError, TypeError, ValueError, OverflowError):
-        raise BadSetting(f"There is no device {device!r}.", "Use cpu, cuda, cuda:1, ...") from None
+        raise BadSetting(f"There is no device {shown(device)}.", "Use cpu, cuda, cuda:1, ...") from None
     try:
         is_there = place.type != "meta" and float(torch.ones(1, device=place).cpu()) == 1.0
     except Exception:  # each kind of device fails in a way of its own
@@ -62,4 +62,4 @@ def check_dtype(dtype: str | torch.dtype) -> torch.dtype:
         return dtype
     if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
-    raise BadSetting(f"There is no precision {str(dtype)!r}.", f"Use one of {', '.join(DTYPES)}.")
+    raise BadSetting(f"There is no precision {shown(dtype)}.", f"Use one of {', '.join(DTYPES)}.")

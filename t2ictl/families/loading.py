@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,13 +16,14 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
 from safetensors import safe_open
 
-from t2ictl.errors import BadSetting, T2ictlError
+from t2ictl.errors import BadSetting, T2ictlError, shown
 from t2ictl.families.devices import check_device, check_dtype
 from t2ictl.families.folders import PICKLED, check_index, check_model
 
 __all__ = ["EMBEDDED", "load", "model_name"]
 
 EMBEDDED = "shapes"
+_CHOICES = "Use 'shapes', a diffusers folder, a file, or a hub id (owner/name)."
 FILES = (".safetensors", *PICKLED)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 #: In the weights of Stable Diffusion XL alone: its second text encoder.
@@ -59,6 +61,8 @@ def load(
         'StableDiffusionPipeline'
     """
     precision, place = check_dtype(dtype), check_device(device)
+    if not isinstance(name, (str, Path)):
+        raise BadSetting(f"There is no model {shown(name)}.", _CHOICES)
     with _named_failures(str(name)):
         source = _embedded_path() if name == EMBEDDED else Path(name)
         if source.is_dir():
@@ -66,8 +70,7 @@ def load(
         elif source.suffix.lower() in FILES:
             pipe = _from_file(source, precision)
         elif isinstance(name, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
-            choices = "Use 'shapes', a diffusers folder, a file, or a hub id (owner/name)."
-            raise BadSetting(f"There is no model {str(name)!r}.", choices)
+            raise BadSetting(f"There is no model {str(name)!r}.", _CHOICES)
         else:
             pipe = _from_hub(name, precision, run_model_code=run_model_code)
         return pipe.to(place)
@@ -126,8 +129,9 @@ def _named_failures(name: str) -> Iterator[None]:
     except Exception as error:  # files of a model can be wrong in every way
         lines = str(error).strip().splitlines() or [type(error).__name__]
         part = _part(error)
-        is_hub = not Path(name).exists() and "/" in name
-        where = f"the part {part!r} of the model {name!r}" if part else f"the model {name!r}"
+        is_hub = not os.path.exists(name) and "/" in name
+        model = shown(name)
+        where = f"the part {part!r} of the model {model}" if part else f"the model {model}"
         raise BadSetting(
             f"{where[0].upper()}{where[1:]} could not be loaded{' from the hub' if is_hub else ''}: "
             f"{lines[0].rstrip('.')[:300]}.",
@@ -166,4 +170,4 @@ def model_name(pipe: Any) -> str:
     name = str(pipe.config.get("_name_or_path") or "")
     if name and Path(name) == _embedded_path():
         return EMBEDDED
-    return Path(name).name if Path(name).is_dir() else name
+    return Path(name).name if os.path.isdir(name) else name

@@ -14,6 +14,9 @@ from t2ictl.patching import instance_attribute
 
 __all__ = ["RecordedScheduler", "scheduler_config", "use_scheduler"]
 
+LARGEST = 1_000_000
+"""Largest number in a configuration that is used; training steps, which tables have a row for, are some thousands."""
+
 
 class RecordedScheduler(NamedTuple):
     """A scheduler as settings have it.
@@ -70,12 +73,20 @@ def _is_same(scheduler: Any, recorded: RecordedScheduler) -> bool:
     return type(scheduler).__name__ == recorded.name and scheduler_config(scheduler) == recorded.config
 
 
+def _is_large(value: Any) -> bool:
+    """Whether a number of a stranger's would make tables that fill the memory."""
+    return isinstance(value, (int, float)) and abs(value) > LARGEST
+
+
 def _made(recorded: RecordedScheduler) -> Any:
     """The scheduler; None where it cannot be made. Only schedulers of diffusers are."""
     cls = getattr(diffusers, recorded.name, None) if recorded.name.isidentifier() else None
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         return None
     try:
+        large = next((name for name, value in recorded.config.items() if _is_large(value)), None)
+        if large is not None:
+            raise ValueError(f"{large} is too large")
         made: Any = cls
         return made.from_config(dict(recorded.config))
     except Exception as error:  # a configuration may be wrong in every way

@@ -84,6 +84,7 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
     """Shorten a caption to the width of its tile."""
     if font.getlength(text) <= width:
         return text
+    text = text[: int(width)]  # a letter has a pixel at least; measuring a long text for each of its letters takes long
     while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."

@@ -210,6 +210,8 @@ def resize_maps(maps_BNYX: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if tuple(maps_BNYX.shape[-2:]) == tuple(size):
         return maps_BNYX
+    if not maps_BNYX.numel():  # maps of no word
+        return maps_BNYX.new_zeros(*maps_BNYX.shape[:-2], *size)
     return functional.interpolate(maps_BNYX, size=size, mode="bilinear", align_corners=False)
 
 

@@ -24,7 +24,7 @@ from t2ictl.maps.record import AttentionRecord
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.settings.fields import setting, settings_class
 
-__all__ = ["POINTING_LAYERS", "MapTap", "Recorder", "Recording"]
+__all__ = ["POINTING_LAYERS", "MapTap", "Recorder", "Recording", "recorded_columns"]
 
 POINTING_LAYERS = ("down.*", "up.*")
 """Layers whose maps together find objects best: all cross-attention but the middle block's, as in DAAM. The layers of a
@@ -132,7 +132,7 @@ class Recorder:
             heads[self._group(layer)] += layer.heads
         self.record = AttentionRecord(
             prompts=tuple(prompts),
-            columns=_columns(prompts, settings.words),
+            columns=recorded_columns(prompts, settings.words),
             heads=heads,
         )
         self._per_step = settings.per_step
@@ -183,8 +183,19 @@ class Recorder:
         self._sums = {}
 
 
-def _columns(prompts: Sequence[Prompt], words: Sequence[str]) -> tuple[int, ...]:
-    """Token positions to keep: those of the words asked for, or of all words of all prompts."""
+def recorded_columns(prompts: Sequence[Prompt], words: Sequence[str]) -> tuple[int, ...]:
+    """Return the token positions that a record keeps.
+
+    Args:
+        prompts: the prompts.
+        words: words asked for; none for all words of all prompts.
+
+    Returns:
+        Token positions, in order.
+
+    Raises:
+        SpanNotFound: if a word is in none of the prompts.
+    """
     found: set[int] = set()
     if words:
         for word in words:

@@ -20,7 +20,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.patching import InstanceAttributes
 from t2ictl.session.hooks import Frozen
 
@@ -51,8 +51,8 @@ def check_checkpointing(value: Checkpointing) -> Checkpointing:
         >>> check_checkpointing("off")
         'off'
     """
-    if value not in get_args(Checkpointing):
-        raise BadSetting(f"checkpointing cannot be {value!r}.", "Use 'off', 'feed_forward' or 'all'.")
+    if not isinstance(value, str) or value not in get_args(Checkpointing):
+        raise BadSetting(f"checkpointing cannot be {shown(value)}.", "Use 'off', 'feed_forward' or 'all'.")
     return value
 
 

@@ -16,7 +16,7 @@ from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import Tap
 from t2ictl.controls.base import MapHook, Plan
 from t2ictl.guidance.objectives import Objective
-from t2ictl.maps.recorder import MapTap, Recorder, Recording
+from t2ictl.maps.recorder import MapTap, Recorder, Recording, recorded_columns
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.observers import LossMonitor
 from t2ictl.settings.windows import Step
@@ -44,6 +44,10 @@ class MapListeners:
     record_layers: Sequence[Layer] = ()
     recorder: Recorder | None = None
     _hooked: list[tuple[Callable[[Tensor, Step], None], MapTap]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.recording is not None and self.prompts is not None:
+            recorded_columns(self.prompts, self.recording.words)  # raises for a missing word, before any pass
 
     @property
     def layers(self) -> set[Layer]:

@@ -23,6 +23,7 @@ from t2ictl.errors import (
     NotRecorded,
     PromptUnknown,
     UnsupportedPipeline,
+    shown,
 )
 from t2ictl.families import find_adapter
 from t2ictl.families.base import Encoded
@@ -92,23 +93,29 @@ def controlled(
         >>> session.cost.extra_forwards
         1
     """
+    controls, measure = tuple(controls), tuple(measure)  # once: an iterator is used up by it
     for control in (*controls, *measure):
         if not isinstance(control, Control):
-            raise BadSetting(f"{control!r} is not a control.", "Pass instances: controls=[AttentionSegregation()].")
-    if on_nonfinite not in ("skip", "raise"):
-        raise BadSetting(f"on_nonfinite cannot be {on_nonfinite!r}.", "Use 'skip' or 'raise'.")
-    recording = Recording() if record is True else (record or None)
+            raise BadSetting(f"{shown(control)} is not a control.", "Pass instances: [AttentionSegregation()].")
+    if not isinstance(on_nonfinite, str) or on_nonfinite not in ("skip", "raise"):
+        raise BadSetting(f"on_nonfinite cannot be {shown(on_nonfinite)}.", "Use 'skip' or 'raise'.")
     return Session(
         pipe,
-        tuple(controls),
-        recording=recording,
+        controls,
+        recording=_recording(record),
         words=prompt,
         parser=parser,
         raise_nonfinite=on_nonfinite == "raise",
-        measure=tuple(measure),
+        measure=measure,
         checkpointing=checkpointing,
         on_move=on_move,
     )
+
+
+def _recording(record: Any) -> Recording | None:
+    if not isinstance(record, (bool, Recording)):
+        raise BadSetting(f"record cannot be {shown(record)}.", "Use True, False or a Recording(words=...).")
+    return record if isinstance(record, Recording) else Recording() if record else None
 
 
 class Session:

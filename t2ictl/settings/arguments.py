@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.settings.images import ABSENT, IN_MEMORY, LARGEST, require_pixels
 
 __all__ = ["read_arguments", "written_arguments"]
@@ -86,9 +86,14 @@ def read_arguments(data: object) -> tuple[dict[str, Any], list[str]]:
         ({'strength': 0.5}, ['image'])
     """
     if not isinstance(data, Mapping):
-        raise BadSetting(f"The settings have arguments {data!r:.60}.", "Arguments are a JSON object.")
-    missing = [name for name, value in data.items() if _is_absent(value)]
-    return {name: _read(value) for name, value in data.items() if name not in missing}, missing
+        raise BadSetting(f"The settings have arguments {shown(data, 60)}.", "Arguments are a JSON object.")
+    if not all(isinstance(name, str) for name in data):
+        raise BadSetting(f"The settings have arguments {shown(data, 60)}.", "Names of arguments are text.")
+    try:
+        missing = [name for name, value in data.items() if _is_absent(value)]
+        return {name: _read(value) for name, value in data.items() if name not in missing}, missing
+    except RecursionError:
+        raise BadSetting("The arguments in the settings are nested too deeply.", "Use a file of t2ictl.") from None
 
 
 def _is_absent(value: Any) -> bool:

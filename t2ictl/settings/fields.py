@@ -13,13 +13,12 @@ from typing import Any, TypeVar, dataclass_transform
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 
 __all__ = ["describe", "given_fields", "setting", "settings_class"]
 
 T = TypeVar("T")
 
-_SHOWN = 200  # characters of a value in a message
 _DEPTH = 6  # of lists in lists, as far as settings go
 
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -64,14 +63,10 @@ def _readable(error: ValidationError, owner: str) -> BadSetting:
 
 
 def _bad(place: str, value: object, reason: str) -> BadSetting:
-    try:
-        shown = repr(value)
-    except ValueError:  # Python writes no integer of over 4,300 digits
-        shown = f"a {type(value).__name__} too long to show"
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
     owner = place.partition(".")[0]
     return BadSetting(
-        f"{place} cannot be {shown}: {reason}.", f"`t2ictl controls` lists every field of {owner} with its range."
+        f"{place} cannot be {shown(value)}: {reason}.",
+        f"`t2ictl controls` lists every field of {owner} with its range.",
     )
 
 
@@ -113,7 +108,7 @@ def settings_class(cls: type[T]) -> type[T]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         if args:  # pydantic takes them in field order, which would make that order part of the promise
             raise BadSetting(
-                f"{type(self).__name__} takes its settings by name, not {args[0]!r} by position.",
+                f"{type(self).__name__} takes its settings by name, not {shown(args[0])} by position.",
                 f"Write {type(self).__name__}(name=value).",
             )
         for name, value in kwargs.items():

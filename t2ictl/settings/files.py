@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, PngImagePlugin
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.settings.legacy import upgraded
 from t2ictl.settings.png_text import read_png_text
 
@@ -203,10 +203,15 @@ def read_settings(path: str | Path | BinaryIO) -> dict[str, Any]:
     if not isinstance(path, (str, Path)):
         return _settings_in(path, str(getattr(path, "name", "given")))
     path = Path(path)
-    if not path.is_file():
-        raise BadSetting(f"There is no file {str(path)!r}.", "Give a PNG written by t2ictl, or a JSON file.")
-    with path.open("rb") as handle:
-        return _settings_in(handle, str(path))
+    try:
+        if not path.is_file():
+            raise BadSetting(f"There is no file {str(path)!r}.", "Give a PNG written by t2ictl, or a JSON file.")
+        with path.open("rb") as handle:
+            return _settings_in(handle, str(path))
+    except OSError as error:
+        raise BadSetting(
+            f"The file {str(path)!r:.200} cannot be read: {error.strerror}.", "Give a PNG or JSON file of t2ictl."
+        ) from None
 
 
 def _settings_in(handle: BinaryIO, name: str) -> dict[str, Any]:
@@ -282,7 +287,7 @@ def _check_schema(settings: dict[str, Any], name: str) -> None:
     """Warn about settings of a newer schema; refuse what is no schema."""
     schema = settings.get("schema", 1)
     if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
-        raise BadSetting(f"The settings in {name!r} have schema {schema!r}.", "A schema is a whole number from 1.")
+        raise BadSetting(f"The settings in {name!r} have schema {shown(schema)}.", "A schema is a whole number from 1.")
     if schema > SCHEMA_VERSION:
         unknown = ", ".join(sorted(settings.keys() - KNOWN_KEYS)) or "no key by name"
         warnings.warn(
@@ -292,12 +297,25 @@ def _check_schema(settings: dict[str, Any], name: str) -> None:
         )
 
 
-def _json_text(data: Any, name: str, indent: int | None = None) -> str:
-    """Return strict JSON that can be read back, or say which value cannot be written."""
+def require_json(data: Any, name: str) -> None:
+    """Refuse what strict JSON does not have.
+
+    Args:
+        data: any value.
+        name: what it is, for messages.
+
+    Raises:
+        BadSetting: with the place of the first value that cannot be written.
+    """
     try:
         _require_json(data, name)
     except RecursionError:
         raise BadSetting(f"{name} is nested too deeply.", "A value may contain itself.") from None
+
+
+def _json_text(data: Any, name: str, indent: int | None = None) -> str:
+    """Return strict JSON that can be read back, or say which value cannot be written."""
+    require_json(data, name)
     return json.dumps(data, ensure_ascii=False, allow_nan=False, indent=indent)
 
 
@@ -317,7 +335,7 @@ def _require_json(value: Any, place: str) -> None:
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str) or not _is_unicode(key):
-                raise BadSetting(f"{place} has the key {key!r}.", "Keys are text in JSON.")
+                raise BadSetting(f"{place} has the key {shown(key)}.", "Keys are text in JSON.")
             _require_json(item, f"{place}.{key}")
     else:
         raise BadSetting(f"{place} is a {type(value).__name__}.", "Use text, numbers, true, false, null, lists, dicts.")
@@ -333,10 +351,13 @@ def _is_unicode(text: str) -> bool:
 
 def _replace(path: Path, write: Callable[[BinaryIO], object], overwrite: bool) -> None:
     """Write a file beside `path` and move it there when it is complete and on the disk."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise BadSetting(f"{str(path)!r} is a folder, or is in one that does not exist.", "Make the folder first.")
-    if path.exists() and not overwrite:
-        raise BadSetting(f"The file {str(path)!r} exists.", "Allow overwriting, or choose another name.")
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise BadSetting(f"{str(path)!r} is a folder, or is in one that does not exist.", "Make the folder first.")
+        if path.exists() and not overwrite:
+            raise BadSetting(f"The file {str(path)!r} exists.", "Allow overwriting, or choose another name.")
+    except OSError as error:  # of the name
+        raise BadSetting(f"{str(path)!r:.200} cannot be written: {error.strerror}.", "Choose another name.") from None
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with part.open("xb") as handle:

@@ -16,6 +16,9 @@ LAST_SEED = 2**64 - 1
 LARGEST_SIDE = 8192
 """No model of the supported families makes an image that is wider or higher (pixels)."""
 
+MOST_STEPS = 1_000_000
+"""No scheduler has as many; each says by itself how many it has."""
+
 
 @settings_class
 class Request:
@@ -43,7 +46,7 @@ class Request:
     prompt: str | tuple[str, ...] = setting(default="", help="one prompt, or several")
     negative_prompt: str = setting(default="", help="what guidance leads away from")
     seed: int = setting(default=0, help="seed of the first image", low=0)
-    steps: int = setting(default=25, help="denoising steps", low=1)
+    steps: int = setting(default=25, help="denoising steps", low=1, high=MOST_STEPS)
     width: int | None = setting(
         default=None, help="image width (pixels); empty: the model's own", low=8, high=LARGEST_SIDE
     )

@@ -40,7 +40,9 @@ def read_yaml(path: Path, what: str) -> Any:
         if len(content) > MAX_BYTES:
             raise BadSetting(f"The {what} {str(path)!r} has over {MAX_BYTES} bytes.", "Name a YAML file.")
         return _data(content.decode("utf-8"), f"The {what} {str(path)!r}")
-    except (OSError, UnicodeDecodeError) as error:
+    except BadSetting:
+        raise
+    except (OSError, ValueError) as error:
         raise BadSetting(f"The {what} {str(path)!r} cannot be read: {error}.", "Name a YAML file.") from None
 
 

@@ -14,6 +14,7 @@ from t2ictl.processors.isolation_reposition.story.scenes import Scene
 from t2ictl.processors.isolation_reposition.subjects import Subject
 from t2ictl.settings.fields import setting, settings_class
 from t2ictl.settings.files import read_settings
+from t2ictl.settings.request import LARGEST_SIDE, MOST_STEPS
 from t2ictl.settings.yaml_files import read_yaml
 
 __all__ = ["StorySettings", "read_story"]
@@ -46,11 +47,15 @@ class StorySettings:
     places: Literal["online", "rehearsal"] = setting(default="online", help="how subjects without a place are found")
     rehearsal: float = setting(default=0.4, help="share of the steps of a rehearsal", low=0.05, high=1.0)
     seed: int = setting(default=0, help="seed of the first portrait; the others have the next ones", low=0)
-    steps: int = setting(default=25, help="denoising steps", low=1)
+    steps: int = setting(default=25, help="denoising steps", low=1, high=MOST_STEPS)
     guidance_scale: float = setting(default=7.5, help="strength of classifier-free guidance; 1: none", low=0.0)
     negative_prompt: str = setting(default="", help="what guidance leads away from")
-    width: int | None = setting(default=None, help="image width (pixels); empty: the model's own", low=8)
-    height: int | None = setting(default=None, help="image height (pixels); empty: the model's own", low=8)
+    width: int | None = setting(
+        default=None, help="image width (pixels); empty: the model's own", low=8, high=LARGEST_SIDE
+    )
+    height: int | None = setting(
+        default=None, help="image height (pixels); empty: the model's own", low=8, high=LARGEST_SIDE
+    )
     parser: str = setting(default="grammar", help="how words are found: grammar or spacy")
     batch: int = setting(default=8, help="most images in a call", low=2)
     memory_mb: float = setting(default=4096.0, help="most memory for what is kept of portraits (MiB)", low=0.0)

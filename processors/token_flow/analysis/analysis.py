@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.evaluation.judges import Judge
 from t2ictl.generation import Request, provenance
 from t2ictl.maps.recorder import POINTING_LAYERS, Recording
@@ -30,6 +30,9 @@ from t2ictl.processors.token_flow.items import Item, ResolvedItem
 from t2ictl.processors.token_flow.tokens import token_table
 
 __all__ = ["flow"]
+
+MOST_SEEDS = 100_000
+"""Images of one condition. All that are to be made are listed before the first one is."""
 
 
 def flow(
@@ -98,6 +101,11 @@ def _check(seeds: int, confirm: int, batch: int, operators: Sequence[Removal], d
     """Refuse what cannot be, before any image is made."""
     if seeds < 1 or confirm < 0 or batch < 1:
         raise BadSetting(f"seeds={seeds}, confirm={confirm}, batch={batch}.", "Use 1 or more; confirm may be 0.")
+    if max(seeds, confirm, batch) > MOST_SEEDS:
+        raise BadSetting(
+            f"seeds={shown(seeds, 30)}, confirm={shown(confirm, 30)}, batch={shown(batch, 30)}.",
+            f"Use {MOST_SEEDS} at most.",
+        )
     if not operators or set(operators) - set(get_args(Removal)):
         raise BadSetting(f"operators={tuple(operators)}.", f"Use one or more of {', '.join(get_args(Removal))}.")
     if not all(0 <= depth <= 1 for depth in depths):

@@ -61,7 +61,6 @@ def _judge(judge: str | None, model: str) -> str | None:
         return None if judge == "none" else judge
     if model == "shapes":
         return "shapes"
-    print("No judge: only the screen and the word maps are made (see --judge).", file=sys.stderr)
     return None
 
 
@@ -116,11 +115,10 @@ def flow_files(
             **request,
             **options,
         )
+    if judge is None and chosen is None:
+        print("No judge: only the screen and the word maps are made (see --judge).", file=sys.stderr)
     page = result.save(out)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return
-    for line in summary(result):
-        print(line)
-    print(page)
-    print(out / "report.json")
+    print("\n".join([*summary(result), str(page), str(out / "report.json")]))
