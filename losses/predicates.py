@@ -114,7 +114,7 @@ def correspondence_loss(
     of_another_BNN = apart(owner_BN, mask_BN) & noun_BN[:, :, None] & ~noun_BN[:, None]
     one_BNNP, other_BNNP = maps_BNYX.flatten(2)[:, :, None], maps_BNYX.flatten(2)[:, None]
     same_BNN = -(_log_not(one_BNNP * (1 - other_BNNP), offset) + _log_not(other_BNNP * (1 - one_BNNP), offset)).mean(-1)
-    leak_BNN = leak_table(maps_BNYX, offset)
+    leak_BNN = -_log_not(one_BNNP * other_BNNP, offset).mean(-1)
     same_B = torch.where(described(owner_BN, noun_BN, mask_BN), same_BNN, 0.0).sum((1, 2))
     return same_B, torch.where(of_another_BNN, leak_BNN, 0.0).sum((1, 2))
 
