@@ -221,6 +221,12 @@ def _print_presets(cls: type[Control]) -> None:
     for model in measured_models():
         if cls.name in model.settings:
             print(f"  --preset auto on {model.name} ({model.source}): {json.dumps(model.settings[cls.name])}")
+        if cls.name in model.gains:
+            gain, low, high = model.gains[cls.name]
+            print(
+                f"  without a setting on {model.name}: {gain:+.1f} points [{low:+.1f}, {high:+.1f}] of strictly right "
+                f"images against plain{', worse than plain' if high < 0 else ''} ({model.gains_source})"
+            )
     default, published = control_to_dict(cls(preset="none")), control_to_dict(cls.published())
     differing = {field: value for field, value in published.items() if default.get(field) != value}
     print(f"  --preset published: {json.dumps(differing) if differing else 'the defaults'}")

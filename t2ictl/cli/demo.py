@@ -41,7 +41,7 @@ def demo_controls() -> list[Control]:
     """
     step, window = StepSize(mode="normalized", scale=0.05, final_scale_sq=1.0), Window(stop=0.5)
     control = get_control("attention_segregation")
-    return [control(normalize_over="prompt_words", step=step, window=window)]  # type: ignore[call-arg]
+    return [control(preset="none", normalize_over="prompt_words", step=step, window=window)]  # type: ignore[call-arg]
 
 
 def seen(image: Image.Image, prompt: str) -> str:
@@ -52,11 +52,11 @@ def seen(image: Image.Image, prompt: str) -> str:
         prompt: what was asked for.
 
     Returns:
-        ``"right"`` or the failure, and the objects found.
+        ``"right"`` or the failure, and the objects that are there.
     """
     verdict = judge(image, prompt)
     objects = ", ".join(f"{found.color} {found.shape}" for found in verdict.found) or "nothing"
-    return f"{'right' if verdict.failure is None else verdict.failure} ({objects})"
+    return f"{'right' if verdict.failure is None else verdict.failure} (shows: {objects})"
 
 
 def _write(out: Path, plain: Generation, controlled: Generation, verdicts: Sequence[str]) -> list[Path]:
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verdicts = [seen(result.image, PROMPT) for result in (plain, controlled)]
     for path in _write(out, plain, controlled, verdicts):
         print(path)
-    print(f'"{PROMPT}", seed {SEED}: plain is {verdicts[0]}; controlled is {verdicts[1]}.')
+    print(f'"{PROMPT}", seed {SEED}: plain: {verdicts[0]}; controlled: {verdicts[1]}.')
     extra, plainly = controlled.cost.extra_forwards, plain.cost.forwards
     print(f"The control took {extra} shortened passes with gradient beside {plainly} plain ones.", file=sys.stderr)
     return 0

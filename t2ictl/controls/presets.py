@@ -37,6 +37,9 @@ class MeasuredModel:
         parameters: how many numbers its denoiser has.
         probe: the first of its numbers, by which it is known.
         settings: for each control the fields that were found best, or good, on tuning prompts.
+        gains: what each control without a setting adds to the share of strictly right images (points, against the
+            untouched model), with the ends of its 95 % interval.
+        gains_source: where these stand.
     """
 
     name: str
@@ -44,6 +47,8 @@ class MeasuredModel:
     parameters: int
     probe: tuple[float, ...]
     settings: Mapping[str, Mapping[str, Any]]
+    gains: Mapping[str, Sequence[float]]
+    gains_source: str
 
     def fits(self, denoiser: nn.Module) -> bool:
         """Return whether a denoiser is this model, whatever it is called and in which precision it was loaded."""

@@ -46,4 +46,4 @@ def test_the_sentence_is_the_judges(folder: Path, capsys: pytest.CaptureFixture[
     said = demo.seen(image, demo.PROMPT)
     assert said.startswith(str(verdict.failure or "right"))
     assert all(found.color in said and found.shape in said for found in verdict.found if found.color and found.shape)
-    assert demo.seen(Image.new("RGB", (64, 64), "#eeeeee"), demo.PROMPT) == "missing (nothing)"
+    assert demo.seen(Image.new("RGB", (64, 64), "#eeeeee"), demo.PROMPT) == "missing (shows: nothing)"
