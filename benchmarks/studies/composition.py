@@ -6,7 +6,6 @@ so a new control cannot be forgotten there.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -17,6 +16,7 @@ import torch
 
 import t2ictl
 from t2ictl import Control
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.markdown import markdown_table
 from t2ictl.errors import ControlConflict
 
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status 0.
     """
-    argparse.ArgumentParser(prog="t2ictl bench study composition", description=__doc__).parse_args(arguments)
+    ArgumentParser(prog="t2ictl bench study composition", description=__doc__).parse_args(arguments)
     pipe = t2ictl.load("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
     print(table(list(pairs(pipe))))

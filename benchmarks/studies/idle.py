@@ -7,7 +7,6 @@ forgotten there.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,6 +17,7 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl import Control
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.markdown import markdown_table
 from t2ictl.controls import Region, Window
 from t2ictl.errors import BadSetting, ControlIdle, T2ictlError
@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status 0.
     """
-    argparse.ArgumentParser(prog="t2ictl bench study idle", description=__doc__).parse_args(arguments)
+    ArgumentParser(prog="t2ictl bench study idle", description=__doc__).parse_args(arguments)
     pipe = t2ictl.load("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
     print(table(list(cells(pipe))))

@@ -15,6 +15,7 @@ import tabulate
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.results.statistics.scenarios import EXTREME, SCENARIOS, Scenario
 from t2ictl.evaluation.statistics.intervals import (
     TAIL,
@@ -205,9 +206,7 @@ def _row(scenario: Scenario, methods: Sequence[str], options: argparse.Namespace
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the coverage table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m t2ictl.benchmarks.results.statistics.coverage", description=__doc__
-    )
+    parser = ArgumentParser(prog="python -m t2ictl.benchmarks.results.statistics.coverage", description=__doc__)
     parser.add_argument("--simulations", type=int, default=4000, help="simulated runs a cell")
     parser.add_argument("--resamples", type=int, default=999, help="bootstrap samples a run")
     parser.add_argument("--seed", type=int, default=0)

@@ -17,6 +17,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.shapes.evaluate.shares import percent, wilson
 from t2ictl.benchmarks.shapes.evaluate.words import Trial, words_table
 from t2ictl.shapes import model_path
@@ -173,7 +174,7 @@ def show_failures(row: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure the asked-for kinds and print one table row each."""
-    parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.evaluate.evaluate", description=__doc__)
+    parser = ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.evaluate.evaluate", description=__doc__)
     parser.add_argument(
         "--model", type=Path, default=model_path(), help="a diffusers folder; default: the packaged one"
     )

@@ -7,7 +7,6 @@ takes no part in it. Filled in, the two files are what
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.shapes.evaluate.evaluate import GUIDANCE, STEPS, generate, trials
 from t2ictl.shapes import model_path
 
@@ -81,7 +81,7 @@ def enlarge(image: Image.Image, title: str, factor: int = 3) -> Image.Image:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write ``NAME.png`` and ``NAME.json``, and an enlarged sheet on request."""
-    parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.evaluate.sheet", description=__doc__)
+    parser = ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.evaluate.sheet", description=__doc__)
     parser.add_argument("--model", type=Path, default=model_path(), help="a diffusers folder")
     parser.add_argument("--out", type=Path, required=True, help="folder and name of the files, without an ending")
     parser.add_argument("--large", type=Path, default=None, help="also write an enlarged sheet with prompts here")

@@ -7,7 +7,6 @@ agree. The first two are repeated with every image blurred and noisy.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.shapes.evaluate.cases import TRUE, Case
 from t2ictl.benchmarks.shapes.evaluate.mistakes import WRONG
 from t2ictl.benchmarks.shapes.evaluate.shares import percent
@@ -188,9 +188,7 @@ def compare(readings: Sequence[Reading]) -> tuple[int, int, list[str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables; the status is 1 if a kind misses the aim as drawn."""
-    parser = argparse.ArgumentParser(
-        prog="python -m t2ictl.benchmarks.shapes.evaluate.validate_judge", description=__doc__
-    )
+    parser = ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.evaluate.validate_judge", description=__doc__)
     parser.add_argument("--scenes", type=int, default=1500, help="drawn images a kind; 0: labels only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--labels", type=Path, default=None, help="folder of images that a person has read")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.shapes.train.autoencoder import encode_images, train_autoencoder
 from t2ictl.benchmarks.shapes.train.denoiser import train_denoiser
 from t2ictl.benchmarks.shapes.train.export import export_folder, normalize_latents
@@ -99,7 +99,7 @@ def export_average(recipe: Recipe, folder: Path, target: Path, step: int) -> Non
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and run; exit status 0 when complete, 3 when the time was over first."""
-    parser = argparse.ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.train", description=__doc__)
+    parser = ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; give it again to continue")
     parser.add_argument("--minutes", type=float, default=None, help="stop with a checkpoint after this long")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch, where one process works")

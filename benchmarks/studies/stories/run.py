@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.studies.stories.arms import ARMS, Arm, StoryImages, arm_settings, arms_of
 from t2ictl.benchmarks.studies.stories.measures import StoryReading, read_portrait, read_scene
 from t2ictl.benchmarks.studies.stories.sheet import contact_sheet
@@ -112,7 +113,7 @@ def _chosen(labels: str, file: Path | None) -> dict[str, Arm]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="t2ictl bench study stories", description=__doc__)
+    parser = ArgumentParser(prog="t2ictl bench study stories", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument(
         "--model", type=Path, default=model_path(), help="a diffusers folder; default: the packaged one"

@@ -10,7 +10,6 @@ the places are: give boxes or masks, or a detector, where the maps of words are 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl import Region
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.errors import BadSetting
 from t2ictl.evaluation.statistics.intervals import difference_bounds
 from t2ictl.evaluation.statistics.resampling import seed_of
@@ -207,7 +207,7 @@ def summary(stories: Sequence[Sequence[Likeness]]) -> dict[str, tuple[float, flo
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare, and print one line a subject and scene, then the means."""
-    parser = argparse.ArgumentParser(prog="t2ictl bench study similarity", description=__doc__)
+    parser = ArgumentParser(prog="t2ictl bench study similarity", description=__doc__)
     parser.add_argument("stories", type=Path, nargs="+", help="folders that t2ictl story wrote")
     parser.add_argument("--model", required=True, help="folder or hub id of DINOv2 or CLIP")
     parser.add_argument("--device", default="cpu")

@@ -11,7 +11,6 @@ Legend: ``B`` image, ``H`` head, ``Q`` image position, ``K`` text token, ``Y`` `
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import t2ictl
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.markdown import bounds_text, print_table
 from t2ictl.benchmarks.shapes.evaluate.evaluate import GUIDANCE, STEPS
 from t2ictl.benchmarks.studies.word_maps.maps import found_cells, score_map
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status 0.
     """
-    parser = argparse.ArgumentParser(prog="t2ictl bench study localisation", description=__doc__)
+    parser = ArgumentParser(prog="t2ictl bench study localisation", description=__doc__)
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

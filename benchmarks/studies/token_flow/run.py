@@ -6,7 +6,6 @@ the prompts out. ``--table`` prints what is there.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 import t2ictl
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.studies.token_flow.cases import PARTS, Case, Part, cases, conditions_of
 from t2ictl.benchmarks.studies.token_flow.planted import planted_leak
 from t2ictl.errors import BadSetting
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status 0.
     """
-    parser = argparse.ArgumentParser(prog="t2ictl bench study token-flow", description=__doc__)
+    parser = ArgumentParser(prog="t2ictl bench study token-flow", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--part", choices=PARTS, action="append", help="parts; default: all")
     parser.add_argument("--split", choices=("tune", "report"), default="tune")

@@ -27,6 +27,7 @@ from PIL import Image
 from scipy import ndimage
 
 from t2ictl import controlled
+from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.markdown import print_table
 from t2ictl.benchmarks.shapes.evaluate.evaluate import GUIDANCE, STEPS, generate, trials
 from t2ictl.benchmarks.shapes.train.data import to_pixels
@@ -256,7 +257,7 @@ def _means(scores: dict[Any, list[Score]]) -> dict[Any, list[float]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print one table row for every map size and kind of word."""
-    parser = argparse.ArgumentParser(prog="t2ictl bench study word-maps", description=__doc__)
+    parser = ArgumentParser(prog="t2ictl bench study word-maps", description=__doc__)
     parser.add_argument("--model", type=Path, default=model_path(), help="a diffusers folder")
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--time", type=int, default=500, help="step of the training schedule, 0 to 999")
