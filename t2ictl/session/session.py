@@ -137,7 +137,7 @@ class Session:
     ) -> None:
         self.adapter = find_adapter(pipe)
         self.controls, measured = with_preset(controls, self.adapter), with_preset(measure, self.adapter)
-        self._measure = tuple(zip(measure, measured, strict=True))
+        self._measure, self._all = tuple(zip(measure, measured, strict=True)), (*self.controls, *measure)
         self.cost, self._checkpointing = Cost(), check_checkpointing(checkpointing)
         self._pipe, self._recording = pipe, recording
         self._raise_nonfinite, self._truncate, self._on_move = raise_nonfinite, truncate, on_move
@@ -155,7 +155,7 @@ class Session:
         self.adapter.encode_signature(self._pipe.encode_prompt)
         if not evaluates_once(self._pipe):
             raise several_evaluations(self._pipe)
-        for control in (*self.controls, *(named for named, _ in self._measure)):
+        for control in self._all:
             if self.adapter.family not in control.families:
                 raise UnsupportedPipeline(
                     f"{type(control).__name__} does not act on the family {self.adapter.family!r}.",
@@ -294,11 +294,7 @@ class Session:
         self._results = CallResults(log=call.log, listeners=call.listeners)
 
     def _check_words(self, prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> None:
-        wanting = [
-            type(control).__name__
-            for control in (*self.controls, *(named for named, _ in self._measure))
-            if control.needs_words
-        ]
+        wanting = [type(control).__name__ for control in self._all if control.needs_words]
         if self._recording is not None:
             wanting.append("record=")
         if prompts is None and wanting:
