@@ -26,7 +26,7 @@ import transformers
 import t2ictl
 from t2ictl.controls.base import Control
 from t2ictl.controls.layouts import Region
-from t2ictl.guidance.rules import Refinement, StepSize
+from t2ictl.guidance.rules import NoiseSearch, Refinement, StepSize
 from t2ictl.processors import (
     AttendAndExcite,
     AttentionSegregation,
@@ -206,6 +206,16 @@ def variant_cases() -> Iterator[Case]:
         yield f"sd | scheduler {name}", other
 
 
+def published_cases() -> Iterator[Case]:
+    """Every registered control in its published form."""
+    for name, cls in t2ictl.list_controls().items():
+        settings: dict[str, Any] = {"search": NoiseSearch(max_steps=2)} if name == "initial_noise" else {}
+        yield (
+            f"sd | {name}, published",
+            lambda c=cls, s=settings: call(tiny.sd(), [c.published(**s)], SINGLE, record=True),  # type: ignore[misc]
+        )
+
+
 def generated(pipe: Any, controls: Sequence[Control], **more: Any) -> bytes:
     """The bits of :func:`t2ictl.generate`."""
     result = t2ictl.generate(pipe, SINGLE, controls, seed=7, steps=STEPS, **more)
@@ -260,6 +270,7 @@ def cases() -> Iterator[Case]:
     """All cases in the order of the table."""
     yield from control_cases()
     yield from variant_cases()
+    yield from published_cases()
     yield from verb_cases()
 
 
