@@ -86,6 +86,9 @@ def _streamlit_options(port: int, *, is_headless: bool) -> dict[str, Any]:
         "server.address": "localhost",
         "server.port": port,
         "server.headless": str(is_headless).lower(),
+        "server.showEmailPrompt": "false",
+        # A whole collection after every rerun takes longer than a step of the worker, which waits for it.
+        "runner.postScriptGC": "false",
         "server.fileWatcherType": "none",
         "server.maxUploadSize": LARGEST_UPLOAD,
         "browser.gatherUsageStats": "false",

@@ -21,6 +21,8 @@ from t2ictl.errors import T2ictlError
 _FRAME = """<style>
 [data-testid="stMainBlockContainer"] { padding: 3.75rem 1.5rem 2rem; }
 [data-testid="stHeadingWithActionElements"] h5 { padding: 0; }
+/* Streamlit's own offer to developers of pages; it covers ours. */
+[data-testid="stSkillsNudge"] { display: none; }
 </style>"""
 
 

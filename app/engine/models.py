@@ -209,6 +209,7 @@ class ModelManager:
             pipe = t2ictl.load(model.source, device=self._device, dtype=getattr(torch, self.dtype))
             pipe.set_progress_bar_config(disable=True)
             self._pipe, self._source = pipe, model.source
+            gc.freeze()  # libraries and model stay: no collection need go through their half a million objects
         return self._pipe
 
     def unload(self) -> None:
@@ -216,6 +217,7 @@ class ModelManager:
         import torch
 
         self._pipe = self._source = None
+        gc.unfreeze()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

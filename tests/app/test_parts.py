@@ -199,7 +199,12 @@ def test_streamlit_is_started_on_this_machine_only_and_tells_nobody(monkeypatch:
     assert json.loads(os.environ[OPTIONS])["checkpointing"] == "all"
     (arguments,) = seen
     assert Path(arguments[1]).name == "streamlit_app.py" and Path(arguments[1]).is_file()
-    assert {"--server.address=localhost", "--browser.gatherUsageStats=false", f"--server.port={port}"} <= set(arguments)
+    assert {
+        "--server.address=localhost",
+        "--browser.gatherUsageStats=false",
+        "--server.showEmailPrompt=false",
+        f"--server.port={port}",
+    } <= set(arguments)
 
 
 def test_the_first_model_of_a_page_needs_nothing(tmp_path: Path) -> None:
