@@ -29,6 +29,7 @@ from t2ictl.benchmarks.runs.units import Shard, Unit, units_of
 from t2ictl.benchmarks.suites.base import Item, Suite, find_suite
 from t2ictl.errors import BadSetting, Cancelled
 from t2ictl.settings.files import write_text
+from t2ictl.settings.store import CHECKSUM
 
 if TYPE_CHECKING:
     from t2ictl.benchmarks.runs.ray_engine import Made, RayWorkers
@@ -286,7 +287,8 @@ class _OnRay:
             for inside, content in made.files.items():
                 if inside.startswith("timings/"):
                     for line in content.splitlines():
-                        folder.add_timing(self.name, json.loads(line))
+                        record = json.loads(line)
+                        folder.add_timing(self.name, {key: record[key] for key in record if key != CHECKSUM})
                 else:
                     folder.store.write_file(inside, content)
             folder.append(self.name, made.unit, made.rows)

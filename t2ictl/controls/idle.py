@@ -68,7 +68,7 @@ class CallOutline:
         return not any(self.discarded[step.index : step.index + 1])
 
 
-def warn_idle(control: Control, plan: Plan, outline: CallOutline, *, does: str = "does") -> None:
+def warn_idle(control: Control, plan: Plan, outline: CallOutline, *, does: str = "does") -> tuple[Idle, ...]:
     """Warn if a control does nothing in a call, or for some of its images: once, with all reasons.
 
     Args:
@@ -76,15 +76,19 @@ def warn_idle(control: Control, plan: Plan, outline: CallOutline, *, does: str =
         plan: its plan for this call.
         outline: the call.
         does: what it would do, as a verb.
+
+    Returns:
+        The reasons.
     """
     found = idle_of(control, plan, outline, looks_on=does == "measures")
     if not found:
-        return
+        return ()
     clauses = [f"{_where(each, outline)}: {each.reason}" for each in found]
     remedies = dict.fromkeys(each.remedy for each in found)
     name = getattr(control, "name", type(control).__name__)
     message = f"{name} {does} nothing {'; '.join(clauses)}. {' '.join(remedies)}"
     warnings.warn(message, ControlIdle, stacklevel=2)
+    return found
 
 
 def idle_of(control: Control, plan: Plan, outline: CallOutline, *, looks_on: bool = False) -> tuple[Idle, ...]:

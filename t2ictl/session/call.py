@@ -302,6 +302,11 @@ class PipelineCall:
                 "Take such a cache out for the length of the session (for diffusers' own: pipe.unet.disable_cache()).",
             ) from error
 
+    def warn(self) -> None:
+        """Warn at the end of the call of what came to nothing."""
+        self.log.warn()
+        self.idle.warn_still(self.mover.still)
+
     def replace(self, sample: Tensor) -> Tensor:
         """Hand the scheduler the moved latents.
 

@@ -43,12 +43,20 @@ class LatentMover:
     passes: ExtraPasses
     report: Callable[[Sequence[MoveTrace], Step], None]
     _owed: dict[int, float] = field(default_factory=dict)
+    _moved: list[Tensor] = field(default_factory=list)
     _pending: Tensor | None = None
 
     @property
     def is_waiting(self) -> bool:
         """Whether a move waits for the scheduler step that takes it up."""
         return self._pending is not None
+
+    @property
+    def still(self) -> tuple[int, ...]:
+        """Images that updates were meant to move, and did not, since the gradient was zero each time."""
+        if not self._moved:
+            return ()
+        return tuple(torch.nonzero(~torch.stack(self._moved).any(dim=0)).flatten().tolist())
 
     def forget(self) -> None:
         """Drop a move that no scheduler step took up."""
@@ -129,6 +137,8 @@ class LatentMover:
                 found = find(moves[-1].latents if moves else x_BCYX, objectives, maps, now.step, input_scale=scale)
                 self.report(found.trace, now.step)
                 moves.append(found)
+                if find is optimize:
+                    self._moved += [(entry.length > 0) | entry.skipped for entry in found.trace]
         return moves
 
     def _perturbed(self, before: Move | None, x_BCYX: Tensor, step: Step, scale: float) -> list[Move]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from t2ictl.attention.edits import Edit
 from t2ictl.attention.layers import Layer
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.idle import CallOutline, warn_idle
-from t2ictl.errors import ControlConflict, UnsupportedPipeline
+from t2ictl.errors import ControlConflict, ControlIdle, UnsupportedPipeline
 from t2ictl.guidance.objectives import check_one_step_size
 from t2ictl.settings.windows import Step
 
@@ -33,6 +34,7 @@ class IdleCheck:
     planned: Sequence[tuple[Control, Plan]]
     measured: Sequence[tuple[Control, Plan]] = ()
     same_text: frozenset[int] = frozenset()
+    told: frozenset[int] = frozenset()
 
     def warn(
         self, steps: tuple[Step, ...], latent_size: tuple[int, int], tokens: int, discarded: tuple[bool, ...]
@@ -53,9 +55,32 @@ class IdleCheck:
             tokens=tokens,
             same_text=self.same_text,
         )
-        for does, pairs in (("does", self.planned), ("measures", self.measured)):
-            for control, plan in pairs:
-                warn_idle(control, plan, outline, does=does)
+        reasons = [each for _, plan in self.planned for each in plan.idle]
+        for control, plan in self.planned:
+            reasons += warn_idle(control, plan, outline)
+        for control, plan in self.measured:
+            warn_idle(control, plan, outline, does="measures")
+        everywhere = range(self.context.batch.images)
+        self.told = frozenset(
+            image for each in reasons for image in (everywhere if each.images is None else each.images)
+        )
+
+    def warn_still(self, still: Collection[int]) -> None:
+        """Warn at the end of a call of images that no update has moved, where nothing was said before.
+
+        Args:
+            still: the images.
+        """
+        images = sorted(set(still) - self.told)
+        if images:
+            names = [control.name for control, plan in self.planned if plan.objectives]
+            warnings.warn(
+                f"{', '.join(names)} moved nothing in image{'s' if len(images) > 1 else ''} "
+                f"{', '.join(str(image + 1) for image in images)}: the gradient of the losses was zero at every step. "
+                "They may be met already; if not, name more words in concepts=, or set normalize_over.",
+                ControlIdle,
+                stacklevel=4,
+            )
 
 
 def make_plans(controls: Sequence[Control], context: PlanContext) -> tuple[tuple[Plan, ...], PlanContext]:

@@ -244,7 +244,7 @@ class Session:
                 "The latents moved at the last evaluation were not taken up by a scheduler step.",
                 "The scheduler was replaced in the middle of the call.",
             )
-        call.log.warn()
+        call.warn()
 
     # -- one pipeline call ------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 
 from t2ictl.attention.batch import BatchLayout
+from t2ictl.attention.edits import AttentionCall
 from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import ActivePass, DenoiserPass
 from t2ictl.attention.processor import ControlledAttention
@@ -76,3 +77,16 @@ class Spy(AttnProcessor2_0):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.got.append((args, kwargs))
         return super().__call__(*args, **kwargs)
+
+
+class Listener:
+    """A tap that keeps what it hears."""
+
+    def __init__(
+        self, layers: tuple[str, ...] = ("up.0.0.0.cross", "up.0.0.0.self"), rows: slice = slice(None)
+    ) -> None:
+        self.layers, self.rows = frozenset(layers), rows
+        self.heard: list[tuple[AttentionCall, Tensor]] = []
+
+    def take(self, call: AttentionCall, map_BQK: Tensor) -> None:
+        self.heard.append((call, map_BQK))

@@ -24,6 +24,7 @@ from tests.attention.layer_cases import (
     SIZE,
     STEP,
     TOKENS,
+    Listener,
     Spy,
     address_of,
     given,
@@ -63,19 +64,6 @@ class Output(Edit):
 
 
 EDITS = [Tokens, Project, Scores, Weights, Output]
-
-
-class Listener:
-    """A tap that keeps what it hears."""
-
-    def __init__(
-        self, layers: tuple[str, ...] = ("up.0.0.0.cross", "up.0.0.0.self"), rows: slice = slice(None)
-    ) -> None:
-        self.layers, self.rows = frozenset(layers), rows
-        self.heard: list[tuple[AttentionCall, Tensor]] = []
-
-    def take(self, call: AttentionCall, map_BQK: Tensor) -> None:
-        self.heard.append((call, map_BQK))
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -389,29 +377,3 @@ def test_one_of_ours_that_was_kept_is_not_put_behind_another() -> None:
     kept = ControlledAttention(address_of(), spy, ActivePass())
     kept.previous = ControlledAttention(address_of(), spy, ActivePass())
     assert ControlledAttention(address_of(), kept, ActivePass()).previous is spy
-
-
-class Halved(Edit):
-    """Halves the attention to the first key."""
-
-    def weights(self, call: AttentionCall, weights_BHQK: Tensor) -> Tensor:
-        factor_K = torch.ones(weights_BHQK.shape[-1], dtype=weights_BHQK.dtype)
-        factor_K[0] = 0.5
-        return weights_BHQK * factor_K
-
-
-@pytest.mark.parametrize("edits", [[], [Halved()]], ids=["no edit", "edit"])
-@pytest.mark.parametrize("name", masks())
-def test_our_own_passes_compute_what_the_image_computes(name: str, edits: list[Edit]) -> None:
-    """They take maps and result from one projection; masks and edits count in them, too."""
-    attn, (hidden, context), mask = layer(cross_attention_dim=CONTEXT), given("cross"), masks()[name]
-    found = []
-    for kind in (PassKind.IMAGE, PassKind.MAPS):
-        tap = Listener()
-        ours = installed(attn, AttnProcessor2_0(), edits=edits, taps=[tap], kind=kind)
-        result = ours(attn, hidden, encoder_hidden_states=context, attention_mask=mask)
-        found.append((result, tap.heard[0][1]))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    plain = AttnProcessor2_0()(attn, hidden, encoder_hidden_states=context, attention_mask=mask)
-    assert torch.allclose(found[1][0], plain, rtol=0, atol=1e-12) == (not edits)

@@ -31,6 +31,7 @@ from t2ictl.processors import (
     InitialNoise,
     IsolationReposition,
     LinguisticBinding,
+    PredicatedDiffusion,
     SelfCrossGuidance,
     StructuredGuidance,
     TokenFlow,
@@ -156,7 +157,16 @@ def test_a_loss_that_compares_a_step_with_the_one_before_needs_two() -> None:
 def test_conflicts_that_count_only_where_all_objects_are_present_are_not_taken_for_constant() -> None:
     for present in (0.1, 0.5, 0.9):
         _, messages = told(sd(), SelfCrossGuidance(presence=0.0, presence_threshold=present), PROMPT)
-        assert messages == []
+        assert not any("constant" in each for each in messages)
+
+
+def test_what_moved_nothing_all_along_is_told_at_the_end() -> None:
+    """No plan shows it: for this image all that is asked for holds already, and no gradient comes from it."""
+    pipe, noise = t2ictl.load("shapes"), torch.Generator().manual_seed(0)
+    with pytest.warns(ControlIdle, match="predicated_diffusion moved nothing in image 1: the gradient") as found:
+        with t2ictl.controlled(pipe, [PredicatedDiffusion()]) as session:
+            pipe("a circle", generator=noise, num_inference_steps=2, output_type="latent")
+    assert len(found) == 1 and session.trace and not any(entry.length.any() for entry in session.trace)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def _expected_in_wheel() -> set[str]:
     ]
     pages |= {path.relative_to(ROOT).as_posix() for path in parts}
     pages = {path if path.startswith("t2ictl/") else f"t2ictl/{path}" for path in pages}
-    return code | data | pages | {"t2ictl/py.typed", "t2ictl/shapes/instrument.json"}
+    return code | data | pages | {"t2ictl/py.typed", "t2ictl/shapes/instrument.json", "t2ictl/shapes/measured.json"}
 
 
 @pytest.mark.slow
