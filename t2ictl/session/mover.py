@@ -53,7 +53,7 @@ class LatentMover:
 
     @property
     def still(self) -> tuple[int, ...]:
-        """Images that updates were meant to move, and did not, since the gradient was zero each time."""
+        """Images that updates were meant to move, and did not, since the gradient was next to zero each time."""
         if not self._moved:
             return ()
         return tuple(torch.nonzero(~torch.stack(self._moved).any(dim=0)).flatten().tolist())
@@ -134,11 +134,13 @@ class LatentMover:
         for objectives, find in ((searching, optimize_noise), (moving, optimize)):
             if objectives:
                 maps = self.passes.maps([layers for each in objectives for layers in each.groups], now)
-                found = find(moves[-1].latents if moves else x_BCYX, objectives, maps, now.step, input_scale=scale)
+                before_BCYX = moves[-1].latents if moves else x_BCYX
+                found = find(before_BCYX, objectives, maps, now.step, input_scale=scale)
                 self.report(found.trace, now.step)
                 moves.append(found)
-                if find is optimize:
-                    self._moved += [(entry.length > 0) | entry.skipped for entry in found.trace]
+                if find is optimize:  # a move may be so short that rounding takes it
+                    self._moved.append((found.latents != before_BCYX).flatten(1).any(1))
+                    self._moved += [entry.skipped for entry in found.trace]
         return moves
 
     def _perturbed(self, before: Move | None, x_BCYX: Tensor, step: Step, scale: float) -> list[Move]:
