@@ -76,7 +76,7 @@ class IdleCheck:
             names = [control.name for control, plan in self.planned if plan.objectives]
             warnings.warn(
                 f"{', '.join(names)} moved nothing in image{'s' if len(images) > 1 else ''} "
-                f"{', '.join(str(image + 1) for image in images)}: the gradient of the losses was next to zero at every step. "
+                f"{', '.join(str(image + 1) for image in images)}: their losses had next to no gradient at any step. "
                 "They may be met already; if not, name more words in concepts=, or set normalize_over.",
                 ControlIdle,
                 stacklevel=4,

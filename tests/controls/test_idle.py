@@ -163,7 +163,7 @@ def test_conflicts_that_count_only_where_all_objects_are_present_are_not_taken_f
 def test_what_moved_nothing_all_along_is_told_at_the_end() -> None:
     """No plan shows it: for this image all that is asked for holds already, and no gradient comes from it."""
     pipe, noise = t2ictl.load("shapes"), torch.Generator().manual_seed(0)
-    with pytest.warns(ControlIdle, match="predicated_diffusion moved nothing in image 1: the gradient") as found:
+    with pytest.warns(ControlIdle, match="predicated_diffusion moved nothing in image 1: their losses") as found:
         with t2ictl.controlled(pipe, [PredicatedDiffusion()]) as session:
             pipe("a circle", generator=noise, num_inference_steps=2, output_type="latent")
     assert len(found) == 1 and session.trace and not any(entry.length.any() for entry in session.trace)
