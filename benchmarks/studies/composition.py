@@ -37,7 +37,7 @@ def _made(cls: type[Control], **settings: Any) -> Control:
         settings["search"] = {"max_steps": 1}
     if "refinement" in names:
         settings["refinement"] = None
-    return cls(**settings)
+    return cls(**settings, preset="none")  # as on a model for which nothing was measured
 
 
 def _run(pipe: Any, controls: list[Control]) -> None:

@@ -56,7 +56,8 @@ class LatentMover:
         """Images that updates were meant to move, and did not, since the gradient was next to zero each time."""
         if not self._moved:
             return ()
-        return tuple(torch.nonzero(~torch.stack(self._moved).any(dim=0)).flatten().tolist())
+        moved = torch.stack(self._moved).any(dim=0).tolist()
+        return tuple(image for image, has_moved in enumerate(moved) if not has_moved)
 
     def forget(self) -> None:
         """Drop a move that no scheduler step took up."""
