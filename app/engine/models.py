@@ -209,7 +209,10 @@ class ModelManager:
             pipe = t2ictl.load(model.source, device=self._device, dtype=getattr(torch, self.dtype))
             pipe.set_progress_bar_config(disable=True)
             self._pipe, self._source = pipe, model.source
-            gc.freeze()  # libraries and model stay: no collection need go through their half a million objects
+            # Libraries and model stay: no collection need go through their half a million objects. The one that follows
+            # has nothing left to look at, after which collections come as often as for a small program.
+            gc.freeze()
+            gc.collect()
         return self._pipe
 
     def unload(self) -> None:
