@@ -19,6 +19,7 @@ STUDIES = {
     "token-flow": ("token_flow.run", "Run the study of token flow on the embedded model."),
     "localisation": ("token_flow.localisation", "Compare how well attention maps point, beside DAAM's."),
     "word-maps": ("word_maps.maps", "Measure how well attention maps point at their objects."),
+    "rounding": ("rounding", "Compare images made in batches with the same made alone."),
     "idle": ("idle", "Try every control where it has nothing to do, and print which say so."),
     "composition": ("composition", "Try every pair of controls, and print which go together."),
 }

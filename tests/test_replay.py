@@ -70,10 +70,16 @@ def test_the_configuration_counts_too(tmp_path: Path) -> None:
     [("NoSuchScheduler", {}), ("StableDiffusionPipeline", {}), ("os", {}), ("DDIMScheduler", {"beta_schedule": "x"})],
 )
 def test_a_scheduler_that_cannot_be_made_is_said(scheduler: str, config: dict[str, Any]) -> None:
-    settings = json.loads(json.dumps(generate(sd(), PROMPT, **SMALL).settings))
+    pipe = sd()
+    own, first = pipe.scheduler, generate(pipe, PROMPT, **SMALL)
+    settings = json.loads(json.dumps(first.settings))
     settings["pipeline"] |= {"scheduler": scheduler, "scheduler_config": config}
-    with pytest.warns(UserWarning, match="pipeline.scheduler"):
-        replay(sd(), settings)
+    with pytest.warns(UserWarning) as found:
+        again = replay(pipe, settings)
+    told = " ".join(str(each.message) for each in found)
+    assert "The image may differ: pipeline.scheduler" in told
+    assert ("cannot be made" in told) == (scheduler == "DDIMScheduler")
+    assert pipe.scheduler is own and again.image.tobytes() == first.image.tobytes()
 
 
 def test_another_model_is_said_before_the_work() -> None:

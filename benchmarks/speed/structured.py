@@ -96,6 +96,7 @@ def _evaluation(unet: UNet2DConditionModel, side: int, device: str) -> Callable[
     ours = plain | {name: ControlledAttention(layer, plain[name], active_pass) for layer, name in names.items()}
 
     def evaluate(edit: Edit | None) -> Any:
+        """Run it once."""
         unet.set_attn_processor(dict(plain if edit is None else ours))
         edits = {layer.address: [edit] for layer in layers}
         active_pass.end()

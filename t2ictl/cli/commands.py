@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 import transformers
 
-from t2ictl.cli.jobs import Job, check_place, controls_of, read_job, request_of, shown, size_of
+from t2ictl.cli.jobs import Job, check_place, controls_of, printable, read_job, request_of, size_of
 from t2ictl.controls.base import Control
 from t2ictl.controls.presets import measured_models
 from t2ictl.controls.registry import broken_controls, control_to_dict, get_control, list_controls
@@ -113,7 +113,7 @@ def generate_files(
     result = _made(pipe, job, job.controls, checkpointing)
     numbers = range(len(result.images)) if job.image is None else [job.image]
     files = [result.save(_numbered(out, place), number) for place, number in enumerate(numbers)]
-    summary: dict[str, Any] = {"files": [shown(each) for each in files], **_summary(result)}
+    summary: dict[str, Any] = {"files": [printable(each) for each in files], **_summary(result)}
     if compare:
         plain = _made(pipe, job, (), "off")
         beside = [out.with_name(f"{each.stem}.plain{each.suffix}") for each in files]
@@ -121,7 +121,7 @@ def generate_files(
         for number, path, sheet in zip(numbers, beside, sheets, strict=True):
             plain.save(path, number)
             image_grid([("plain", plain.images[number]), ("controlled", result.images[number])]).save(sheet)
-        summary |= {"plain": [shown(each) for each in beside], "compare": [shown(each) for each in sheets]}
+        summary |= {"plain": [printable(each) for each in beside], "compare": [printable(each) for each in sheets]}
     _report(summary, as_json)
 
 
@@ -178,7 +178,7 @@ def map_files(
     heatmap_grid(result.image, found).save(out / "maps.png")
     write_json(out / "maps.json", {"schema": 1, "settings": result.settings, "maps": values})
     files = [image, out / "maps.png", out / "maps.json", write_text(out / "maps.html", page)]
-    summary = {"files": [shown(path) for path in files], **_summary(result)}
+    summary = {"files": [printable(path) for path in files], **_summary(result)}
     _report(summary, as_json)
 
 

@@ -17,7 +17,7 @@ from t2ictl.errors import BadSetting
 from t2ictl.families.loading import EMBEDDED
 from t2ictl.settings.request import Request
 
-__all__ = ["Job", "check_place", "controls_of", "read_job", "request_of", "shown", "size_of"]
+__all__ = ["Job", "check_place", "controls_of", "printable", "read_job", "request_of", "size_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def request_of(
     )
 
 
-def shown(path: Path) -> str:
+def printable(path: Path) -> str:
     """Return a path as text that any stream can print; bytes that are no text as escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 

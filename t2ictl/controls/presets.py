@@ -116,7 +116,10 @@ def filled(control: Control, values: Mapping[str, Any]) -> Control:
         >>> made.strength, made.refinement
         (0.5, None)
     """
-    taken = _left_open(control, values)
+    return _with(control, _left_open(control, values))
+
+
+def _with(control: Control, taken: Mapping[str, Any]) -> Control:
     own = {each.name: getattr(control, each.name) for each in fields(control) if each.name not in taken}
     return type(control)(**{**own, **taken, "preset": "none"})
 
@@ -154,4 +157,4 @@ def _filled(control: Control, adapter: Adapter) -> Control:
     source, values = measured or ("the published form", control.published_settings if preset == "published" else {})
     if taken := _left_open(control, values):
         _say_once(f"{control.name} takes {', '.join(sorted(taken))} from {source}.")
-    return filled(control, values)
+    return _with(control, taken)

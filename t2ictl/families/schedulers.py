@@ -199,6 +199,7 @@ class SchedulerPatch:
         self._is_on = is_on = {id(scheduler)}
 
         def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            """Step from the sample that is to be used."""
             bound = signature.bind(*args, **kwargs)
             if id(self) in is_on:  # neither a copy of the scheduler, nor one whose session is over
                 bound.arguments["sample"] = replace(bound.arguments["sample"])

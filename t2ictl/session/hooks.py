@@ -137,6 +137,7 @@ def copy_without(module: nn.Module, names: Sequence[str]) -> Callable[[dict[int,
     """
 
     def copied(memo: dict[int, Any]) -> nn.Module:
+        """Copy everything but what the session has set."""
         registry = vars(module).get("_diffusers_hook")
         chain = ("_diffusers_hook", "forward") if registry is not None else ()
         made = type(module).__new__(type(module))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, shown
 from t2ictl.settings.fields import setting, settings_class
 
 __all__ = ["Request"]
@@ -63,7 +63,7 @@ class Request:
             raise BadSetting(f"The prompt {self.prompt!r} is empty.", "Say what the image shall show.")
         if self.seed + self.images - 1 > LAST_SEED:
             raise BadSetting(
-                f"Request.seed {_shown(self.seed)} is too large for {self.images} images.",
+                f"Request.seed {shown(self.seed, 40)} is too large for {self.images} images.",
                 "The seed of the last one can be 2**64 - 1 at most.",
             )
 
@@ -90,7 +90,3 @@ class Request:
             **({"width": self.width} if self.width else {}),
             **({"height": self.height} if self.height else {}),
         }
-
-
-def _shown(number: int) -> str:
-    return str(number) if number < 10**30 else f"of {number.bit_length()} bits"

@@ -251,12 +251,14 @@ def test_what_only_looks_on_is_told_of_too() -> None:
 def test_without_a_session_it_is_told_when_processors_and_embeddings_are_made() -> None:
     pipe = sd()
     with pytest.warns(ControlIdle, match="structured_guidance does nothing for 'a cat'"):
-        StructuredGuidance.attn_processors(pipe, ["a cat"])
+        made = StructuredGuidance.attn_processors(pipe, ["a cat"])
+    assert made == pipe.unet.attn_processors
     with pytest.warns(ControlIdle, match="token_flow does nothing for 'a cat'"):
-        TokenFlow.embeds(pipe, ["a cat"])
+        embeds = TokenFlow.embeds(pipe, ["a cat"])["prompt_embeds"]
+    assert torch.equal(embeds, pipe.encode_prompt("a cat", "cpu", 1, False)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error", ControlIdle)
-        StructuredGuidance.attn_processors(pipe, [PROMPT])
+        assert StructuredGuidance.attn_processors(pipe, [PROMPT]) != pipe.unet.attn_processors
         TokenFlow.embeds(pipe, [PROMPT])
 
 
