@@ -70,6 +70,11 @@ def test_images_that_are_held_come_last_and_all_rows_get_them(turn: bool) -> Non
     assert not made.is_waiting and torch.equal(made.take_up(sample), sample)
 
 
+def test_of_two_that_hold_the_second_gets_what_the_first_made() -> None:
+    made, _ = mover(held_at(5.0), Plan(fixed_latents=lambda x_BCYX, step: x_BCYX + 1))
+    assert torch.equal(made.move([], evaluation(torch.zeros(2, 4, 2, 2))), torch.full((2, 4, 2, 2), 6.0))
+
+
 def test_further_channels_are_those_of_the_pipeline() -> None:
     sample = torch.randn(2, 9, 2, 2, generator=tiny.generator())
     made, _ = mover(pushing(1.0))

@@ -46,14 +46,18 @@ def test_pipelines_that_evaluate_several_times_in_a_step(name: str) -> None:
 
 
 class Repeating(diffusers.StableDiffusionPipeline):
-    """Its source shows nothing: a method evaluates the denoiser twice."""
+    """Its source shows nothing: a method evaluates the denoiser, from some step on twice."""
+
+    first_twice = 0
 
     def __call__(self, prompt: str, **more: Any) -> Any:
         embeds = self.encode_prompt(prompt, "cpu", 1, False)[0]
         self.scheduler.set_timesteps(2)
         sample = torch.ones(1, 4, 16, 16)
-        for t in self.scheduler.timesteps:
-            noise = self.evaluate(self.evaluate(sample, t, embeds), t, embeds)
+        for index, t in enumerate(self.scheduler.timesteps):
+            noise = self.evaluate(sample, t, embeds)
+            if index >= self.first_twice:
+                noise = self.evaluate(noise, t, embeds)
             sample = self.scheduler.step(noise, t, sample)[0]
         return sample
 
@@ -62,9 +66,11 @@ class Repeating(diffusers.StableDiffusionPipeline):
             return self.unet(*given)[0]
 
 
+@pytest.mark.parametrize("first_twice", [0, 1])
 @pytest.mark.parametrize("controls", [[MOVES], [StructuredGuidance()]], ids=["moves", "edits"])
-def test_a_second_evaluation_that_no_source_shows_is_named_when_it_comes(controls: list[Any]) -> None:
+def test_a_second_evaluation_that_no_source_shows_is_named_when_it_comes(controls: list[Any], first_twice: int) -> None:
     pipe = made_of(Repeating, tiny.sd())
+    pipe.first_twice = first_twice
     plain, before = pipe(PROMPT), state(pipe)
     with pytest.raises(UnsupportedPipeline, match="Repeating evaluates its denoiser several times"):
         with t2ictl.controlled(pipe, controls):
