@@ -21,6 +21,7 @@ STUDIES = {
     "word-maps": ("word_maps.maps", "Measure how well attention maps point at their objects."),
     "rounding": ("rounding", "Compare images made in batches with the same made alone."),
     "idle": ("idle", "Try every control where it has nothing to do, and print which say so."),
+    "families": ("families", "List which controls act on which families of pipelines."),
     "composition": ("composition", "Try every pair of controls, and print which go together."),
 }
 

@@ -123,9 +123,9 @@ class DivideAndBind(LossControl):
 def _finer(context: PlanContext) -> tuple[tuple[Layer, ...], ...]:
     """Cross-attention of twice and four times as many cells a side; that of the semantic size if there is none."""
     stride = context.adapter.semantic_stride
-    cross = [layer for layer in context.adapter.layers if layer.kind == "cross"]
-    groups = [tuple(layer for layer in cross if layer.stride == stride // times) for times in (2, 4)]
-    return tuple(group for group in groups if group) or (tuple(layer for layer in cross if layer.stride == stride),)
+    words = context.adapter.word_layers
+    groups = [tuple(layer for layer in words if layer.stride == stride // times) for times in (2, 4)]
+    return tuple(group for group in groups if group) or (context.adapter.semantic_layers,)
 
 
 def _mean_at(maps: Sequence[Tensor], layers: Sequence[int], like_BNYX: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ SUM_OFFSET, LARGEST_NEGLECT, LARGEST_CONFLICT = 1e-6, 0.5, 0.3
     paper="Guo, Liu, Cui, Li, Yang, Huang: InitNO: Boosting Text-to-Image Diffusion Models via Initial Noise "
     "Optimization, CVPR 2024, arXiv 2404.04650",
     published={"parity": True, "search": NoiseSearch(eps=1e-3)},
+    needs=("maps", "self_maps"),
 )
 @settings_class
 class InitialNoise(Control):

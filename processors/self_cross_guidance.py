@@ -40,6 +40,7 @@ SUM_OFFSET, OUTSIDE_WEIGHT = 1e-4, 0.1
     paper="Qiu, Wang, Tang: Self-Cross Diffusion Guidance for Text-to-Image Synthesis of Similar Subjects, CVPR 2025, "
     "arXiv 2411.18936",
     published={"parity": True, "window": Window(stop=0.5, by="steps")},
+    needs=("maps", "self_maps"),
 )
 @settings_class
 class SelfCrossGuidance(LossControl):

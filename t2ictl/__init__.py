@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from t2ictl.controls.base import Control, Plan, PlanContext
     from t2ictl.controls.layouts import Region
     from t2ictl.controls.registry import control_from_dict, control_to_dict, list_controls
-    from t2ictl.families import parse
+    from t2ictl.families import list_families, parse
     from t2ictl.families.folders import check_model
     from t2ictl.families.loading import load
     from t2ictl.generation import Generation, generate, replay
@@ -58,6 +58,7 @@ _HOME = {
     "describe": "settings.fields",
     "generate": "generation",
     "list_controls": "controls.registry",
+    "list_families": "families",
     "load": "families.loading",
     "parse": "families",
     "read_settings": "settings.files",
@@ -92,6 +93,7 @@ __all__ = [
     "flow",
     "generate",
     "list_controls",
+    "list_families",
     "load",
     "parse",
     "read_settings",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
@@ -154,7 +155,7 @@ def generate(
     wanted = checked_request(pipe, wanted, more)
     arguments = call_arguments(pipe, wanted, more)
     if on_step is not None:
-        arguments["callback_on_step_end"] = _callback(on_step)
+        arguments |= _callbacks(pipe, on_step)
     with named_refusals(pipe, lambda: session.cost.forwards > 0), cancel_when(is_cancelled), session:
         images = pipe(**arguments).images
     return Generation(
@@ -205,14 +206,36 @@ def _texts(prompt: Any) -> str | tuple[str, ...]:
     return texts
 
 
+def _callbacks(pipe: Any, on_step: Callable[[Progress], bool | None]) -> dict[str, Any]:
+    """The argument by which a pipeline tells of its steps; older ones have another."""
+    if "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters or not _is_older(pipe):
+        return {"callback_on_step_end": _callback(on_step)}
+    tell = _callback(on_step)
+
+    def tell_older(index: int, timestep: Any, latents: torch.Tensor) -> None:
+        """Pass on a step of an older pipeline."""
+        tell(pipe, index, timestep, {"latents": latents})
+
+    return {"callback": tell_older, "callback_steps": 1}
+
+
+def _is_older(pipe: Any) -> bool:
+    return "callback" in inspect.signature(type(pipe).__call__).parameters
+
+
 def _callback(on_step: Callable[[Progress], bool | None]) -> Callable[..., dict[str, Any]]:
     def tell(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        progress = Progress(step=index + 1, total=int(pipe.num_timesteps), latents=tensors["latents"])
+        progress = Progress(step=index + 1, total=_evaluations(pipe), latents=tensors["latents"])
         if on_step(progress) is False:
             raise Cancelled(f"Stopped after step {progress.step} of {progress.total}.")
         return tensors
 
     return tell
+
+
+def _evaluations(pipe: Any) -> int:
+    own = getattr(pipe, "num_timesteps", None)
+    return len(pipe.scheduler.timesteps) if own is None else int(own)
 
 
 def _settings(pipe: Any, request: Request, controls: Sequence[Control], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,7 +267,7 @@ def provenance(pipe: Any, parser: str) -> dict[str, Any]:
             "model": model_name(pipe),
             "scheduler": type(pipe.scheduler).__name__,
             "scheduler_config": scheduler_config(pipe.scheduler),
-            "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+            "dtype": str(find_adapter(pipe).denoiser.dtype).removeprefix("torch."),
         },
         "parser": {"name": parser, "version": parser_version(parser)},
         "versions": versions(),

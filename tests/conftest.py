@@ -56,9 +56,9 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     enter = Recomputed.__init__
 
-    def note(self: Recomputed, denoiser: Any, way: Checkpointing, heard: Any) -> None:
+    def note(self: Recomputed, port: Any, way: Checkpointing, heard: Any) -> None:
         seen.append(way)
-        enter(self, denoiser, way, heard)
+        enter(self, port, way, heard)
 
     monkeypatch.setattr(Recomputed, "__init__", note)
     return seen

@@ -168,8 +168,6 @@ def control_cases() -> Iterator[Case]:
     classes: dict[str, type[Control] | None] = {"none": None, **t2ictl.list_controls()}
     for home, build in PIPELINES.items():
         for name, cls in classes.items():
-            if cls is not None and home == "sdxl" and "sdxl" not in cls.families:
-                continue
             for kind, prompt in (("single", SINGLE), ("batch", BATCH)):
                 for record in (False, True):
                     label = f"{home} | {name} | {kind} | {'recorded' if record else 'not recorded'}"

@@ -24,8 +24,8 @@ KIB = 1024
 # cell in the decoder.
 FORWARD = {"sd": 16.3 * KIB, "sdxl": 9.8 * KIB}
 SAVED: dict[str, dict[Checkpointing, float]] = {
-    "sd": {"off": 82 * KIB, "feed_forward": 54 * KIB, "all": 29 * KIB},
-    "sdxl": {"off": 234 * KIB, "feed_forward": 119 * KIB, "all": 71 * KIB},
+    "sd": {"off": 82 * KIB, "feed_forward": 54 * KIB, "all": 29 * KIB, "block": 19 * KIB},
+    "sdxl": {"off": 234 * KIB, "feed_forward": 119 * KIB, "all": 71 * KIB, "block": 64 * KIB},
 }
 DECODED = 96 * KIB
 # Widths that these figures belong to: the first block of the U-Net, the last but one of the decoder.

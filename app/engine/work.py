@@ -172,5 +172,5 @@ def _out_of_memory(error: Exception) -> Exception:
         torch.cuda.empty_cache()
     return BadSetting(
         "There was not enough memory for this image.",
-        "Lower the size first; then start the editor with --checkpointing all, or leave out what moves latents.",
+        "Lower the size first; then start the editor with --checkpointing block, or leave out what moves latents.",
     )

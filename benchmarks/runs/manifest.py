@@ -55,7 +55,7 @@ def make_manifest(plan: RunPlan, arms: Sequence[Arm], items: Sequence[Item], pip
         "scheduler": {"class": type(pipe.scheduler).__name__, **scheduler},
         "pipeline": type(pipe).__name__,
         "device": pipe.device.type,
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "dtype": str((getattr(pipe, "unet", None) or pipe.transformer).dtype).removeprefix("torch."),
         "versions": versions(_PACKAGES),
         "source": source_hash(Path(t2ictl.__file__).parent),
         "instrument": find_suite(plan.suite, plan.data).instrument(),

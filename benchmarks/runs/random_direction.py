@@ -37,7 +37,6 @@ class RandomDirection(Control):
 
     name = "random_direction"
     paper = ""
-    families = ("sd", "sdxl")
     needs_words = False
     moves_words = True
 

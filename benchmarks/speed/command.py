@@ -32,6 +32,10 @@ HELP = (
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="One of the names above.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Transformers in place of U-Nets, with commas: flux, sd35m, sd35l, sana, pixart (update)."),
+]
 Pairs = Annotated[
     int | None, typer.Option(min=0, help="Timed pairs; 0: none (flow, isolation, maps, published, structured).")
 ]
@@ -58,6 +62,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch (all)
 
 def speed_command(
     name: Name,
+    model: Model = None,
     pairs: Pairs = None,
     side: Side = None,
     steps: Steps = None,
@@ -73,6 +78,7 @@ def speed_command(
     if name not in MEASUREMENTS:
         raise BadSetting(f"There is no measurement {name!r}.", f"Measurements: {', '.join(MEASUREMENTS)}.")
     given = {
+        "model": model,
         "pairs": pairs,
         "side": side,
         "steps": steps,

@@ -28,8 +28,8 @@ from t2ictl.attention.layers import Layer
 from t2ictl.benchmarks.markdown import print_table
 from t2ictl.benchmarks.speed.models import embedded_model, empty_unet, operations_of
 from t2ictl.benchmarks.speed.pairs import device_and_dtype, paired_ratios, print_ratios
-from t2ictl.families.unet import unet_layers
 from t2ictl.maps.masks import box_mask
+from t2ictl.ports.unet import unet_layers
 from t2ictl.processors.isolation_reposition.control import published_reading_layers
 from t2ictl.processors.isolation_reposition.groups import Reading, isolated_groups, resampled_positions, subject_labels
 

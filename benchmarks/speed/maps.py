@@ -28,8 +28,8 @@ from t2ictl.benchmarks.speed.models import (
     unet_inputs,
 )
 from t2ictl.benchmarks.speed.pairs import paired_ratios, print_ratios
-from t2ictl.families.unet import unet_layers
 from t2ictl.maps.recorder import POINTING_LAYERS, MapTap
+from t2ictl.ports.unet import unet_layers
 
 __all__ = ["operations", "run"]
 

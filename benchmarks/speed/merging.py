@@ -32,8 +32,8 @@ from t2ictl.benchmarks.speed.models import (
     operations_of,
     unet_inputs,
 )
-from t2ictl.families.unet import unet_layers
 from t2ictl.maps.recorder import MapTap
+from t2ictl.ports.unet import unet_layers
 from t2ictl.processors.token_merging.control import TokenMerging
 from t2ictl.processors.token_merging.presets import PRESETS, published_layers
 

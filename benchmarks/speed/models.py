@@ -13,7 +13,8 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import FlopCounterMode
 
 import t2ictl
@@ -32,6 +33,7 @@ __all__ = [
     "flash_attention",
     "listen",
     "operations_of",
+    "saved_bytes",
     "unet_inputs",
 ]
 
@@ -116,20 +118,21 @@ def unet_inputs(
     return zeros(4, side, side).requires_grad_(), keywords
 
 
-def listen(unet: UNet2DConditionModel, layers: Sequence[Layer]) -> ActivePass:
+def listen(denoiser: nn.Module, layers: Sequence[Layer], processor_class: type = ControlledAttention) -> ActivePass:
     """Put our processors at some layers.
 
     Args:
-        unet: the U-Net; changed.
+        denoiser: the model; changed.
         layers: the layers.
+        processor_class: that of the denoiser's port.
 
     Returns:
         Which tells them which pass is in progress.
     """
     active_pass = ActivePass()
     for layer in layers:
-        attention: Any = unet.get_submodule(layer.module)
-        attention.set_processor(ControlledAttention(layer, attention.processor, active_pass))
+        attention: Any = denoiser.get_submodule(layer.module)
+        attention.set_processor(processor_class(layer, attention.processor, active_pass))
     return active_pass
 
 
@@ -154,10 +157,19 @@ def first_pass(latent_BCYX: Tensor, *, guided: bool, **parts: Any) -> DenoiserPa
 
 @contextmanager
 def flash_attention() -> Iterator[None]:
-    """Use CUDA's flash kernel, which on the ``meta`` device nothing would choose: there torch takes the unfused one."""
+    """Use CUDA's flash kernel, which on the ``meta`` device nothing would choose: there torch takes the unfused one.
 
-    def flash(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **_: Any) -> Tensor:
-        out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
+    Masks are left out: they take no product, and a flash kernel none.
+    """
+
+    def flash(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, scale: Any = None, **others: Any
+    ) -> Tensor:
+        heads = (query, key, value)
+        if has_torch_function(heads):  # as the function whose place it takes: a mode may be there to see the call
+            seen: Tensor = handle_torch_function(flash, heads, *heads, attn_mask, scale=scale, **others)
+            return seen
+        out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(*heads, scale=scale)[0]
         return out
 
     with mock.patch.object(F, "scaled_dot_product_attention", flash):
@@ -180,3 +192,32 @@ def operations_of(run: Callable[[], Any]) -> tuple[Any, int]:
     with FlopCounterMode(display=False) as counter:
         found = run()
     return found, int(counter.get_total_flops())
+
+
+def saved_bytes(run: Callable[[], Tensor], denoiser: nn.Module) -> tuple[Tensor, int]:
+    """Measure what autograd keeps for the backward pass of a piece of code.
+
+    Args:
+        run: the code.
+        denoiser: the model, whose weights are not counted.
+
+    Returns:
+        What it returned, and the bytes of the distinct storages that are kept.
+
+    Example:
+        >>> x = torch.zeros(2, 3, device="meta", requires_grad=True)
+        >>> saved_bytes(lambda: x.exp().sum(), nn.Identity())[1]  # the power itself, six numbers
+        24
+    """
+    weights = {each.untyped_storage()._cdata for each in denoiser.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (tensor, storage.nbytes())  # the tensor keeps its storage's address taken
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = run()
+    return found, sum(size for _, size in kept.values())

@@ -34,7 +34,7 @@ from t2ictl.benchmarks.speed.models import (
     unet_inputs,
 )
 from t2ictl.benchmarks.speed.pairs import device_and_dtype, paired_ratios, print_ratios
-from t2ictl.families.unet import unet_layers
+from t2ictl.ports.unet import unet_layers
 from t2ictl.processors.structured_guidance.edits import AveragedMaps, AveragedValues, Structure
 from t2ictl.settings.windows import Window
 

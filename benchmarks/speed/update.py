@@ -4,9 +4,10 @@ The published way runs the whole U-Net with an explicit softmax in every attenti
 stops after the last layer whose maps are needed and keeps fused kernels elsewhere. Operations
 are counted on the ``meta`` device, so that the shapes are the real ones and no weights are needed.
 Both are read by our tap, whose own queries and keys add 0.01 F (SD 1.5) and 0.04 F (SDXL) to the published way.
-The last two ways compute some layers again in place of keeping them (``controlled(..., checkpointing=...)``).
+The last ways compute some layers again in place of keeping them (``controlled(..., checkpointing=...)``). Transformers
+have a table of their own (:mod:`t2ictl.benchmarks.speed.transformer_update`).
 
-Command: ``t2ictl bench speed update``.
+Command: ``t2ictl bench speed update``, or ``t2ictl bench speed update --model flux,sd35m``.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ from t2ictl.benchmarks.speed.models import (
     flash_attention,
     listen,
     operations_of,
+    saved_bytes,
     unet_inputs,
 )
-from t2ictl.families.unet import unet_layers
+from t2ictl.benchmarks.speed.transformer_update import HEAD, transformer_rows
+from t2ictl.benchmarks.speed.transformers import TRANSFORMERS
+from t2ictl.errors import BadSetting
 from t2ictl.maps.recorder import MapTap
+from t2ictl.ports.unet import UNetPort, unet_layers
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
 
 __all__ = ["measure", "run"]
@@ -43,6 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "ours": {"published": False},
     'ours, `checkpointing="feed_forward"`': {"published": False, "checkpointing": "feed_forward"},
     'ours, `checkpointing="all"`': {"published": False, "checkpointing": "all"},
+    'ours, `checkpointing="block"`': {"published": False, "checkpointing": "block"},
 }
 
 
@@ -71,22 +77,6 @@ def _update(unet: UNet2DConditionModel, factor: int, *, truncate: bool) -> tuple
     return forward, latent_BCYX
 
 
-def _saved_bytes(run: Callable[[], Tensor], unet: UNet2DConditionModel) -> tuple[Tensor, int]:
-    """Bytes of the distinct storages that autograd keeps for backward, weights not counted."""
-    weights = {each.untyped_storage()._cdata for each in unet.parameters()}
-    kept: dict[int, tuple[Tensor, int]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = (tensor, storage.nbytes())  # the tensor keeps its storage's address taken
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = run()
-    return loss, sum(size for _, size in kept.values())
-
-
 def measure(name: str, *, published: bool, checkpointing: Checkpointing = "off") -> dict[str, float]:
     """Count one update.
 
@@ -108,16 +98,33 @@ def measure(name: str, *, published: bool, checkpointing: Checkpointing = "off")
         with torch.no_grad():
             _, plain = operations_of(lambda: unet(latent_BCYX, torch.ones((), device="meta"), **keywords))
         update, moved_BCYX = _update(unet, factor=4, truncate=not published)
-        with Recomputed(unet, checkpointing, [layer.module for layer in _heard(unet, 4)])():
-            (loss, saved), forward = operations_of(lambda: _saved_bytes(update, unet))
+        with Recomputed(UNetPort(unet), checkpointing, [layer.module for layer in _heard(unet, 4)])():
+            (loss, saved), forward = operations_of(lambda: saved_bytes(update, unet))
         _, backward = operations_of(lambda: torch.autograd.grad(loss, moved_BCYX))
     return {"forward": forward / plain, "backward": backward / plain, "saved": saved / 2**30}
 
 
-def run() -> None:
-    """Print a row for each model and way."""
+def run(model: str = "") -> None:
+    """Print a row for each model and way.
+
+    Args:
+        model: names of transformers, with commas; empty for the U-Nets.
+
+    Raises:
+        BadSetting: if there is no transformer of such a name.
+    """
+    if model:
+        print_table(HEAD, transformer_rows(_known(model)))
+        return
     head = ("model", "way", "forward (F)", "backward (F)", "sum (F)", "kept for backward (GiB, float16)")
     print_table(head, _rows())
+
+
+def _known(model: str) -> tuple[str, ...]:
+    names = tuple(each.strip() for each in model.split(","))
+    if unknown := [each for each in names if each not in TRANSFORMERS]:
+        raise BadSetting(f"There is no model {unknown[0]!r} to measure.", f"Models: {', '.join(TRANSFORMERS)}.")
+    return names
 
 
 def _rows() -> Iterator[tuple[str, ...]]:

@@ -24,7 +24,7 @@ from t2ictl.controls.idle import CallOutline, warn_idle
 from t2ictl.controls.presets import with_preset
 from t2ictl.errors import NeedsSession, ShapeMismatch, UnsupportedPipeline
 from t2ictl.families import find_adapter
-from t2ictl.families.base import listed
+from t2ictl.families.arguments import listed
 from t2ictl.standalone.by_content import RowMatcher
 from t2ictl.standalone.recorder import WithoutSession, check_free, edits_by_layer, encode, plan_context, standing
 

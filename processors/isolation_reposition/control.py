@@ -58,6 +58,7 @@ def published_reading_layers(family: str, layers: Sequence[Layer]) -> tuple[Laye
     paper="He, Wang, Zhou, Cai, Chao, Yin, Yang: Improving Multi-Subject Consistency in Open-Domain Image Generation "
     "with Isolation and Reposition Attention (IR-Diffusion), 2024, arXiv 2411.19261",
     published={"sampling": "corners"},
+    needs=("features",),
 )
 @settings_class
 class IsolationReposition(Control):

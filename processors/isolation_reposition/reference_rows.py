@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from t2ictl.errors import UnsupportedPipeline
-from t2ictl.families.base import WEIGHTS_AWAY, Adapter, hook_names
+from t2ictl.families.base import Adapter
+from t2ictl.families.checks import WEIGHTS_AWAY, hook_names
 from t2ictl.families.schedulers import noise_levels
 from t2ictl.settings.windows import Step
 

@@ -83,7 +83,7 @@ class Scenes:
         """
         has_places = self.places.has_regions or bool(self.shown.by_image) or any(not number for _, number in self.texts)
         is_ready = step.index > 0 or has_places or self.story_context is not None
-        return is_ready and self.settings.window.contains(step.index, step.total)
+        return is_ready and self.settings.window.holds(step)
 
     def look(self, maps_BYXT: Tensor, step: Step) -> None:
         """Learn where the subjects are."""

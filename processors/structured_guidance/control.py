@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from t2ictl.attention.edits import Edit
@@ -42,6 +43,7 @@ __all__ = ["StructuredGuidance"]
     paper="Feng, He, Fu, Jampani, Akula, Narayana, Basu, Wang, Wang: Training-Free Structured Diffusion Guidance for "
     "Compositional Text-to-Image Synthesis, ICLR 2023, arXiv 2212.05032",
     published={"aliasing": True},
+    needs=("values",),
 )
 @settings_class
 class StructuredGuidance(Control):
@@ -103,6 +105,11 @@ class StructuredGuidance(Control):
         """Find and encode the phrases, and say at which layers they act."""
         if self.strength == 0:
             return Plan()
+        if self.mode == "keys" and context.adapter.port.component != "unet":
+            raise UnsupportedPipeline(
+                "StructuredGuidance with several keys is for U-Nets: transformers normalize keys in ways of their own.",
+                "Use mode='values', which costs nothing.",
+            )
         layers = select_layers(
             [layer for layer in context.adapter.layers if layer.kind == "cross"], self.layers or "cross"
         )
@@ -185,7 +192,9 @@ class StructuredGuidance(Control):
             return {}
         texts, first = zip(*once, strict=True)
         is_moved = any(place != 1 for place in first)
-        return dict(zip(once, context.encoded(texts, first if is_moved else None).embeds, strict=True))
+        states = context.encoded(texts, first if is_moved else None).embeds
+        with torch.no_grad():
+            return dict(zip(once, context.adapter.port.attended_text(states), strict=True))
 
     @classmethod
     def attn_processors(cls, pipe: Any, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:

@@ -49,6 +49,7 @@ _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”")
     paper="Kaplan, Toker, Reif, Belinkov, Schwartz: Follow the Flow: On Information Flow Across Textual Tokens in "
     "Text-to-Image Models, 2025, arXiv 2504.01137",
     published={"how": "alone"},
+    needs=("encoders",),
 )
 @settings_class
 class TokenFlow(Control):

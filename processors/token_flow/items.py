@@ -142,19 +142,25 @@ def resolved_items(
     """
     named = [item for item, _ in pairs]
     check_apart(prompt.text, [span for _, span in pairs], [item.words for item in named], "items")
-    taken = {position for _, span in pairs for position in span.tokens}
+    rows = zip(*(_agreed(span) for _, span in pairs), strict=True)
+    taken = [{place for row in own for place in row} for own in rows]
     bound = []
     for item, span in pairs:
         phrase = _phrase(prompt, span)
-        others = taken - set(span.tokens)
         own = tuple(
-            tuple(sorted({*inside, *itself} - others))
-            for inside, itself in zip(phrase.by_encoder, span.by_encoder, strict=True)
+            tuple(sorted({*inside, *itself} - (others - set(itself))))
+            for inside, itself, others in zip(phrase.by_encoder, span.by_encoder, taken, strict=True)
         )
         alone = item.alone or prompt.as_written(phrase.text)
         bound.append(ResolvedItem(item=item, span=span, own=own, alone=alone, is_causal=is_causal))
     _check_senses(named)
     return tuple(bound)
+
+
+def _agreed(span: Span) -> tuple[tuple[int, ...], ...]:
+    """For each encoder the positions of a span; those that stand side by side in the denoiser's row must agree."""
+    _ = span.tokens
+    return span.by_encoder
 
 
 def _phrase(prompt: Prompt, span: Span) -> Span:

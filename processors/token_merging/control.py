@@ -67,6 +67,7 @@ PUBLISHED_STEPS = 50
         "semantic_step": EmbedStep(mode="raw", scale=1.0, final_scale=1.0),
         "parity": True,
     },
+    needs=("maps", "rows"),
 )
 @settings_class
 class TokenMerging(Control):
@@ -302,7 +303,7 @@ class _Merging:
             self.context, self._spans(), self._layers(), "none", tokens, INNER_TEMPERATURE
         )
         most_B = torch.tensor([self._most(each) for each in presets])
-        window = Window(stop=max(self._window(each).stop for each in presets), start=self._window(presets[0]).start)
+        window = settings.window or Window(stop=max(each.window.stop for each in presets))
         rows_BK = row_mask([each.composites for each in self.images], self.images[0].rows.length)
         shared: dict[str, Any] = {
             "name": settings.name,

@@ -8,7 +8,9 @@ position (key), ``D`` head width, ``C`` channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
@@ -16,9 +18,11 @@ from torch import Tensor
 
 from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.layers import Layer
+from t2ictl.attention.softmax import scores, softmax
+from t2ictl.errors import ControlConflict
 from t2ictl.settings.windows import Step
 
-__all__ = ["AttentionCall", "Edit", "Heads", "fused", "project_keys", "split_heads"]
+__all__ = ["AttentionCall", "Edit", "Heads", "attend", "fused", "project_keys", "split_heads"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +35,17 @@ class AttentionCall:
         batch: what each batch row is.
         step: which denoiser evaluation this is.
         attention: the layer itself, for its projections.
+        image: where the places of the image stand among queries and keys of joint attention; None elsewhere.
+        text: where text stands among them; None elsewhere.
     """
 
     layer: Layer
     size: tuple[int, int]
     batch: BatchLayout
     step: Step
-    attention: Attention
+    attention: Any
+    image: slice | None = None
+    text: slice | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,7 @@ class Heads:
         v: values ``v_BHKD``.
         mask: bias of the logits that broadcasts to ``BHQK``, or None.
         context: ``context_BKC``, what the keys were projected from.
+        scale: factor on the products; None for that of the layer.
     """
 
     q: Tensor
@@ -57,6 +66,11 @@ class Heads:
     v: Tensor
     mask: Tensor | None
     context: Tensor
+    scale: float | None = None
+
+    def factor(self, attention: Any) -> float:
+        """Return the factor on the products."""
+        return float(attention.scale) if self.scale is None else self.scale
 
 
 class Edit:
@@ -154,4 +168,40 @@ def fused(attention: Attention, heads: Heads) -> Tensor:
     Returns:
         ``out_BHQD``.
     """
-    return F.scaled_dot_product_attention(heads.q, heads.k, heads.v, attn_mask=heads.mask, scale=attention.scale)
+    return F.scaled_dot_product_attention(
+        heads.q, heads.k, heads.v, attn_mask=heads.mask, scale=heads.factor(attention)
+    )
+
+
+def attend(call: AttentionCall, edits: Sequence[Edit], heads: Heads) -> Tensor:
+    """Attention proper: fused, unless an edit has to see scores or weights, or takes its place.
+
+    Args:
+        call: what the edits may know.
+        edits: the edits of this layer, in order.
+        heads: queries, keys, values and mask.
+
+    Returns:
+        ``out_BHQD``.
+
+    Raises:
+        ControlConflict: if several edits want the softmax.
+    """
+    instead, on_scores, on_weights = (
+        [edit for edit in edits if stage in edit.stages] for stage in ("attend", "scores", "weights")
+    )
+    if len(instead) + bool(on_scores or on_weights) > 1:
+        names = ", ".join(dict.fromkeys(type(edit).__name__ for edit in [*instead, *on_scores, *on_weights]))
+        raise ControlConflict(f"At {call.layer.address} several edits want the softmax: {names}.", "Use one of them.")
+    if instead:
+        return instead[0].attend(call, heads)
+    if not on_scores and not on_weights:
+        return fused(call.attention, heads)
+    upcast = bool(getattr(call.attention, "upcast_attention", False))
+    scores_BHQK = scores(heads.q, heads.k, heads.mask, heads.factor(call.attention), upcast=upcast)
+    for edit in on_scores:
+        scores_BHQK = edit.scores(call, scores_BHQK)
+    weights_BHQK = softmax(scores_BHQK).to(heads.v.dtype)
+    for edit in on_weights:
+        weights_BHQK = edit.weights(call, weights_BHQK)
+    return weights_BHQK @ heads.v

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -9,35 +11,52 @@ from typing import Literal
 
 from t2ictl.errors import NoLayerMatched
 
-__all__ = ["Layer", "LayerFilter", "select_layers"]
+__all__ = ["Kind", "Layer", "LayerFilter", "TextPlace", "select_layers"]
+
+
+Kind = Literal["cross", "self", "joint", "single", "linear"]
+TextPlace = Literal["none", "keys", "first", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """The address of one attention layer, in words that hold for every U-Net family.
+    """The address of one attention layer, in words that hold for every family.
 
     Args:
-        address: ``block.number.attention.layer.kind``, for example ``up.1.0.0.cross``.
+        address: a path that ends with the kind: ``up.1.0.0.cross`` (block, number, attention, layer) of a U-Net,
+            ``transformer_blocks.7.joint`` of a transformer.
         module: name of the attention module inside the denoiser.
-        kind: ``"cross"`` (the image attends to text) or ``"self"`` (it attends to itself).
-        block: ``"down"``, ``"mid"`` or ``"up"``.
+        kind: ``"cross"`` (the image attends to text), ``"self"`` (to itself), ``"joint"`` (image and text to both, with
+            projections of their own), ``"single"`` (the same with shared ones), ``"linear"`` (to itself, without a
+            softmax).
+        block: ``"down"``, ``"mid"`` or ``"up"`` of a U-Net; ``"early"``, ``"middle"`` or ``"late"``, the thirds of a
+            transformer.
         stride: latent cells per map cell along each side (1, 2, 4, ...).
         order: position in the order in which the denoiser runs its layers.
         heads: number of attention heads.
+        depth: share of the denoiser's blocks that come before, in [0, 1).
+        text: where text stands among the keys: they are all text, it comes first, last, or there is none.
     """
 
     address: str
     module: str
-    kind: Literal["cross", "self"]
-    block: Literal["down", "mid", "up"]
+    kind: Kind
+    block: str
     stride: int
     order: int
     heads: int
+    depth: float = 0.0
+    text: TextPlace = "keys"
+
+    @property
+    def has_words(self) -> bool:
+        """Whether places of the image attend to words here, with a softmax."""
+        return self.kind in ("cross", "joint", "single")
 
     def size(self, latent_size: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width of this layer's maps.
 
-        Each level of a U-Net halves a side and rounds up, so odd sizes come out right.
+        Each level of a U-Net halves a side and rounds up, so odd sizes come out right; so do patches.
 
         Args:
             latent_size: height and width of the latent (cells).
@@ -61,24 +80,34 @@ class Layer:
 LayerFilter = str | Sequence[str] | Callable[[Layer], bool]
 
 
+_DEPTH = re.compile(r"depth(?P<sign><=|>=|<|>)(?P<value>\d*\.?\d+)")
+_SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
 def _matches(layer: Layer, pattern: str) -> bool:
-    """Match one pattern: ``GLOB`` or ``GLOB@STRIDE``; a bare word is a kind or a block."""
-    glob, _, stride = pattern.partition("@")
+    """Match one pattern: conditions that all hold, joined by ``&``."""
+    return all(_holds(layer, each.strip()) for each in pattern.split("&"))
+
+
+def _holds(layer: Layer, condition: str) -> bool:
+    """Match ``GLOB``, ``GLOB@STRIDE`` or ``depth<SHARE``; a bare word is a kind or a block."""
+    if depth := _DEPTH.fullmatch(condition):
+        return bool(_SIGNS[depth["sign"]](layer.depth, float(depth["value"])))
+    glob, _, stride = condition.partition("@")
     if stride and str(layer.stride) != stride:
         return False
-    if glob in ("", "*"):
+    if glob in ("", "*", layer.kind, layer.block):
         return True
-    if "." not in glob:
-        return glob in (layer.kind, layer.block)
-    return fnmatchcase(layer.address, glob)
+    # All of a block by its name: "transformer_blocks.7" is not "transformer_blocks.70".
+    return fnmatchcase(layer.address, glob) or fnmatchcase(layer.address, f"{glob}.{layer.kind}")
 
 
 def select_layers(layers: Sequence[Layer], where: LayerFilter) -> tuple[Layer, ...]:
     """Choose attention layers by pattern, list of patterns, or predicate.
 
-    A pattern is a glob on the address (``"up.*.cross"``) or one word (``"cross"``, ``"mid"``),
-    with an optional ``@stride``: ``"cross@4"`` is every cross-attention whose map has a
-    quarter of the latent's side.
+    A pattern is a glob on the address (``"up.*.cross"``, ``"transformer_blocks.7"``) or one word (``"cross"``,
+    ``"mid"``, ``"joint"``), with an optional ``@stride``: ``"cross@4"`` is every cross-attention whose map has a
+    quarter of the latent's side. ``"depth<0.5"`` is the first half of the blocks; ``"joint&depth<0.5"`` asks for both.
 
     Args:
         layers: the layers of the model.

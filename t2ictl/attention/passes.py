@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -16,10 +16,24 @@ from t2ictl.attention.layers import Layer
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.settings.windows import Step
 
-__all__ = ["DenoiserPass", "PassKind", "Rows", "StopForward", "ActivePass", "Tap"]
+__all__ = ["DenoiserPass", "MapKind", "PassKind", "Rows", "StopForward", "ActivePass", "Tap", "map_kind"]
 
 
 Rows = slice | list[int]
+
+
+MapKind = Literal["text", "all_keys", "text_to_image", "output_space", "text_mass"]
+"""Readings of joint attention, in which places of the image attend to text and image. ``text``: normalized over text
+alone, as in cross-attention. ``all_keys``: a word's share of all attention of a place. ``text_to_image``: where a
+word's own query goes, normalized over places. ``output_space``: likeness of a place's and a word's results
+(ConceptAttention, Helbling et al. 2025, arXiv 2502.04320). ``text_mass``: what of a place's attention goes to text at
+all, one column."""
+
+
+def map_kind(tap: Tap) -> MapKind:
+    """Return the reading that a tap wants: its ``kind``, or ``"text"``."""
+    found: MapKind = getattr(tap, "kind", "text")
+    return found
 
 
 class Tap(Protocol):
@@ -65,6 +79,7 @@ class DenoiserPass:
         taps: listeners to maps.
         stop_after: address of the layer after whose maps the pass may end, or None.
         kind: what the pass is for.
+        text_length: text positions that attention reads.
         visited: addresses of the layers that have run.
     """
 
@@ -75,6 +90,7 @@ class DenoiserPass:
     taps: Sequence[Tap] = ()
     stop_after: str | None = None
     kind: PassKind = PassKind.IMAGE
+    text_length: int = 0
     visited: set[str] = field(default_factory=set)
 
     def check_visited(self, layers: Sequence[Layer]) -> None:
@@ -91,7 +107,7 @@ class DenoiserPass:
                 raise UnsupportedPipeline(
                     f"The attention layer {layer.address} did not run at evaluation {self.step.index}: something "
                     "reuses features of an earlier evaluation in its place.",
-                    "Take the cache out for the length of the session (for diffusers' own: pipe.unet.disable_cache()); "
+                    "Take the cache out for the length of the session (diffusers' own: its disable_cache()); "
                     "its features would come from other latents than those that the session measures and moves.",
                 )
             if layer.address == self.stop_after:

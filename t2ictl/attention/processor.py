@@ -26,11 +26,11 @@ from diffusers.models.attention_processor import (
 from torch import Tensor
 
 from t2ictl.attention.cache import TensorCache
-from t2ictl.attention.edits import AttentionCall, Edit, Heads, fused, project_keys, split_heads
+from t2ictl.attention.edits import AttentionCall, Edit, Heads, attend, project_keys, split_heads
 from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import ActivePass, DenoiserPass, PassKind, Rows, StopForward, Tap
-from t2ictl.attention.softmax import attention_and_map, scores, softmax, summed_attention
-from t2ictl.errors import ControlConflict, ShapeMismatch, UnsupportedPipeline
+from t2ictl.attention.softmax import attention_and_map, summed_attention
+from t2ictl.errors import ShapeMismatch, UnsupportedPipeline
 from t2ictl.settings.windows import Step
 
 __all__ = [
@@ -242,28 +242,6 @@ def _attention_map(inputs: Inputs, rows: Rows) -> Tensor:
     return summed_attention(q_BHQD, k_BHKD, mask, attn.scale, upcast=attn.upcast_attention)
 
 
-def _attend(call: AttentionCall, edits: Sequence[Edit], heads: Heads) -> Tensor:
-    """Attention proper: fused, unless an edit has to see scores or weights, or takes its place."""
-    instead, on_scores, on_weights = (
-        [edit for edit in edits if stage in edit.stages] for stage in ("attend", "scores", "weights")
-    )
-    if len(instead) + bool(on_scores or on_weights) > 1:
-        names = ", ".join(dict.fromkeys(type(edit).__name__ for edit in [*instead, *on_scores, *on_weights]))
-        raise ControlConflict(f"At {call.layer.address} several edits want the softmax: {names}.", "Use one of them.")
-    if instead:
-        return instead[0].attend(call, heads)
-    if not on_scores and not on_weights:
-        return fused(call.attention, heads)
-    attn = call.attention
-    scores_BHQK = scores(heads.q, heads.k, heads.mask, attn.scale, upcast=attn.upcast_attention)
-    for edit in on_scores:
-        scores_BHQK = edit.scores(call, scores_BHQK)
-    weights_BHQK = softmax(scores_BHQK).to(heads.v.dtype)
-    for edit in on_weights:
-        weights_BHQK = edit.weights(call, weights_BHQK)
-    return weights_BHQK @ heads.v
-
-
 def lone_key_attention(inputs: Inputs) -> Tensor:
     """Cross-attention to a single position: its softmax is 1, so every place gets ``W_o W_v s``.
 
@@ -317,7 +295,7 @@ def edited_attention(previous: Any, call: AttentionCall, edits: Sequence[Edit], 
         q_BHQD, k_BHKD, v_BHKD = edit.project(call, q_BHQD, k_BHKD, v_BHKD)
     mask = _mask(inputs, k_BHKD.shape[2], slice(None))
     heads = Heads(q=q_BHQD, k=k_BHKD, v=v_BHKD, mask=mask, context=context_BKC)
-    out_BHQD = _attend(call, edits, heads)
+    out_BHQD = attend(call, edits, heads)
     out_BQC = _projected(attn, out_BHQD.transpose(1, 2).flatten(2).to(q_BHQD.dtype))
     for edit in edits:
         out_BQC = edit.output(call, out_BQC)

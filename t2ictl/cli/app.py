@@ -49,14 +49,17 @@ Preset = Annotated[
 ]
 Sets = Annotated[list[str], typer.Option("--set", help="control.field=value, e.g. attention_segregation.strength=1.5")]
 Checkpointing = Annotated[
-    str, typer.Option(help="off, feed_forward or all: less memory for updates, more work, the same images.")
+    str, typer.Option(help="off, feed_forward, all or block: less memory for updates, more work, the same images.")
 ]
 RunCode = Annotated[bool, typer.Option("--run-model-code", help="Run code that comes with the model; read it first.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first image.")]
 Steps = Annotated[int, typer.Option(help="Denoising steps.")]
 Size = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default: the model's own.")]
-Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guidance; 1: none.")]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Strength of classifier-free guidance; 1: none; default: 7.5, or what a transformer has itself."),
+]
 Negative = Annotated[str, typer.Option(help="Negative prompt.")]
 Parser = Annotated[str, typer.Option(help="How objects are found: grammar or spacy.")]
 
@@ -80,7 +83,7 @@ def generate(
     seed: Seed = 0,
     steps: Steps = 25,
     size: Size = None,
-    guidance_scale: Guidance = 7.5,
+    guidance_scale: Guidance = None,
     negative_prompt: Negative = "",
     out: Annotated[Path, typer.Option(help="The PNG to write; its settings are inside.")] = Path("out.png"),
     compare: Annotated[bool, typer.Option("--compare", help="Also write the plain image of the same seed.")] = False,
@@ -113,6 +116,10 @@ def maps(
     layers: Annotated[
         str, typer.Option(help="Layer filter, with commas; default: all of the down and up blocks, which point best.")
     ] = "",
+    by: Annotated[
+        str, typer.Option(help="word: a heat map each, as files; depth: a table of which layers point at objects.")
+    ] = "word",
+    images: Annotated[int, typer.Option(help="With --by depth: of how many seeds.", min=1, max=1000)] = 1,
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("maps"),
     control: Controls = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
@@ -121,20 +128,24 @@ def maps(
     seed: Seed = 0,
     steps: Steps = 25,
     size: Size = None,
-    guidance_scale: Guidance = 7.5,
+    guidance_scale: Guidance = None,
     negative_prompt: Negative = "",
     parser: Parser = "grammar",
     device: Device = None,
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Make an image and write the heat map of each word, on one scale."""
+    """Make an image and write the heat map of each word, on one scale; or measure in which layers they point."""
     work = importlib.import_module("t2ictl.cli.commands")
     asked = {"seed": seed, "steps": steps, "size": size, "guidance_scale": guidance_scale, "parser": parser}
     request = work.request_of(prompt, **asked, negative_prompt=negative_prompt)
     controls = work.controls_of(control, set_, preset=preset)
-    work.check_place(out)
     chosen, where = (tuple(part.strip() for part in each.split(",") if part.strip()) for each in (words, layers))
+    if work.is_by_depth(by):
+        pipe = work.open_model(model, device, dtype)
+        work.depth_table(pipe, request, controls, chosen, where, images, as_json=as_json)
+        return
+    work.check_place(out)
     work.map_files(work.open_model(model, device, dtype), request, controls, chosen, where, out, as_json=as_json)
 
 

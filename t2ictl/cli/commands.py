@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ from t2ictl.cli.jobs import Job, check_place, controls_of, printable, read_job, 
 from t2ictl.controls.base import Control
 from t2ictl.controls.presets import measured_models
 from t2ictl.controls.registry import broken_controls, control_to_dict, get_control, list_controls
-from t2ictl.errors import NotRecorded
-from t2ictl.families import parse
+from t2ictl.errors import BadSetting, NotRecorded
+from t2ictl.families import find_adapter, parse
 from t2ictl.families.loading import load
 from t2ictl.generation import Generation, generate, replay
+from t2ictl.maps.depth import pointing_by_layer
 from t2ictl.maps.figures import heatmap_grid, image_grid, image_uri
 from t2ictl.maps.pages import render
 from t2ictl.maps.recorder import POINTING_LAYERS, Recording
 from t2ictl.session.checkpoints import Checkpointing, check_checkpointing
-from t2ictl.settings.fields import describe
+from t2ictl.settings.fields import describe, given_fields
 from t2ictl.settings.files import write_json, write_text
 from t2ictl.settings.request import Request
 
@@ -77,7 +78,8 @@ class _OneLine(logging.Formatter):
 
 
 def _run(pipe: Any, request: Request, controls: Sequence[Control], **options: Any) -> Generation:
-    asked = {each.name: getattr(request, each.name) for each in fields(request)}
+    given = given_fields(request)  # the others are for the pipeline to choose
+    asked = {each.name: getattr(request, each.name) for each in fields(request) if each.name in given}
     return generate(pipe, asked.pop("prompt"), controls, **asked, **options)
 
 
@@ -160,7 +162,7 @@ def map_files(
     if not words and not parse(pipe, str(request.prompt), parser=request.parser).words():
         raise NotRecorded(f"The prompt {request.prompt!r:.80} has no words, so there is no map.", "Use words.")
     result = _run(
-        pipe, request, controls, record=Recording(words=tuple(words), layers=tuple(layers) or POINTING_LAYERS)
+        pipe, request, controls, record=Recording(words=tuple(words), layers=tuple(layers) or _pointing_layers(pipe))
     )
     assert result.record is not None
     names = list(words) or result.record.names()
@@ -180,6 +182,73 @@ def map_files(
     files = [image, out / "maps.png", out / "maps.json", write_text(out / "maps.html", page)]
     summary = {"files": [printable(path) for path in files], **_summary(result)}
     _report(summary, as_json)
+
+
+def _pointing_layers(pipe: Any) -> tuple[str, ...]:
+    """The layers of a record for people: those that point best on U-Nets; elsewhere the family's own."""
+    return POINTING_LAYERS if find_adapter(pipe).port.component == "unet" else ()
+
+
+def is_by_depth(by: str) -> bool:
+    """Return whether ``maps`` shall compare layers.
+
+    Args:
+        by: ``"word"`` or ``"depth"``.
+
+    Raises:
+        BadSetting: if it is neither.
+    """
+    if by not in ("word", "depth"):
+        raise BadSetting(f"--by cannot be {by!r:.80}.", "Use word or depth.")
+    return by == "depth"
+
+
+def depth_table(
+    pipe: Any,
+    request: Request,
+    controls: Sequence[Control],
+    words: Sequence[str],
+    layers: Sequence[str],
+    images: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Make images and print how well each layer points at words.
+
+    Args:
+        pipe: the pipeline.
+        request: what to make.
+        controls: under which controls.
+        words: words or phrases; empty for the objects of the prompt.
+        layers: filter of the layers; empty for all in which places attend to words.
+        images: number of seeds, from that of the request on.
+        as_json: print JSON.
+
+    Raises:
+        BadSetting: if the prompt has no objects and no words are named.
+    """
+    own = words or [phrase.noun.text for phrase in parse(pipe, str(request.prompt), parser=request.parser).objects()]
+    if not own:
+        raise BadSetting(f"The prompt {request.prompt!r:.80} has no objects.", "Name words with --words.")
+    known = {layer.address.rpartition(".")[0]: layer for layer in find_adapter(pipe).word_layers}
+    where = tuple(layers) or tuple(f"{name}.*" for name in known)
+    every = Recording(words=tuple(own), layers=where, by="layer", per_step=False)
+    given = {name: getattr(request, name) for name in given_fields(request)}
+    records = []
+    for number in range(images):
+        made = _run(pipe, Request(**{**given, "seed": request.seed + number}), controls, record=every)
+        assert made.record is not None
+        records.append((made.record, own))
+    found = pointing_by_layer(records)
+    if as_json:
+        print(json.dumps({"words": list(own), "images": images, "layers": [asdict(each) for each in found]}, indent=2))
+        return
+    print(f"{len(own)} words ({', '.join(own)}), {images} images")
+    print(f"{'layer':34}{'depth':>7}{'pointing':>10}{'overlap':>9}{'spread':>8}{'attention':>11}")
+    for each in found:
+        overlap = "-" if each.overlap is None else f"{each.overlap:.2f}"
+        shown = f"{each.pointing:>10.2f}{overlap:>9}{each.spread:>8.2f}{each.attention:>11.4f}"
+        print(f"{each.layer:34}{known[each.layer].depth:>7.2f}{shown}")
 
 
 def _report(summary: dict[str, Any], as_json: bool) -> None:

@@ -116,7 +116,7 @@ def request_of(
     seed: int,
     steps: int,
     size: str | None,
-    guidance_scale: float,
+    guidance_scale: float | None,
     negative_prompt: str,
     parser: str,
 ) -> Request:
@@ -127,7 +127,7 @@ def request_of(
         seed: seed of the first image.
         steps: denoising steps.
         size: ``WIDTHxHEIGHT``.
-        guidance_scale: strength of guidance.
+        guidance_scale: strength of guidance; None for what the pipeline has by itself.
         negative_prompt: the negative prompt.
         parser: how objects are found.
 
@@ -138,15 +138,16 @@ def request_of(
         BadSetting: for a malformed size, or a value out of range.
     """
     width, height = size_of(size)
+    own: dict[str, Any] = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     return Request(
         prompt=prompt,
         seed=seed,
         steps=steps,
         width=width,
         height=height,
-        guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
         parser=parser,
+        **own,
     )
 
 

@@ -80,7 +80,7 @@ class ResolvedConcepts:
         """Return the same with an entry for each token in the place of one for each word."""
         rows = [
             [
-                (replace(span, by_encoder=((token,),)), int(owner), bool(noun), place)
+                (replace(span, by_encoder=((token,),), offsets=()), int(owner), bool(noun), place)
                 for place, (span, owner, noun) in enumerate(zip(spans, owners, nouns, strict=False))
                 for token in span.tokens
             ]
@@ -131,6 +131,6 @@ def _words_of(prompt: Prompt, named: Sequence[str], others: bool) -> list[tuple[
         listed += [(span, number, False) for span in by_tokens.get(noun.by_encoder, ())]
     if others and nouns:
         taken = {token for span, _, _ in listed for token in span.tokens}
-        rest = [span for span in prompt.words() if any(span.by_encoder) and not taken & set(span.tokens)]
+        rest = [span for span in prompt.words() if span.is_read and not taken & set(span.tokens)]
         listed += [(span, len(nouns) + number, False) for number, span in enumerate(rest)]
     return listed

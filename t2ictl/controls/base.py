@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from t2ictl.attention.batch import BatchLayout
     from t2ictl.attention.edits import Edit
     from t2ictl.attention.layers import Layer
-    from t2ictl.families.base import Adapter
+    from t2ictl.families.base import Adapter, Offer
     from t2ictl.families.text_states import Encode, PromptEmbeds
     from t2ictl.guidance.objectives import Objective
     from t2ictl.guidance.text_objectives import TextEdit
@@ -146,7 +146,8 @@ class Control:
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
-    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    needs: ClassVar[frozenset[Offer]] = frozenset()
+    """What a pipeline family must offer for it to act (:data:`t2ictl.families.base.Offer`)."""
     needs_words: ClassVar[bool] = True
     moves_words: ClassVar[bool] = False
     """Whether its plan gives words other places in the text rows; such a control plans before the others."""

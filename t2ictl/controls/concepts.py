@@ -8,6 +8,7 @@ rows and columns.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,12 +103,15 @@ class ConceptTable:
         index_mask_BNK: True at real tokens.
         mask_BN: True at real concepts.
         names: the concepts of each row, as written in its prompt.
+        share_BNK: share of each token in its concept's map, where a word has tokens in several segments of the text
+            row: segments count alike, whatever their number of tokens. None: tokens count alike.
     """
 
     index_BNK: Tensor
     index_mask_BNK: Tensor
     mask_BN: Tensor
     names: tuple[tuple[str, ...], ...]
+    share_BNK: Tensor | None = None
 
 
 def concept_table(rows: Sequence[Sequence[Span]], device: torch.device | str = "cpu") -> ConceptTable:
@@ -131,16 +135,26 @@ def concept_table(rows: Sequence[Sequence[Span]], device: torch.device | str = "
     tokens = max((len(span.tokens) for spans in rows for span in spans), default=1)
     index_BNK = torch.zeros(len(rows), max(concepts, 1), tokens, dtype=torch.long)
     index_mask_BNK = torch.zeros_like(index_BNK, dtype=torch.bool)
+    share_BNK = torch.zeros_like(index_BNK, dtype=torch.float32)
     for row, spans in enumerate(rows):
         for number, span in enumerate(spans):
             index_BNK[row, number, : len(span.tokens)] = torch.tensor(span.tokens)
             index_mask_BNK[row, number, : len(span.tokens)] = True
+            share_BNK[row, number, : len(span.tokens)] = torch.tensor(_shares(span))
+    is_split = any(len(span.by_segment) > 1 for spans in rows for span in spans)
     return ConceptTable(
         index_BNK=index_BNK.to(device),
         index_mask_BNK=index_mask_BNK.to(device),
         mask_BN=index_mask_BNK.any(dim=-1).to(device),
         names=tuple(tuple(span.text for span in spans) for spans in rows),
+        share_BNK=share_BNK.to(device) if is_split else None,
     )
+
+
+def _shares(span: Span) -> list[float]:
+    """For each token of a word, in the order of its positions, its share of the word's map."""
+    filled = [tokens for tokens in span.by_segment if tokens]
+    return [1 / len(filled) / len(tokens) for tokens in filled for _ in tokens]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +164,8 @@ class ConceptMaps:
     Args:
         layers: the layers whose mean map is meant.
         rows: the concepts of each image.
-        first: first token that competes; 1 leaves out the start token.
-        ends: for each image, one past its last competing token; empty if none compete.
+        competing: for each segment of the text row, and each image, the first token that competes there and one past
+            the last; tokens of one segment compete with each other. Empty if none compete.
         smoothing: kernel on the maps.
         table: the concepts as index tables, on the device of the maps.
         temperature: factor on attention before tokens compete.
@@ -159,8 +173,7 @@ class ConceptMaps:
 
     layers: tuple[Layer, ...]
     rows: tuple[tuple[Span, ...], ...]
-    first: int
-    ends: tuple[int, ...]
+    competing: tuple[tuple[tuple[int, int], ...], ...]
     smoothing: Smoothing
     table: ConceptTable
     temperature: float = 100.0
@@ -196,18 +209,14 @@ class ConceptMaps:
             NoLayerMatched: if the filter matches no cross-attention layer.
         """
         adapter = context.adapter
-        encodings = [prompt.encodings[0] for prompt in context.row_prompts]
         is_row = adapter.pads_with_end if normalize_over == "auto" else normalize_over == "all_tokens"
-        ends = tuple(
-            len(each.ids) - 1 if is_row else max(each.end, 2) for each in encodings if normalize_over != "none"
-        )
-        # Maps of words exist in cross-attention only; "up" is then every cross-attention on the way up.
-        cross = [layer for layer in adapter.layers if layer.kind == "cross"]
+        prompts = context.row_prompts if normalize_over != "none" else ()
+        places = sorted({each.offset for prompt in prompts for each in prompt.encodings if each.offset is not None})
+        # Not all layers have maps of words; "up" is then every cross-attention on the way up.
         return cls(
-            layers=select_layers(cross, tuple(layers) or f"cross@{adapter.semantic_stride}"),
+            layers=select_layers(adapter.word_layers, tuple(layers)) if layers else adapter.semantic_layers,
             rows=rows,
-            first=1,
-            ends=ends,
+            competing=tuple(tuple(_competing(prompt, place, is_row) for prompt in prompts) for place in places),
             smoothing=smoothing,
             table=concept_table(rows, adapter.device),
             temperature=temperature,
@@ -222,18 +231,38 @@ class ConceptMaps:
         Returns:
             ``maps_BNYX`` in [0, 1], float32 or better; 0 where a concept is padding.
         """
-        shares_BYXT = token_softmax(maps_BYXT, self.first, self._ends_B, self.temperature) if self.ends else maps_BYXT
-        maps_BNYX = concept_maps(shares_BYXT, self.table.index_BNK, self.table.index_mask_BNK)
+        parts = [token_softmax(maps_BYXT, *bounds, self.temperature) for bounds in self._bounds]
+        shares_BYXT = functools.reduce(torch.add, parts) if parts else maps_BYXT
+        table = self.table
+        maps_BNYX = concept_maps(shares_BYXT, table.index_BNK, table.index_mask_BNK, table.share_BNK)
         if self.smoothing == "none":
             return maps_BNYX
         return smooth(maps_BNYX, self._kernel)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """For each image, one past its last competing token in the first segment; empty if none compete."""
+        return tuple(last for _, last in self.competing[0]) if self.competing else ()
+
     @cached_property
-    def _ends_B(self) -> Tensor:
-        """The ends where the maps are: copied once, since a copy in every pass would wait for the device."""
-        return torch.tensor(self.ends, device=self.table.index_BNK.device)
+    def _bounds(self) -> tuple[tuple[Tensor | int, Tensor], ...]:
+        """Where competition begins and ends: copied once to the maps, since in every pass it would wait for them."""
+        device, found = self.table.index_BNK.device, []
+        for segment in self.competing:
+            first, last = zip(*segment, strict=True)
+            begin = first[0] if len(set(first)) == 1 else torch.tensor(first, device=device)
+            found.append((begin, torch.tensor(last, device=device)))
+        return tuple(found)
 
     @cached_property
     def _kernel(self) -> Tensor:
         assert self.smoothing != "none"
         return gaussian_kernel(self.smoothing, device=self.table.index_BNK.device)
+
+
+def _competing(prompt: Prompt, place: int, is_row: bool) -> tuple[int, int]:
+    """The tokens of one segment that compete: to the last but one of the row, or up to the end of the words."""
+    own = next(each for each in prompt.encodings if each.offset == place)
+    first = own.begin
+    last = len(own.ids) - 1 if is_row else max(own.end, first + 1)  # a softmax over nothing has no meaning
+    return place + first, place + last

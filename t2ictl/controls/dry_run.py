@@ -71,7 +71,8 @@ def _constant(
 ) -> set[int]:
     images = context.batch.images
     constant = set(range(images))
-    words = max((encoding.end for prompt in context.prompts for encoding in prompt.encodings), default=tokens)
+    encodings = [encoding for prompt in context.prompts for encoding in prompt.encodings]
+    words = max((each.offset + each.end for each in encodings if each.offset is not None), default=tokens)
     try:
         size = _size(objective.layers, latent_size)
         made = _made_up(kind, images, size, tokens, min(words, tokens))

@@ -68,6 +68,8 @@ class LossControl(Control):
         default=StepSize(mode="normalized", scale=0.05, final_scale_sq=1.0), help="how far latents move"
     )
 
+    needs = frozenset({"maps"})
+
     if TYPE_CHECKING:  # what type checkers see; below, fields are checked as in every settings class
 
         def __init__(

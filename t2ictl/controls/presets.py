@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from typing import Any
 
@@ -15,9 +16,12 @@ from torch import nn
 
 from t2ictl.controls.base import Control
 from t2ictl.families.base import Adapter
+from t2ictl.families.noise import is_flow, level_at_fraction
+from t2ictl.guidance.rules import Refinement, StepSize
 from t2ictl.settings.fields import given_fields
+from t2ictl.settings.windows import Window
 
-__all__ = ["MeasuredModel", "filled", "measured_models", "measured_settings", "with_preset"]
+__all__ = ["MeasuredModel", "filled", "for_transformer", "measured_models", "measured_settings", "with_preset"]
 
 _log = logging.getLogger("t2ictl")
 
@@ -25,6 +29,8 @@ _log = logging.getLogger("t2ictl")
 _TABLES = ("t2ictl.shapes",)
 # A model in another precision is the same model; one that was trained on, even shortly, is another.
 _TOLERANCE = 1e-2
+#: Length of a step on a transformer, as a share of the latent's norm; not measured on released weights.
+STEP = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +157,72 @@ def _left_open(control: Control, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _filled(control: Control, adapter: Adapter) -> Control:
     preset = vars(control).get("preset", "none")  # one with a constructor of its own has no fields to fill in
-    if preset == "none" or not type(control).paper:
+    if preset == "none":
         return control
-    measured = measured_settings(adapter.denoiser, control.name) if preset == "auto" else None
-    source, values = measured or ("the published form", control.published_settings if preset == "published" else {})
-    if taken := _left_open(control, values):
-        _say_once(f"{control.name} takes {', '.join(sorted(taken))} from {source}.")
-    return _with(control, taken)
+    made, measured = control, None
+    if type(control).paper:
+        measured = measured_settings(adapter.denoiser, control.name) if preset == "auto" else None
+        source, values = measured or ("the published form", control.published_settings if preset == "published" else {})
+        if taken := _left_open(control, values):
+            _say_once(f"{control.name} takes {', '.join(sorted(taken))} from {source}.")
+        made = _with(control, taken)
+    if preset != "auto" or adapter.port.component != "transformer":
+        return made
+    chosen = {*given_fields(control), *(measured[1] if measured else ())}
+    return for_transformer(made, chosen, is_flow=is_flow(adapter.pipe.scheduler))
+
+
+def for_transformer(control: Control, chosen: Collection[str], *, is_flow: bool) -> Control:
+    """Return a control with defaults that mean the same on a transformer as on the U-Nets that they were made for.
+
+    Windows and thresholds of published methods are shares of Stable Diffusion's evenly spaced steps. Flow models reach
+    the same noise after another share of theirs, so they count in noise. Published steps are multiples of a gradient,
+    whose size is that of another model; here they are shares of the latent's norm. Neither is measured on released
+    weights yet (docs/transformers.md).
+
+    Args:
+        control: the control.
+        chosen: fields that stay as they are, or fields of these behind a dot.
+        is_flow: whether the schedule is that of a flow model.
+
+    Returns:
+        A control of the same kind.
+    """
+    taken: dict[str, Any] = {}
+    for name in [each.name for each in fields(control) if each.name not in chosen]:
+        value = getattr(control, name)
+        made = _converted(value, is_flow=is_flow)
+        # A part that somebody chose has its meaning; what it does not touch is still open.
+        if made is not value and not {f"{name}.{part}" for part in _CONVERTED[type(value)]} & set(chosen):
+            taken[name] = made
+    if not taken:
+        return control
+    _say_once(f"{control.name} has other defaults on a transformer: {', '.join(sorted(taken))} (docs/transformers.md).")
+    made = copy.copy(control)  # a loss of the user's own is no field
+    vars(made).update(taken)
+    return made
+
+
+#: Fields whose meaning changes with the conversion.
+_CONVERTED: dict[type, tuple[str, ...]] = {
+    StepSize: ("mode", "scale", "final_scale_sq"),
+    Window: ("start", "stop", "by"),
+    Refinement: ("thresholds", "by"),
+}
+
+
+def _converted(value: Any, *, is_flow: bool) -> Any:
+    """A step, window or refinement for a transformer; anything else, and what is one already, as it is."""
+    if isinstance(value, StepSize) and value.mode == "raw":
+        return replace(value, mode="normalized", scale=STEP, final_scale_sq=1.0)
+    if is_flow and isinstance(value, Window) and value.by != "noise" and (value.start, value.stop) != (0.0, 1.0):
+        return Window(start=_level(value.start), stop=_level(value.stop), by="noise")
+    if is_flow and isinstance(value, Refinement) and value.by != "noise":
+        thresholds = tuple((round(level_at_fraction(share), 2), least) for share, least in value.thresholds)
+        return replace(value, thresholds=thresholds, by="noise")
+    return value
+
+
+def _level(share: float) -> float:
+    """Noise level at a border of a window; the ends of the schedule are those of every schedule."""
+    return round(level_at_fraction(share), 2) if 0 < share < 1 else 1 - share

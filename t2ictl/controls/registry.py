@@ -8,7 +8,7 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from t2ictl.settings.trust import forbid_paths
 
 if TYPE_CHECKING:
     from t2ictl.controls.base import Control
+    from t2ictl.families.base import Offer
 
 __all__ = [
     "broken_controls",
@@ -44,7 +45,7 @@ def register_control(
     name: str,
     *,
     paper: str,
-    families: tuple[str, ...] = ("sd", "sdxl"),
+    needs: Iterable[Offer] | None = None,
     published: Mapping[str, Any] | None = None,
 ) -> Callable[[C], C]:
     """Register a control under a name, for the command line, the editor and the benchmarks.
@@ -52,7 +53,8 @@ def register_control(
     Args:
         name: lower case, words joined by underscores.
         paper: authors, title, year, arXiv id.
-        families: pipeline families it acts on.
+        needs: what a pipeline family must offer: ``"maps"`` of words, ``"self_maps"``, ``"values"``, ``"rows"``,
+            ``"encoders"``, ``"features"``; None: what the class above it needs.
         published: fields that the published form sets otherwise than the defaults, for :meth:`Control.published`.
 
     Returns:
@@ -73,7 +75,9 @@ def register_control(
                 f"want the name {name!r}.",
                 "Rename one.",
             )
-        cls.name, cls.paper, cls.families = name, paper, families
+        cls.name, cls.paper = name, paper
+        if needs is not None:
+            cls.needs = frozenset(needs)
         cls.published_settings = MappingProxyType(dict(published or {}))
         # A cell that is run again, or a module that is reloaded, brings the newer definition.
         if known is None or known.__module__ == cls.__module__:

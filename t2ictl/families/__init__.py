@@ -7,14 +7,42 @@ from typing import Any
 import torch
 
 from t2ictl.errors import UnsupportedPipeline
-from t2ictl.families.base import Adapter, Encoded, refuse_compiled
+from t2ictl.families.base import Adapter, Encoded
+from t2ictl.families.checks import refuse_compiled
+from t2ictl.families.flux import ChromaAdapter, FluxAdapter
+from t2ictl.families.hunyuan_dit import HunyuanDiTAdapter
+from t2ictl.families.pixart import PixArtAdapter
+from t2ictl.families.sana import SanaAdapter
 from t2ictl.families.stable_diffusion import StableDiffusionAdapter
+from t2ictl.families.stable_diffusion_3 import StableDiffusion3Adapter
 from t2ictl.families.stable_diffusion_xl import StableDiffusionXLAdapter
 from t2ictl.prompts.prompt import Prompt
 
-__all__ = ["ADAPTERS", "Adapter", "Encoded", "find_adapter", "parse"]
+__all__ = ["ADAPTERS", "Adapter", "Encoded", "find_adapter", "list_families", "parse"]
 
-ADAPTERS: tuple[type[Adapter], ...] = (StableDiffusionAdapter, StableDiffusionXLAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    StableDiffusionAdapter,
+    StableDiffusionXLAdapter,
+    StableDiffusion3Adapter,
+    FluxAdapter,
+    ChromaAdapter,
+    PixArtAdapter,
+    SanaAdapter,
+    HunyuanDiTAdapter,
+)
+
+
+def list_families() -> dict[str, type[Adapter]]:
+    """List the pipeline families that can be controlled.
+
+    Returns:
+        Adapter class by the family's short name; its ``offers`` are what controls may need.
+
+    Example:
+        >>> sorted(list_families()["flux"].offers)
+        ['maps']
+    """
+    return {adapter.family: adapter for adapter in ADAPTERS}
 
 
 def find_adapter(pipe: Any) -> Adapter:
@@ -29,15 +57,15 @@ def find_adapter(pipe: Any) -> Adapter:
     Raises:
         UnsupportedPipeline: if no family matches.
     """
-    denoiser = getattr(pipe, "unet", None)
-    if isinstance(denoiser, torch.nn.Module):
-        refuse_compiled(denoiser)
+    for name in ("unet", "transformer"):
+        if isinstance(getattr(pipe, name, None), torch.nn.Module):
+            refuse_compiled(getattr(pipe, name))
     for adapter in ADAPTERS:
         if adapter.matches(pipe):
             return adapter(pipe)
     raise UnsupportedPipeline(
         f"{type(pipe).__name__} is not a pipeline that can be controlled.",
-        f"Supported families: {', '.join(adapter.family for adapter in ADAPTERS)} (U-Net and CLIP text encoders).",
+        f"Supported families: {', '.join(adapter.title for adapter in ADAPTERS)}.",
     )
 
 

@@ -6,53 +6,33 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from torch import Tensor
 
-from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.layers import Layer
 from t2ictl.errors import UnsupportedPipeline
+from t2ictl.families.arguments import Encoded
+from t2ictl.families.checks import check_gradients, refuse_compiled
+from t2ictl.families.rows import KnownRows
 from t2ictl.families.text_depth import truncated_encoder
 from t2ictl.families.text_masking import masked_tokens
 from t2ictl.families.text_positions import position_offset
 from t2ictl.families.text_states import PromptEmbeds
-from t2ictl.families.unet import unet_layers
+from t2ictl.ports.base import DenoiserPort
 from t2ictl.prompts.prompt import Prompt
 
-__all__ = ["Adapter", "Encoded"]
+__all__ = ["Adapter", "Encoded", "Offer"]
 
+Offer = Literal["maps", "self_maps", "values", "rows", "encoders", "features"]
+"""What a family offers and a control needs: ``maps`` of words over the image; ``self_maps`` of the image over itself;
+``values`` of cross-attention that may come of other text; text ``rows`` that may be rewritten, weighted and moved;
+``encoders`` whose tokens may be hidden; ``features`` of self-attention that images may share."""
 
 # Arguments of encode_prompt that say how, and not what, is encoded.
-_HOW = ("device", "lora_scale", "clip_skip")
-
-# What a session reads of a call of encode_prompt.
-_NEEDED = ("prompt", "num_images_per_prompt", "do_classifier_free_guidance")
-
-# Names under which diffusers registers its hooks of group offloading and of layerwise casting.
-WEIGHTS_AWAY = {"group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """What one call of ``encode_prompt`` was asked for.
-
-    Args:
-        texts: for each prompt the text of each encoder; None if the caller gave embeddings only.
-        embeddings: the embeddings that the caller gave, or None.
-        batch: the rows of the batch that the denoiser will see.
-        negatives: for each prompt the negative text of each encoder; empty where the caller gave none.
-    """
-
-    texts: tuple[tuple[str, ...], ...] | None
-    embeddings: Tensor | None
-    batch: BatchLayout
-    negatives: tuple[tuple[str, ...], ...] = ()
+_HOW = ("device", "lora_scale", "clip_skip", "max_sequence_length", "clean_caption", "complex_human_instruction")
 
 
 class Adapter(ABC):
@@ -66,12 +46,24 @@ class Adapter(ABC):
     """
 
     family: ClassVar[str]
+    """Short name, for settings and messages."""
+    title: ClassVar[str]
+    """Name that people know."""
+    offers: ClassVar[frozenset[Offer]]
+    port_class: ClassVar[type[DenoiserPort]]
     text_is_causal: ClassVar[bool] = True
-    """Whether a word of the text reads only those before it, as in CLIP."""
+    """Whether in every encoder a word of the text reads only those before it, as in CLIP."""
+    spells_embeddings: ClassVar[bool] = False
+    """Whether embeddings can be compared with words by encoding these again: rows of causal encoders, row by row."""
+    needed_arguments: ClassVar[tuple[str, ...]] = ("prompt", "num_images_per_prompt")
+    """What a session reads of a call of ``encode_prompt``."""
+    guidance_first: ClassVar[bool] = True
+    """Whether unconditional rows come before the conditional ones, where both are alike."""
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.denoiser: UNet2DConditionModel = pipe.unet
+        self.denoiser = self._component()
+        self.port = self.port_class(self.denoiser)
         self.check_denoiser()
 
     @staticmethod
@@ -79,40 +71,91 @@ class Adapter(ABC):
     def matches(pipe: Any) -> bool:
         """Return whether a pipeline is of this family."""
 
+    # -- words ------------------------------------------------------------------------------
+
     @property
     @abstractmethod
     def tokenizers(self) -> tuple[Any, ...]:
-        """The tokenizers whose rows the cross-attention reads, in order."""
+        """The tokenizers whose rows the attention to text reads, in order."""
+
+    @property
+    @abstractmethod
+    def pads_with_end(self) -> bool:
+        """Whether empty positions repeat the end token, as in SD 1.x, or hold another one, as in SD 2.x."""
 
     @abstractmethod
     def encoded(self, arguments: Mapping[str, Any]) -> Encoded:
         """Read the bound arguments of a call of the pipeline's ``encode_prompt``."""
 
-    @cached_property
+    @abstractmethod
+    def parse(self, texts: Sequence[str], parser: str = "grammar", how: Mapping[str, Any] | None = None) -> Prompt:
+        """Parse one prompt.
+
+        Args:
+            texts: the text of each encoder; one text stands for all.
+            parser: the grouping of objects and attributes.
+            how: arguments of ``encode_prompt`` on which it depends how a text is read; None: as a call by itself.
+
+        Returns:
+            The prompt with its tokens in each encoder. Multi-vector placeholders of textual
+            inversion are expanded first, as the pipeline itself does.
+        """
+
+    def how_long(self, tokens: int) -> Mapping[str, Any]:
+        """Return how texts were read whose rows have so many positions; nothing where rows have one length."""
+        return {}
+
+    def embeds_length(self, prompt: Prompt, how: Mapping[str, Any]) -> int:
+        """Return how long the rows are that a call takes in the place of a prompt (tokens).
+
+        Args:
+            prompt: the prompt, as :meth:`parse` returns it.
+            how: how its text was read.
+        """
+        return prompt.row_length
+
+    @property
+    def causal_encoders(self) -> tuple[bool, ...]:
+        """For each text encoder whether a word reads only those before it."""
+        return (self.text_is_causal,) * len(self.tokenizers)
+
+    # -- layers and sizes -------------------------------------------------------------------
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """The attention layers, in the order in which the denoiser runs them."""
-        return unet_layers(self.denoiser)
+        return self.port.layers
+
+    @property
+    def word_layers(self) -> tuple[Layer, ...]:
+        """The layers in which places of the image attend to words."""
+        return tuple(layer for layer in self.layers if layer.has_words)
 
     @cached_property
-    def semantic_stride(self) -> int:
-        """Latent cells per cell of the maps in which words have shape.
+    @abstractmethod
+    def semantic_layers(self) -> tuple[Layer, ...]:
+        """The layers in whose maps words have shape: those that losses read and records keep by default."""
 
-        Published methods read 16 x 16 maps of SD 1.x and 32 x 32 of SDXL: a quarter of the
-        latent's side. A model of smaller latents (the embedded one) keeps at least 16 cells a
-        side. It depends on the model alone, so that another image size reads the same layers.
-        """
-        sample = self.denoiser.config.sample_size or 64
-        side = min(sample) if isinstance(sample, Sequence) else sample
-        factors = sorted({layer.stride for layer in self.layers if layer.kind == "cross"})
-        fitting = [factor for factor in factors if factor <= 4 and side / factor >= 16]
-        return max(fitting, default=factors[0])
+    @property
+    def semantic_stride(self) -> int:
+        """Latent cells per cell of the maps in which words have shape."""
+        return min(layer.stride for layer in self.semantic_layers)
 
     @property
     def native_size(self) -> tuple[int, int]:
         """Height and width (pixels) of the images that the pipeline makes when it is not told a size."""
-        own, factor = self.denoiser.config.sample_size, int(self.pipe.vae_scale_factor)
-        height, width = (own, own) if isinstance(own, int) else own
-        return height * factor, width * factor
+        height, width = self.port.native_cells
+        return height * self._cell, width * self._cell
+
+    @property
+    def size_multiple(self) -> int:
+        """What height and width of an image must be a multiple of (pixels)."""
+        return self._cell * self.port.cell_multiple
+
+    @property
+    def _cell(self) -> int:
+        """Pixels of a latent cell along each side."""
+        return int(self.pipe.vae_scale_factor)
 
     def cells(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """Height and width of the latent of an image.
@@ -124,19 +167,7 @@ class Adapter(ABC):
             Cells.
         """
         height, width = self.native_size if size is None else size
-        factor = int(self.pipe.vae_scale_factor)
-        return height // factor, width // factor
-
-    @property
-    def pads_with_end(self) -> bool:
-        """Whether empty positions repeat the end token, as in SD 1.x, or hold another one, as in SD 2.x."""
-        tokenizer = self.tokenizers[0]
-        return bool(tokenizer.pad_token_id == tokenizer.eos_token_id)
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latent; a denoiser for inpainting gets more, of which these come first."""
-        return int(self.denoiser.config.out_channels)
+        return height // self._cell, width // self._cell
 
     @property
     def device(self) -> torch.device:
@@ -144,22 +175,7 @@ class Adapter(ABC):
         found = getattr(self.pipe, "_execution_device", None)  # goes through all modules, so it is not asked for twice
         return torch.device(self.denoiser.device if found is None else found)
 
-    def parse(self, texts: Sequence[str], parser: str = "grammar") -> Prompt:
-        """Parse one prompt.
-
-        Args:
-            texts: the text of each encoder; one text stands for all.
-            parser: the grouping of objects and attributes.
-
-        Returns:
-            The prompt with its tokens in each encoder. Multi-vector placeholders of textual
-            inversion are expanded first, as the pipeline itself does.
-        """
-        own = [texts[min(number, len(texts) - 1)] for number in range(len(self.tokenizers))]
-        convert = getattr(self.pipe, "maybe_convert_prompt", None)
-        if convert is not None:
-            own = [convert(text, tokenizer) for text, tokenizer in zip(own, self.tokenizers, strict=True)]
-        return Prompt.parse(own[0], self.tokenizers, texts=own, parser=parser)
+    # -- text states ------------------------------------------------------------------------
 
     def text_states(self, result: tuple[Any, ...]) -> PromptEmbeds:
         """Read the conditional text states from what ``encode_prompt`` returned.
@@ -183,6 +199,17 @@ class Adapter(ABC):
             A new return value.
         """
         return (states.embeds.to(result[0].dtype), *result[1:])
+
+    def known_rows(self, results: Sequence[tuple[Any, ...]]) -> KnownRows:
+        """Read the text rows that the denoiser will be called with.
+
+        Args:
+            results: what ``encode_prompt`` returned, for each of its calls before the first pass.
+
+        Returns:
+            Rows by role.
+        """
+        return KnownRows(cond=(results[0][0],))
 
     def encode(
         self,
@@ -215,13 +242,13 @@ class Adapter(ABC):
                 "Keep the text encoders until the call is over.",
             )
         kept = {name: arguments[name] for name in _HOW if name in arguments}
-        names = ("text_encoder", "text_encoder_2")
+        names = ("text_encoder", "text_encoder_2", "text_encoder_3")
         encoders = [each for name in names if (each := getattr(self.pipe, name, None)) is not None]
         with torch.no_grad(), ExitStack() as reading:
             if first is not None:
                 reading.enter_context(position_offset(encoders, first))
             if seen is not None:
-                reading.enter_context(masked_tokens(encoders, seen, is_causal=self.text_is_causal))
+                reading.enter_context(masked_tokens(encoders, seen, are_causal=self.causal_encoders))
             if depth < 1:
                 reading.enter_context(truncated_encoder(encoders, depth))
             result = encode_prompt(
@@ -232,7 +259,7 @@ class Adapter(ABC):
     @property
     def can_encode(self) -> bool:
         """Whether every tokenizer still has its text encoder."""
-        both = ((f"tokenizer{each}", f"text_encoder{each}") for each in ("", "_2"))
+        both = ((f"tokenizer{each}", f"text_encoder{each}") for each in ("", "_2", "_3"))
         return all(
             getattr(self.pipe, encoder, None) is not None
             for tokenizer, encoder in both
@@ -257,15 +284,21 @@ class Adapter(ABC):
         bound = (each.__get__(self.pipe) for each in above if each is not None and hasattr(each, "__get__"))
         for each in (encode_prompt, *bound):
             signature = inspect.signature(each)
-            if set(_NEEDED) <= signature.parameters.keys():
+            if set(self.needed_arguments) <= signature.parameters.keys():
                 return signature
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
                 break
         raise UnsupportedPipeline(
-            f"{type(self.pipe).__name__}.encode_prompt has no {', '.join(_NEEDED)}, from which a session learns the "
-            f"prompt and its batch; it has: {', '.join(inspect.signature(encode_prompt).parameters) or 'nothing'}.",
+            f"{type(self.pipe).__name__}.encode_prompt has no {', '.join(self.needed_arguments)}, from which a session "
+            f"learns the prompt and its batch; it has: "
+            f"{', '.join(inspect.signature(encode_prompt).parameters) or 'nothing'}.",
             "Call the plain pipeline of the family with the same parts.",
         )
+
+    # -- the denoiser -----------------------------------------------------------------------
+
+    def _component(self) -> Any:
+        return getattr(self.pipe, self.port_class.component)
 
     def check_denoiser(self) -> None:
         """See that the denoiser is the one that this adapter knows, and runs as it is written.
@@ -273,7 +306,7 @@ class Adapter(ABC):
         Raises:
             UnsupportedPipeline: if it was replaced, or if it or a part of it is compiled.
         """
-        if self.pipe.unet is not self.denoiser:
+        if self._component() is not self.denoiser:
             raise UnsupportedPipeline(
                 "The pipeline's denoiser was replaced after the session was opened.",
                 "Set it first, then open the session.",
@@ -286,104 +319,4 @@ class Adapter(ABC):
         Raises:
             UnsupportedPipeline: with the reason why not.
         """
-        if any(parameter.is_meta for parameter in self.denoiser.parameters()):
-            raise UnsupportedPipeline(
-                "The denoiser's weights are not in memory (sequential CPU offload), so no gradient can pass through.",
-                "Use pipe.enable_model_cpu_offload(), which keeps one whole model at a time.",
-            )
-        hooks = {name for each in self.denoiser.modules() for name in hook_names(each)}
-        if hooks & WEIGHTS_AWAY:
-            found = ", ".join(sorted(hooks & WEIGHTS_AWAY))
-            raise UnsupportedPipeline(
-                f"The denoiser's weights are moved or cast away after each layer ({found}), "
-                "and the backward pass would not find them.",
-                "Use pipe.enable_model_cpu_offload() in place of group offloading or layerwise casting.",
-            )
-
-
-def hook_names(module: nn.Module) -> tuple[str, ...]:
-    """Name the hooks of diffusers that a module carries.
-
-    Args:
-        module: any module.
-
-    Returns:
-        Their names, in the order in which they were put there.
-
-    Example:
-        >>> hook_names(nn.Linear(1, 1))
-        ()
-    """
-    registry = module.__dict__.get("_diffusers_hook")
-    return () if registry is None else tuple(registry.hooks)
-
-
-def has_clip(pipe: Any, suffix: str, kind: type) -> bool:
-    """Return whether a pipeline has a CLIP text encoder, or had one and was left only its tokenizer.
-
-    Args:
-        pipe: a diffusers pipeline.
-        suffix: ``""`` for the first encoder, ``"_2"`` for the second.
-        kind: class of the encoder.
-
-    Returns:
-        True also where the encoder was dropped to save memory, since the words are read by the tokenizer.
-    """
-    encoder = getattr(pipe, f"text_encoder{suffix}", None)
-    return isinstance(encoder, kind) or (
-        encoder is None and isinstance(getattr(pipe, f"tokenizer{suffix}", None), CLIPTokenizer)
-    )
-
-
-def refuse_compiled(denoiser: Any) -> None:
-    """Raise for a denoiser that ``torch.compile`` runs, as a whole or in parts.
-
-    Args:
-        denoiser: what stands at ``pipe.unet``.
-
-    Raises:
-        UnsupportedPipeline: if it is compiled.
-    """
-    if isinstance(denoiser, torch._dynamo.OptimizedModule):
-        remedy = "Take the model itself for the session: pipe.unet = pipe.unet._orig_mod."
-    elif any(each._compiled_call_impl is not None for each in denoiser.modules()):
-        remedy = "Load the model anew for the session, and compile another copy."
-    else:
-        return
-    raise UnsupportedPipeline(
-        "The denoiser is compiled (torch.compile), and a compiled forward pass cannot be controlled.", remedy
-    )
-
-
-def listed(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return a prompt argument as a tuple: one string, a list of strings, or nothing."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-def negative_texts(arguments: Mapping[str, Any], prompts: int) -> tuple[tuple[str, ...], ...]:
-    """Read the negative prompts of a call of ``encode_prompt``: one for each prompt, one text stands for all.
-
-    Args:
-        arguments: its bound arguments.
-        prompts: number of prompts.
-
-    Returns:
-        For each prompt the texts of the encoders; nothing where the caller gave none, or embeddings in their place.
-    """
-    first = listed(arguments.get("negative_prompt"))
-    if not first or arguments.get("negative_prompt_embeds") is not None:
-        return ()
-    second = listed(arguments.get("negative_prompt_2") or None) or first
-    both = [one * (prompts if len(one) == 1 else 1) for one in (first, second)]
-    return tuple(zip(*both, strict=True)) if {len(one) for one in both} == {prompts} else ()
-
-
-def batch_layout(arguments: Mapping[str, Any], prompts: int) -> BatchLayout:
-    """Lay out the rows of a call from the arguments of its ``encode_prompt``."""
-    return BatchLayout.from_counts(
-        prompts=prompts,
-        images_per_prompt=int(arguments["num_images_per_prompt"]),
-        guided=bool(arguments["do_classifier_free_guidance"]),
-    )
+        check_gradients(self.denoiser)

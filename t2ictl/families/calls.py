@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 from t2ictl.errors import BadSetting, OutOfMemory, T2ictlError, UnsupportedPipeline
+from t2ictl.families import find_adapter
+from t2ictl.families.transformers import default_argument
+from t2ictl.settings.fields import given_fields
 from t2ictl.settings.request import Request
 
 __all__ = ["call_arguments", "checked_request", "named_refusals"]
@@ -40,8 +43,9 @@ _MEMORY = ("allocate memory", "not enough memory", "out of memory", "Cannot allo
 def checked_request(pipe: Any, request: Request, more: Mapping[str, Any]) -> Request:
     """Check what a pipeline is asked for, before any pass, and complete it.
 
-    The stock Stable Diffusion pipeline takes its own size when only one side is asked for; here the other side is
-    filled in, so that the image has the size that its settings have.
+    Guidance that nobody asked for is a transformer's own: 7.5 is that of U-Nets. The stock Stable Diffusion pipeline
+    takes its own size when only one side is asked for; here the other side is filled in, so that the image has the size
+    that its settings have.
 
     Args:
         pipe: a diffusers pipeline.
@@ -55,7 +59,10 @@ def checked_request(pipe: Any, request: Request, more: Mapping[str, Any]) -> Req
         BadSetting: if the pipeline has no such argument, a side that its layers do not divide, or a number of steps
             that its scheduler does not have.
     """
-    taken = _parameters(pipe)
+    taken, adapter = _parameters(pipe), find_adapter(pipe)
+    if "guidance_scale" not in given_fields(request) and adapter.port.component == "transformer":
+        own_scale = default_argument(pipe, "guidance_scale")
+        request = request if own_scale is None else replace(request, guidance_scale=float(own_scale))
     for name in more:
         if name in _OURS or not (taken is None or name in taken):
             own = _OURS.get(name, "")
@@ -65,7 +72,7 @@ def checked_request(pipe: Any, request: Request, more: Mapping[str, Any]) -> Req
         if getattr(request, name) and not _takes(taken, name):
             raise BadSetting(f"{type(pipe).__name__} takes no {name}.", "Leave it out: the pipeline does not use it.")
     for side in ("width", "height"):
-        value, factor = getattr(request, side), math.lcm(8, int(getattr(pipe, "vae_scale_factor", 8)))
+        value, factor = getattr(request, side), math.lcm(8, adapter.size_multiple)
         if value is not None and value % factor:
             below = max(factor, value - value % factor)
             raise BadSetting(
@@ -76,7 +83,7 @@ def checked_request(pipe: Any, request: Request, more: Mapping[str, Any]) -> Req
     _check_strength(pipe, request.steps, more)
     if (request.width is None) == (request.height is None) or "image" in more:
         return request
-    own_width, own_height = _own_size(pipe)
+    own_height, own_width = adapter.native_size
     return replace(request, width=request.width or own_width, height=request.height or own_height)
 
 
@@ -153,15 +160,6 @@ def _check_strength(pipe: Any, steps: int, more: Mapping[str, Any]) -> None:
         )
 
 
-def _own_size(pipe: Any) -> tuple[int, int]:
-    """Width and height of the images that a model makes by itself."""
-    side = getattr(pipe.unet.config, "sample_size", None)
-    height, width = side if isinstance(side, (list, tuple)) else (side, side)
-    if not isinstance(height, int) or not isinstance(width, int):
-        raise BadSetting("The model does not say which size its images have.", "Ask for both, width and height.")
-    return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor
-
-
 @contextmanager
 def named_refusals(pipe: Any, has_begun: Callable[[], bool]) -> Iterator[None]:
     """Name what a pipeline refuses before its first pass, and memory that runs out at any time.
@@ -185,7 +183,7 @@ def named_refusals(pipe: Any, has_begun: Callable[[], bool]) -> Iterator[None]:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(each in str(error) for each in _MEMORY):
             raise OutOfMemory(
                 f"There was not enough memory for the images: {_line(error)}",
-                "Make fewer or smaller ones at once; updates take less with checkpointing='all'.",
+                "Make fewer or smaller ones at once; updates take less with checkpointing='block'.",
             ) from error
         if not _is_of_library(error, has_begun()):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,14 +38,22 @@ def scheduler_config(scheduler: Any) -> dict[str, Any]:
         scheduler: a diffusers scheduler.
 
     Returns:
-        Value by name; arrays as lists.
+        Value by name; arrays as lists, and infinite numbers, which JSON does not have, as ``"inf"`` and ``"-inf"``.
 
     Example:
         >>> scheduler_config(diffusers.DDIMScheduler())["num_train_timesteps"]
         1000
     """
     config: dict[str, Any] = json.loads(scheduler.to_json_string())
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+    return {key: _written(value) for key, value in config.items() if not key.startswith("_")}
+
+
+def _written(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _read(value: Any) -> Any:
+    return float(value) if isinstance(value, str) and value in ("inf", "-inf") else value
 
 
 @contextmanager
@@ -88,7 +97,7 @@ def _made(recorded: RecordedScheduler) -> Any:
         if large is not None:
             raise ValueError(f"{large} is too large")
         made: Any = cls
-        return made.from_config(dict(recorded.config))
+        return made.from_config({name: _read(value) for name, value in recorded.config.items()})
     except Exception as error:  # a configuration may be wrong in every way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(f"The scheduler {recorded.name} of the settings cannot be made: {reason}", stacklevel=4)

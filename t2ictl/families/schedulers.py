@@ -22,7 +22,7 @@ from torch import Tensor
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.patching import InstanceAttributes
 
-__all__ = ["SchedulerPatch", "discarded_samples", "input_scale", "noise_levels"]
+__all__ = ["SchedulerPatch", "discarded_samples", "input_scale", "keeps_precision", "noise_levels"]
 
 
 def input_scale(scheduler: Any, timestep: Any) -> float:
@@ -136,6 +136,40 @@ def discarded_samples(scheduler: Any, timestep: Any, total: int) -> tuple[bool, 
     return _MEASURED[key]
 
 
+def keeps_precision(scheduler: Any, dtype: torch.dtype) -> bool:
+    """Find out whether a scheduler that steps from a float32 sample returns one in the precision of the model's result.
+
+    Such a one may be handed a moved sample as it is: in half precision short moves would be rounded away.
+
+    Args:
+        scheduler: a diffusers scheduler in the middle of a call; it is not touched.
+        dtype: precision of the pipeline's latents.
+
+    Returns:
+        True for float32, which has nothing to lose.
+
+    Example:
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> flow = FlowMatchEulerDiscreteScheduler()
+        >>> flow.set_timesteps(2)
+        >>> keeps_precision(flow, torch.bfloat16)
+        True
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return True
+    key = (type(scheduler), repr(sorted(getattr(scheduler, "config", {}).items())), dtype)
+    if key not in _KEEPS:
+        try:
+            double = _double(scheduler)
+            result, sample = torch.zeros(1, 4, 2, 2, dtype=dtype), torch.zeros(1, 4, 2, 2)
+            place = min(getattr(double, "step_index", None) or 0, len(double.timesteps) - 1)
+            _KEEPS[key] = _step(double, result, double.timesteps[place], sample).dtype is dtype
+        except Exception:  # what cannot be tried gets what it always got
+            _KEEPS[key] = False
+    return _KEEPS[key]
+
+
+_KEEPS: dict[Any, bool] = {}
 _MEASURED: dict[Any, tuple[bool, ...]] = {}
 _MOST_MEASURED = 64
 # Samples that are kept come back at a tenth of their size or more; of one that is not, rounding is left.
@@ -195,6 +229,8 @@ class SchedulerPatch:
         self.scheduler = scheduler
         original = scheduler.step
         signature, function = inspect.signature(original), getattr(original, "__func__", None)
+        if "sample" not in signature.parameters:  # somebody's own function that passes everything on
+            signature = inspect.signature(types.MethodType(type(scheduler).step, scheduler))
 
         self._is_on = is_on = {id(scheduler)}
 

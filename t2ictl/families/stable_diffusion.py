@@ -8,15 +8,18 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from t2ictl.families.base import Adapter, Encoded, batch_layout, has_clip, listed, negative_texts
+from t2ictl.families.arguments import Encoded, batch_layout, listed, negative_texts
+from t2ictl.families.checks import has_clip
+from t2ictl.families.unets import UNetAdapter
 
 __all__ = ["StableDiffusionAdapter"]
 
 
-class StableDiffusionAdapter(Adapter):
+class StableDiffusionAdapter(UNetAdapter):
     """Pipelines with one CLIP text encoder, whatever they do beside: image to image, inpainting, ControlNet, LCM."""
 
     family = "sd"
+    title = "SD 1.x, 2.x"
 
     @staticmethod
     def matches(pipe: Any) -> bool:
@@ -42,5 +45,5 @@ class StableDiffusionAdapter(Adapter):
             texts=tuple((text,) for text in prompts) if embeddings is None else None,
             embeddings=embeddings,
             batch=batch_layout(arguments, count),
-            negatives=negative_texts(arguments, count),
+            negatives=negative_texts(arguments, count, ("negative_prompt",)),
         )

@@ -8,17 +8,19 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModelWithProjection
 
-from t2ictl.errors import UnsupportedPipeline
-from t2ictl.families.base import Adapter, Encoded, batch_layout, has_clip, listed, negative_texts
+from t2ictl.families.arguments import Encoded, batch_layout, negative_texts, texts_by_prompt
+from t2ictl.families.checks import has_clip
 from t2ictl.families.text_states import PromptEmbeds
+from t2ictl.families.unets import UNetAdapter
 
 __all__ = ["StableDiffusionXLAdapter"]
 
 
-class StableDiffusionXLAdapter(Adapter):
+class StableDiffusionXLAdapter(UNetAdapter):
     """Pipelines with two CLIP text encoders, and the refiner, which has the second one only."""
 
     family = "sdxl"
+    title = "SDXL"
 
     @staticmethod
     def matches(pipe: Any) -> bool:
@@ -37,17 +39,11 @@ class StableDiffusionXLAdapter(Adapter):
 
     def encoded(self, arguments: Mapping[str, Any]) -> Encoded:
         """Read both prompts, embeddings and batch layout."""
-        first = listed(arguments["prompt"])
-        second = listed(arguments.get("prompt_2") or None) or first  # as the pipeline does: "" is no prompt_2
-        if len(first) != len(second):
-            raise UnsupportedPipeline(
-                f"There are {len(first)} prompts and {len(second)} for the second encoder.",
-                "Give one prompt_2 for each prompt, or none.",
-            )
+        texts = texts_by_prompt(arguments, ("prompt", "prompt_2"))  # as the pipeline does: "" is no prompt_2
         embeddings = arguments.get("prompt_embeds")
-        count = len(first) if embeddings is None else len(embeddings)
+        count = len(texts) if embeddings is None else len(embeddings)
         return Encoded(
-            texts=tuple(zip(first, second, strict=True)) if embeddings is None else None,
+            texts=texts if embeddings is None else None,
             embeddings=embeddings,
             batch=batch_layout(arguments, count),
             negatives=negative_texts(arguments, count),

@@ -62,7 +62,9 @@ def seen_without_pairs(readers: Sequence[Sequence[int]], hidden: Sequence[Sequen
 
 
 @contextmanager
-def masked_tokens(encoders: Sequence[nn.Module], seen: Sequence[Tensor], *, is_causal: bool = True) -> Iterator[None]:
+def masked_tokens(
+    encoders: Sequence[nn.Module], seen: Sequence[Tensor], *, are_causal: Sequence[bool] = ()
+) -> Iterator[None]:
     """Let text encoders read each text of a batch without some of its positions.
 
     The hidden positions keep their rows, which nobody has read. A mask that the pipeline itself gives stays in force.
@@ -71,7 +73,8 @@ def masked_tokens(encoders: Sequence[nn.Module], seen: Sequence[Tensor], *, is_c
     Args:
         encoders: text encoders; changed for the length of the block only.
         seen: for each encoder ``seen_BK``, or ``seen_BKJ`` for pairs of reader and read.
-        is_causal: whether they read backwards only, as CLIP does; a mask of pairs has to say it again.
+        are_causal: for each encoder whether it reads backwards only, as CLIP does; a mask of pairs has to say it again.
+            Empty: all do.
 
     Raises:
         UnsupportedPipeline: if an encoder does not read the texts in one batch of rows of that length.
@@ -88,7 +91,7 @@ def masked_tokens(encoders: Sequence[nn.Module], seen: Sequence[Tensor], *, is_c
     """
     hooks = []
     try:
-        for encoder, mask in zip(encoders, seen, strict=True):
+        for encoder, mask, is_causal in zip(encoders, seen, are_causal or [True] * len(encoders), strict=True):
             hooks.append(encoder.register_forward_pre_hook(_Hider(mask, is_causal), with_kwargs=True))
         yield
     finally:

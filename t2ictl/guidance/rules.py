@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from t2ictl.settings.fields import setting, settings_class
+from t2ictl.settings.windows import Step
 
 __all__ = ["NoiseSearch", "Refinement", "StepSize", "kl_divergence"]
 
@@ -93,7 +94,7 @@ class Refinement:
     """Iterative refinement: at some steps, move again and again until every concept is strong enough.
 
     Args:
-        thresholds: pairs (fraction of the schedule, least presence in [0, 1]). The defaults are
+        thresholds: pairs (fraction of the schedule, or noise level; least presence in [0, 1]). The defaults are
             steps 0, 10, 20 of 50 with .05, .5, .8 (Attend-and-Excite, arXiv 2301.13826). Of two
             that fall on one step of a short schedule the higher one counts.
         max_iterations: largest number of extra updates at one step.
@@ -101,6 +102,8 @@ class Refinement:
             makes one update more than needed. For parity only.
         check_every: ask the device which images are good enough after every so many updates; it has to wait for the
             answer. Those that are leave the batch then. A larger number waits less often and may pass images in vain.
+        by: whether moments are a ``"fraction"`` of the schedule, or levels of ``"noise"``: a threshold falls on the
+            first evaluation with no more noise than that.
 
     Example:
         >>> Refinement().target(10, 50), Refinement().target(11, 50)
@@ -117,6 +120,24 @@ class Refinement:
     check_every: int = setting(
         default=1, help="ask after every so many updates which images are good enough", low=1, high=MOST_UPDATES
     )
+
+    by: Literal["fraction", "noise"] = setting(
+        default="fraction", help="what moments are: fractions of the schedule, or noise levels"
+    )
+
+    def target_at(self, step: Step, total: int) -> float | None:
+        """Return the presence demanded at an evaluation, or None if it is not refined.
+
+        Args:
+            step: the evaluation.
+            total: what fractions of the schedule are of.
+        """
+        if self.by == "fraction":
+            return self.target(step.index, total)
+        if step.noise is None:
+            return None  # its window has refused a scheduler that does not tell
+        before = 2.0 if step.noise_before is None else step.noise_before
+        return max((presence for level, presence in self.thresholds if step.noise <= level < before), default=None)
 
     def target(self, index: int, total: int) -> float | None:
         """Return the presence demanded at evaluation ``index`` of ``total``, or None if it is not refined."""

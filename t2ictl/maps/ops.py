@@ -41,7 +41,7 @@ KERNEL_SIGMA = 0.5
 """Width of the smoothing kernel in cells, as in Attend-and-Excite."""
 
 
-def token_softmax(maps_BYXT: Tensor, first: int, last_B: Tensor | int, temperature: float = 100.0) -> Tensor:
+def token_softmax(maps_BYXT: Tensor, first_B: Tensor | int, last_B: Tensor | int, temperature: float = 100.0) -> Tensor:
     """Return how the words of the prompt compete for each position, without the start token that takes most attention.
 
     ``softmax over tokens first <= t < last of temperature * A``. The width T is kept, so token positions stay what they
@@ -49,7 +49,7 @@ def token_softmax(maps_BYXT: Tensor, first: int, last_B: Tensor | int, temperatu
 
     Args:
         maps_BYXT: attention probabilities, mean over layers and heads.
-        first: first token kept; 1 drops the start token.
+        first_B: first token kept, for all rows or for each; 1 drops the start token of CLIP.
         last_B: one past the last token kept, for all rows or for each (an integer tensor on the device of the maps).
             SD 1.x: T - 1; SD 2.x: the position of the end token, which differs between prompts.
         temperature: factor before the softmax; 100 in Attend-and-Excite.
@@ -72,19 +72,19 @@ def token_softmax(maps_BYXT: Tensor, first: int, last_B: Tensor | int, temperatu
     _require_token_maps(maps_BYXT)
     rows, tokens = maps_BYXT.shape[0], maps_BYXT.shape[3]
     position_T = torch.arange(tokens, device=maps_BYXT.device)
-    if isinstance(last_B, Tensor):
-        if tuple(last_B.shape) != (rows,):
+    for name, bound in (("first_B", first_B), ("last_B", last_B)):
+        if isinstance(bound, Tensor) and tuple(bound.shape) != (rows,):
             raise ShapeMismatch(
-                f"`last_B` has shape {tuple(last_B.shape)}, expected ({rows},).", "Give one end for each row."
+                f"`{name}` has shape {tuple(bound.shape)}, expected ({rows},).", "Give one position for each row."
             )
-        keep = ((position_T >= first) & (position_T < last_B[:, None]))[:, None, None]
-    else:
-        if not 0 <= first < last_B <= tokens:
-            raise BadSetting(
-                f"The range of tokens from {first} to {last_B} is not a part of {tokens}.",
-                "Give 0 <= first < last_B <= T.",
-            )
-        keep = (position_T >= first) & (position_T < last_B)
+    if isinstance(first_B, int) and isinstance(last_B, int) and not 0 <= first_B < last_B <= tokens:
+        raise BadSetting(
+            f"The range of tokens from {first_B} to {last_B} is not a part of {tokens}.",
+            "Give 0 <= first_B < last_B <= T.",
+        )
+    first, last = (each[:, None] if isinstance(each, Tensor) else each for each in (first_B, last_B))
+    keep = (position_T >= first) & (position_T < last)
+    keep = keep[:, None, None] if keep.ndim == 2 else keep
     logits_BYXT = at_least_float32(maps_BYXT) * temperature
     # The lowest number instead of -inf: the softmax is the same, and a row that keeps no token has no NaN.
     lowest = torch.finfo(logits_BYXT.dtype).min
@@ -236,13 +236,16 @@ def head_mean(maps: Mapping[str, Tensor], heads: Mapping[str, int]) -> Tensor:
     return torch.stack(shares).sum(dim=0)
 
 
-def concept_maps(maps_BYXT: Tensor, index_BNK: Tensor, index_mask_BNK: Tensor) -> Tensor:
+def concept_maps(
+    maps_BYXT: Tensor, index_BNK: Tensor, index_mask_BNK: Tensor, share_BNK: Tensor | None = None
+) -> Tensor:
     """Return one map for each concept, the mean of the maps of its tokens.
 
     Args:
         maps_BYXT: one map for each token.
         index_BNK: token positions of each concept, int64, padded with any number.
         index_mask_BNK: boolean, true where a position is real; both on the device of the maps.
+        share_BNK: share of each position in the mean, 0 where it is not real; None: all that are real have the same.
 
     Returns:
         maps_BNYX of at least float32; 0 for a concept without tokens.
@@ -267,6 +270,8 @@ def concept_maps(maps_BYXT: Tensor, index_BNK: Tensor, index_mask_BNK: Tensor) -
     index_BYXT = index_BNK.masked_fill(~index_mask_BNK, 0).flatten(1)[:, None, None].expand(-1, height, width, -1)
     maps_BYXNK = at_least_float32(maps_BYXT).gather(3, index_BYXT).reshape(rows, height, width, *index_BNK.shape[1:])
     maps_BYXNK = maps_BYXNK.masked_fill(~index_mask_BNK[:, None, None], 0.0)
+    if share_BNK is not None:
+        return (maps_BYXNK * share_BNK[:, None, None]).sum(-1).permute(0, 3, 1, 2)
     count_BN = index_mask_BNK.sum(-1).clamp(min=1)
     maps_BYXN = maps_BYXNK.sum(-1) / count_BN[:, None, None]
     return maps_BYXN.permute(0, 3, 1, 2)

@@ -5,8 +5,6 @@ Legend: ``B`` image, ``P`` block, ``T`` prompt token, ``N`` word, ``Y`` ``X`` ma
 
 from __future__ import annotations
 
-import builtins
-import html
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from t2ictl.errors import BadSetting, NotRecorded
-from t2ictl.maps.figures import heat_map, html_row, overlay, png_bytes, stacked_grids
+from t2ictl.maps.figures import heat_map, overlay
+from t2ictl.maps.notebook import ShownInNotebooks
 from t2ictl.maps.ops import head_mean, pair_overlap, resize_maps, spatial_distribution
 from t2ictl.maps.packing import pack_maps
 from t2ictl.maps.queries import RankedWord, rank_words, segment_maps, threshold_mask
@@ -26,11 +25,9 @@ from t2ictl.prompts.prompt import Prompt
 
 __all__ = ["AttentionRecord"]
 
-COLUMNS = 8  # heat maps in a row of a notebook's output
-
 
 @dataclass(kw_only=True)
-class AttentionRecord:
+class AttentionRecord(ShownInNotebooks):
     """The attention maps of one pipeline call, asked for by word.
 
     The attention map of a word is the share of attention that each position of the image gives to the word. Values are
@@ -42,6 +39,8 @@ class AttentionRecord:
         heads: number of attention heads behind each block.
         maps: for each block ``maps_SBTYX``; one entry along ``S`` if only the mean was kept.
         steps: number of evaluations recorded.
+        kind: what a map is in joint attention (:class:`Recording`).
+        masses: for each block ``masses_SB1YX``, how much of its attention each place gives to text, if it was recorded.
 
     Example:
         >>> import t2ictl
@@ -57,6 +56,8 @@ class AttentionRecord:
     heads: dict[str, int]
     maps: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
+    kind: str = "text"
+    masses: dict[str, Tensor] = field(default_factory=dict)
 
     # -- what there is ----------------------------------------------------------------------
 
@@ -76,9 +77,8 @@ class AttentionRecord:
         for span in self._prompt(image).words():
             word = span.text.lower()
             seen[word] += 1
-            # Words that were cut off have no tokens; words at two positions in two encoders have no one map.
-            positions = set(span.by_encoder)
-            if len(positions) == 1 and span.tokens and set(span.tokens) <= recorded:
+            # Words that were cut off have no tokens; words at two positions in encoders side by side have no one map.
+            if not span.is_ambiguous and span.is_read and set(span.tokens) <= recorded:
                 names.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
         return names
 
@@ -106,13 +106,15 @@ class AttentionRecord:
     @property
     def bytes(self) -> int:
         """Memory held by the maps."""
-        return sum(maps.numel() * maps.element_size() for maps in self.maps.values())
+        return sum(maps.nbytes for maps in (*self.maps.values(), *self.masses.values()))
 
     def __repr__(self) -> str:
         words = list(dict.fromkeys(name for image in range(len(self.prompts)) for name in self.names(image)))
         blocks = {name: f"{maps.shape[-2]} x {maps.shape[-1]}" for name, maps in self.maps.items()}
         mean = "" if self.single_steps == self.steps else " (their mean)"
-        return f"AttentionRecord(words={words}, blocks={blocks}, steps={self.steps}{mean}, images={len(self.prompts)})"
+        kind = "" if self.kind == "text" else f", kind={self.kind!r}"
+        shown = f"words={words}, blocks={blocks}, steps={self.steps}{mean}, images={len(self.prompts)}{kind}"
+        return f"AttentionRecord({shown})"
 
     # -- maps -------------------------------------------------------------------------------
 
@@ -125,7 +127,8 @@ class AttentionRecord:
         Args:
             word: a word or phrase of the prompt; ``"cat#2"`` is the second one.
             image: which image of the call.
-            block: ``"down"``, ``"mid"``, ``"up"``, or, recorded by size, ``"up@2"``; None for the mean over all heads.
+            block: ``"down"``, ``"mid"``, ``"up"``; ``"early"``, ``"middle"``, ``"late"`` of a transformer; recorded by
+                size, ``"up@2"``; by layer, ``"transformer_blocks.7"``; None for the mean over all heads.
             step: one evaluation (negative from the end); None for the mean over all.
 
         Returns:
@@ -138,6 +141,27 @@ class AttentionRecord:
         own = self._by_block(self._columns_of(word, image), image, block, self._steps(step))
         maps_SYX = head_mean(own, self.heads)
         return maps_SYX.mean(dim=0) if step is None else maps_SYX[0]
+
+    def text_mass(self, *, image: int = 0, block: str | None = None, step: int | None = None) -> Tensor:
+        """Return how much of its attention each place gives to text, where it attends to text and image alike.
+
+        Args:
+            image: which image of the call.
+            block: as for :meth:`map`.
+            step: as for :meth:`map`.
+
+        Returns:
+            ``mass_YX`` in [0, 1]; 1 everywhere in cross-attention.
+
+        Raises:
+            NotRecorded: without ``Recording(text_mass=True)``, or if that block, step or image was not recorded.
+        """
+        if not self.masses:
+            raise NotRecorded("The attention to text as a whole was not recorded.", "Use Recording(text_mass=True).")
+        self._prompt(image)
+        own = self._by_block([[0]], image, block, self._steps(step), self.masses)
+        masses_SYX = head_mean(own, self.heads)
+        return masses_SYX.mean(dim=0) if step is None else masses_SYX[0]
 
     # -- questions --------------------------------------------------------------------------
 
@@ -302,11 +326,12 @@ class AttentionRecord:
 
         Returns:
             ``words``; ``merged`` (words that answer with the map of a phrase); ``blocks`` (the first one is all of
-            them); ``size`` (rows and columns of every map) and ``recorded_sizes`` (what they were for each block:
-            smaller maps were enlarged); ``steps`` (0 if there is the mean alone); ``top`` (the largest value of the
-            means over steps and blocks, for a scale that all maps share); ``scale`` and ``maps``: 16-bit values from 0
-            to ``scale``, little-endian, in base64, ordered word, block, step, row, column, where the first step is the
-            mean over all; ``means`` of the maps, in the same order; ``colors`` of heat maps, from 0 to ``top``.
+            them); ``kind`` (what a map is in joint attention); ``size`` (rows and columns of every map) and
+            ``recorded_sizes`` (what they were for each block: smaller maps were enlarged); ``steps`` (0 if there is the
+            mean alone); ``top`` (the largest value of the means over steps and blocks, for a scale that all maps
+            share); ``scale`` and ``maps``: 16-bit values from 0 to ``scale``, little-endian, in base64, ordered word,
+            block, step, row, column, where the first step is the mean over all; ``means`` of the maps, in the same
+            order; ``colors`` of heat maps, from 0 to ``top``.
 
         Raises:
             SpanNotFound, NotRecorded: as :meth:`map` does, and if no word was recorded.
@@ -317,7 +342,8 @@ class AttentionRecord:
         data = pack_maps(torch.stack([self._all_maps(name, image) for name in names]))
         sizes = [data["size"], *(list(maps.shape[-2:]) for maps in self.maps.values())]
         merged = {name: phrase for name in names if (phrase := self._prompt(image).find(name).merged)}
-        return {"words": names, "merged": merged, "blocks": ["all", *self.maps], "recorded_sizes": sizes, **data}
+        blocks = ["all", *self.maps]
+        return {"words": names, "merged": merged, "blocks": blocks, "kind": self.kind, "recorded_sizes": sizes, **data}
 
     def _all_maps(self, word: str, image: int) -> Tensor:
         """``maps_PSYX`` of one size: all blocks together, then each; the mean over steps, then each step if kept."""
@@ -328,25 +354,6 @@ class AttentionRecord:
         mean_P1YX = maps_PSYX.mean(dim=1, keepdim=True)
         return torch.cat([mean_P1YX, maps_PSYX], dim=1) if self.single_steps > 1 else mean_P1YX
 
-    def _tiles(self, image: int) -> list[tuple[str, Image.Image]]:
-        """The heat map of each word of an image on one scale, with its caption."""
-        names = self.names(image) if self.maps else []
-        maps = {name: self.map(name, image=image) for name in names}
-        top = max((float(each.max()) for each in maps.values()), default=0.0)
-        return [(f"{name} (max {float(each.max()):.3f})", heat_map(each, top)) for name, each in maps.items()]
-
-    def _repr_png_(self) -> builtins.bytes | None:
-        """The heat maps of all words in a row, one row for each image, for notebooks."""
-        rows = [tiles for image in range(len(self.prompts)) if (tiles := self._tiles(image))]
-        return png_bytes(stacked_grids(rows, COLUMNS)) if rows else None
-
-    def _repr_html_(self) -> str:
-        """The heat maps of all words in a row, one row for each image, for notebooks."""
-        parts = [f"<code>{html.escape(repr(self))}</code>"]
-        for image, prompt in enumerate(self.prompts):
-            parts.append(f"<p>{html.escape(prompt.text)}</p>{html_row(self._tiles(image))}")
-        return "".join(parts)
-
     # -- from tokens and blocks to words ----------------------------------------------------
 
     def _prompt(self, image: int) -> Prompt:
@@ -354,14 +361,14 @@ class AttentionRecord:
             raise NotRecorded(f"There is no image {image}.", f"This call made {len(self.prompts)}, counted from 0.")
         return self.prompts[image]
 
-    def _columns_of(self, word: str, image: int) -> list[int]:
-        """Where the tokens of a word are among those that were recorded."""
+    def _columns_of(self, word: str, image: int) -> list[list[int]]:
+        """Where the tokens of a word are among those that were recorded, for each segment of the text row."""
         span = self._prompt(image).find(word)
         if span.merged:
             warnings.warn(f"{word!r} was merged into {span.merged!r}: this is the map of the whole.", stacklevel=3)
         if not set(span.tokens) <= set(self.columns):
             raise NotRecorded(f"The word {word!r} was not recorded.", "Name it in Recording(words=...).")
-        return [self.columns.index(token) for token in span.tokens]
+        return [[self.columns.index(token) for token in tokens] for tokens in span.by_segment if tokens]
 
     def _maps_of(self, words: Sequence[str], image: int, block: str | None, step: int | None) -> Tensor:
         """``maps_NYX`` of words."""
@@ -377,11 +384,17 @@ class AttentionRecord:
             raise NotRecorded(f"There is no step {step}.", f"{self.steps} evaluations were recorded.")
         return slice(step % self.steps, step % self.steps + 1)
 
-    def _by_block(self, columns: list[int], image: int, block: str | None, steps: slice) -> dict[str, Tensor]:
-        """For each block ``maps_SYX``, the mean over tokens. Of these alone: a record holds every word and step."""
-        if not self.maps:
+    def _by_block(
+        self, columns: list[list[int]], image: int, block: str | None, steps: slice, maps: Any = None
+    ) -> dict[str, Tensor]:
+        """For each block ``maps_SYX``, the mean over tokens, and over segments. Of these alone: a record holds all."""
+        maps = self.maps if maps is None else maps
+        if not maps:
             raise NotRecorded("No evaluation of the denoiser was recorded.", "Call the pipeline to its end first.")
-        if block is not None and block not in self.maps:
-            raise NotRecorded(f"Nothing was recorded of the block {block!r}.", f"Recorded: {sorted(self.maps)}.")
-        chosen = self.maps if block is None else {block: self.maps[block]}
-        return {name: maps[steps, image, columns].float().mean(dim=1).cpu() for name, maps in chosen.items()}
+        if block is not None and block not in maps:
+            raise NotRecorded(f"Nothing was recorded of the block {block!r}.", f"Recorded: {sorted(maps)}.")
+        chosen = maps if block is None else {block: maps[block]}
+        return {
+            name: torch.stack([each[steps, image, own].float().mean(dim=1) for own in columns]).mean(dim=0).cpu()
+            for name, each in chosen.items()
+        }

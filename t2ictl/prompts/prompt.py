@@ -3,7 +3,8 @@
 A control names its concepts by word; attention maps and embedding rows have positions. The
 bridge is character offsets: the tokenizer says which characters each token came from, the
 parser says which characters a word or an object has, and what overlaps belongs together.
-Positions are indices into the full padded row of a text encoder, with the start token at 0.
+Positions of an encoder are indices into its full padded row; those of a span's tokens are indices into the row that
+the denoiser reads (:mod:`t2ictl.prompts.spans`).
 """
 
 from __future__ import annotations
@@ -13,97 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from t2ictl.errors import AmbiguousWord, BadSetting, SpanNotFound
+from t2ictl.errors import BadSetting, SpanNotFound
 from t2ictl.prompts.accessories import object_groups
 from t2ictl.prompts.grammar import ObjectGroup, group, known_parser
 from t2ictl.prompts.noun_phrases import NounPhrase, noun_phrases
 from t2ictl.prompts.queries import check_apart, cut_off, matches, not_found, nth, read_query
+from t2ictl.prompts.spans import Merge, Phrase, Span
 from t2ictl.prompts.tagging import split_words
 from t2ictl.prompts.tokens import Encoding, encode
 
 __all__ = ["Merge", "Phrase", "Prompt", "Span"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """A piece of the prompt: its characters, and its tokens in each text encoder.
-
-    Args:
-        text: the characters as they stand in the prompt.
-        start: first character in ``Prompt.text``; -1 where the words stand only in another encoder's own prompt.
-        end: one past the last character; -1 as for ``start``.
-        by_encoder: for each encoder the positions in its full row; empty where the words are not in its prompt.
-        role: ``"word"``, ``"mark"`` (punctuation), ``"phrase"``, ``"object"`` (a head noun) or ``"attribute"``.
-        merged: the phrase whose one composite token stands for these words, where a control merged them; else empty.
-
-    Example:
-        >>> Span(text="cat", start=2, end=5, by_encoder=((2,), (2,))).tokens
-        (2,)
-    """
-
-    text: str
-    start: int
-    end: int
-    by_encoder: tuple[tuple[int, ...], ...]
-    role: str = "word"
-    merged: str = ""
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Positions that hold for every encoder.
-
-        Cross-attention of a two-encoder model reads both rows side by side, so one position must mean one word.
-
-        Returns:
-            Positions in the full row.
-
-        Raises:
-            AmbiguousWord: the encoders have the word at different positions.
-        """
-        if len(set(self.by_encoder)) > 1:
-            places = ", ".join(str(list(tokens)) for tokens in self.by_encoder)
-            raise AmbiguousWord(
-                f"'{self.text}' stands at different token positions in the prompts of the text encoders: {places}.",
-                "Put the word at the same place in both prompts, or use one prompt.",
-            )
-        return self.by_encoder[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phrase:
-    """An object of the prompt with its attributes: "a small red circle".
-
-    Args:
-        span: all of it, from the first to the last of its words, without the determiner (role ``"phrase"``).
-        noun: the head noun with its compound parts (role ``"object"``).
-        attributes: adjectives, colors, materials, participles (role ``"attribute"``), in text order.
-    """
-
-    span: Span
-    noun: Span
-    attributes: tuple[Span, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merge:
-    """Words that a control merged into one token.
-
-    Args:
-        noun: character range of the noun, whose token carries all.
-        parts: character ranges of all words that were merged.
-    """
-
-    noun: tuple[int, int]
-    parts: tuple[tuple[int, int], ...]
-
-    @property
-    def phrase(self) -> tuple[int, int]:
-        """Character range from the first to the last word that was merged."""
-        return min(self.parts)[0], max(end for _, end in self.parts)
-
-    def holds(self, start: int, end: int) -> bool:
-        """Return whether a character range lies in what was merged."""
-        return any(part[0] <= start and end <= part[1] for part in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +68,32 @@ class Prompt:
         own = [text] * len(tokenizers) if texts is None else list(texts)
         if not tokenizers or len(own) != len(tokenizers):
             raise BadSetting(f"{len(own)} texts for {len(tokenizers)} tokenizers.", "Give one text per tokenizer.")
-        encodings = tuple(encode(one, tokenizer, pad_to) for one, tokenizer in zip(own, tokenizers, strict=True))
-        return cls(text=text, encodings=encodings, parser=known_parser(parser))
+        encodings = [encode(one, tokenizer, pad_to) for one, tokenizer in zip(own, tokenizers, strict=True)]
+        return cls.from_encodings(text, encodings, parser)
+
+    @classmethod
+    def from_encodings(cls, text: str, encodings: Sequence[Encoding], parser: str = "grammar") -> Prompt:
+        """Make a prompt of what its text encoders read.
+
+        Args:
+            text: the prompt.
+            encodings: what each text encoder reads, with the offsets of their rows.
+            parser: who groups words into objects, as for :meth:`parse`.
+
+        Returns:
+            The prompt.
+
+        Raises:
+            BadSetting: no encoding, or no such parser.
+        """
+        if not encodings:
+            raise BadSetting("No text encoder reads the prompt.", "Give one encoding per text encoder.")
+        return cls(text=text, encodings=tuple(encodings), parser=known_parser(parser))
+
+    @property
+    def row_length(self) -> int:
+        """Length of the text row that the denoiser reads, in tokens."""
+        return max((one.offset + len(one.ids) for one in self.encodings if one.offset is not None), default=0)
 
     def find(self, query: str, occurrence: int = 1) -> Span:
         """Find a word or phrase: whole words, in any case, with any white space between them.
@@ -175,13 +119,12 @@ class Prompt:
             raise not_found(words, occurrence, self.encodings)
         found = list(zip(self.encodings, ranges, strict=True))
         by_encoder = tuple(_kept(one, place) if place else () for one, place in found)
-        if not any(by_encoder):
+        here = nth(matches(self.text, self._names(), words), occurrence)
+        text = self.text[slice(*here)] if here else next(one.text[slice(*place)] for one, place in found if place)
+        span = self._made(text, here or (-1, -1), by_encoder, merged=self._merged(*here) if here else "")
+        if not span.is_read:
             raise cut_off(words, self.encodings)
-        if here := nth(matches(self.text, self._names(), words), occurrence):
-            text, merged = self.text[slice(*here)], self._merged(*here)
-            return Span(text=text, start=here[0], end=here[1], by_encoder=by_encoder, merged=merged)
-        text = next(one.text[slice(*place)] for one, place in found if place)
-        return Span(text=text, start=-1, end=-1, by_encoder=by_encoder)
+        return span
 
     def find_all(self, queries: Sequence[str]) -> tuple[Span, ...]:
         """Find several words or phrases, each as :meth:`find` does, in the order asked."""
@@ -232,7 +175,7 @@ class Prompt:
             SpanNotFound: no encoder has a token there (white space, or cut off by the token limit).
         """
         span = self._span(start, end, role)
-        if any(span.by_encoder):
+        if span.is_read:
             return span
         raise cut_off(span.text, self.encodings)
 
@@ -244,11 +187,20 @@ class Prompt:
             end: one past the last; no white space stands before it.
 
         Returns:
-            Positions that hold for every encoder; none where the limit cut the range.
+            Positions in the denoiser's row, of the segments that have all of the range.
 
         Raises:
-            AmbiguousWord: the encoders have the words at different positions.
+            AmbiguousWord: encoders of one segment have the words at different positions.
         """
+        offsets = sorted({one.offset for one in self.encodings if one.offset is not None})
+        return tuple(token for offset in offsets for token in self._segment(offset)._whole(start, end))
+
+    def _segment(self, offset: int) -> Prompt:
+        """The prompt as one segment of the denoiser's row has it."""
+        return replace(self, encodings=tuple(one for one in self.encodings if one.offset == offset))
+
+    def _whole(self, start: int, end: int) -> tuple[int, ...]:
+        """The tokens of a character range in a single segment."""
         own = [one for one in self.encodings if one.text == self.text]
         if any(one.truncated_at is not None and one.truncated_at < end for one in own):
             return ()  # the limit may fall inside a character, of which then some tokens are there
@@ -297,10 +249,10 @@ class Prompt:
             if merge is not None and merge.noun != one.noun:
                 continue  # an accessory: its map is that of the object that has it
             noun = self._span(*one.noun, "object")
-            if any(noun.by_encoder):
+            if noun.is_read:
                 apart = one.members if merge is None else ()  # what was merged has no map of its own
                 attributes = (self._span(*place, "attribute") for place in apart)
-                kept = tuple(span for span in attributes if any(span.by_encoder))
+                kept = tuple(span for span in attributes if span.is_read)
                 phrases.append(Phrase(span=self._span(one.start, one.end, "phrase"), noun=noun, attributes=kept))
         return tuple(phrases)
 
@@ -341,8 +293,13 @@ class Prompt:
             one.tokens_at(start, end) if one.text == self.text else self._elsewhere(one, start, end)
             for one in self.encodings
         )
-        text, merged = self.text[start:end], self._merged(start, end)
-        return Span(text=text, start=start, end=end, by_encoder=by_encoder, role=role, merged=merged)
+        return self._made(self.text[start:end], (start, end), by_encoder, role=role, merged=self._merged(start, end))
+
+    def _made(self, text: str, place: tuple[int, int], by_encoder: tuple[tuple[int, ...], ...], **more: Any) -> Span:
+        """A span with the offsets of the encoders, where one is not at 0."""
+        offsets = tuple(one.offset for one in self.encodings)
+        own = offsets if any(offset != 0 for offset in offsets) else ()
+        return Span(text=text, start=place[0], end=place[1], by_encoder=by_encoder, offsets=own, **more)
 
     def _merged(self, start: int, end: int) -> str:
         """The phrase into which these words were merged; nothing for the whole phrase itself."""

@@ -89,8 +89,14 @@ def not_found(words: str, occurrence: int, encodings: Sequence[Encoding]) -> Spa
 
 
 def cut_off(words: str, encodings: Sequence[Encoding]) -> SpanNotFound:
-    """Make the error for words that have no token."""
-    limit = next((one for one in encodings if one.truncated_at is not None), None)
+    """Make the error for words that have no token in the row that the denoiser reads."""
+    read = [one for one in encodings if one.offset is not None]
+    if not _is_in(words, read) and _is_in(words, encodings):
+        return SpanNotFound(
+            f"'{words}' stands only in the prompt of a text encoder whose rows the denoiser does not read.",
+            "Put the words into the prompt of the other text encoder as well, or use one prompt.",
+        )
+    limit = max((one for one in read if one.truncated_at is not None), key=lambda one: len(one.ids), default=None)
     if limit is None:
         return SpanNotFound(f"The tokenizer made no token of '{words}'.", "Use a word with letters.")
     last = limit.text[: limit.truncated_at].split()[-1:]

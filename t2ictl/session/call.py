@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import Edit
-from t2ictl.attention.passes import ActivePass, DenoiserPass
+from t2ictl.attention.passes import ActivePass, DenoiserPass, Tap
 from t2ictl.errors import MoveLost, NonFiniteLoss, UnsupportedPipeline
+from t2ictl.families.evaluations import several_evaluations
 from t2ictl.families.schedulers import discarded_samples
 from t2ictl.guidance.optimize import MoveTrace
 from t2ictl.maps.recorder import Recorder
+from t2ictl.ports.base import Inputs
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.cost import Cost
 from t2ictl.session.extra_passes import Evaluation, ExtraPasses
@@ -34,8 +37,6 @@ from t2ictl.session.text_embeds import EmbedsState
 from t2ictl.settings.windows import Step
 
 __all__ = ["CallResults", "MoveLog", "PipelineCall"]
-
-_INPUTS = ("sample", "timestep", "encoder_hidden_states")
 
 
 @dataclass(kw_only=True)
@@ -161,6 +162,9 @@ class PipelineCall:
     idle: IdleCheck
     text: EmbedsState | None = None
     _step: Step | None = None
+    _last_step: Step | None = None
+    _plain: Tensor | None = None
+    _is_further: bool = False
     _discarded: tuple[bool, ...] = ()
     _others: list[tuple[Tensor, tuple[Prompt, ...]]] = field(default_factory=list)
     _states: Tensor | None = None
@@ -182,7 +186,7 @@ class PipelineCall:
         """Handle one evaluation that the pipeline asks for: check it, move the latents, set the taps.
 
         Args:
-            *args: positional arguments of the denoiser (sample, timestep, text embeddings).
+            *args: positional arguments of the denoiser.
             **kwargs: its keyword arguments.
 
         Returns:
@@ -190,23 +194,27 @@ class PipelineCall:
 
         Raises:
             ForeignCall: if the evaluation is not the next one of this call.
+            UnsupportedPipeline: if the pipeline calls its denoiser in another way than its family.
             MoveLost: if the last move was never taken up by a scheduler step.
         """
-        inputs = {**dict(zip(_INPUTS, args, strict=False)), **kwargs}
-        if self._step is None:
-            self.guard.check_one_each_step(inputs)
+        port = self.guard.adapter.port
+        inputs = port.bind(args, kwargs)
+        if self._step is None and self.guard.goes_on(inputs):
+            return port.arguments(self._again(inputs), len(args))
         self._check_taken_up()
         step = self.guard.next_step(inputs)
-        now = Evaluation(step=step, batch=self.guard.batch, inputs=inputs, rest=args[len(_INPUTS) :])
-        sample = inputs["sample"]
-        latent_size = (sample.shape[-2], sample.shape[-1])
+        if not self.guard.batch.indices("cond"):
+            raise UnsupportedPipeline(
+                f"{type(self.guard.adapter.pipe).__name__} calls its denoiser for the negative prompt first.",
+                "Call the plain pipeline of the family with the same parts.",
+            )
+        now = Evaluation(
+            step=step, batch=self.guard.batch, inputs=inputs, positional=len(args), timestep=self._timestep(inputs)
+        )
+        x_BCYX = port.latents(inputs)
+        latent_size = (x_BCYX.shape[-2], x_BCYX.shape[-1])
         if step.index == 0:
-            self.listeners.start(now.cond, step.total, latent_size)
-            self._discarded = self._discarded_samples(inputs["timestep"], step.total)
-            text_tokens = inputs["encoder_hidden_states"].shape[1]
-            self.idle.warn(self.guard.all_steps(step), latent_size, text_tokens, self._discarded)
-            if any(plan.objectives or (plan.text is not None and plan.text.objectives) for plan in self.mover.plans):
-                warn_of_other_listeners(self.guard.adapter.denoiser)
+            self._start(now, latent_size)
         self._notice_text(now)
         is_discarded = any(self._discarded[step.index : step.index + 1])
         self.processors.place(self.passes.layers)
@@ -214,14 +222,58 @@ class PipelineCall:
             self.log.add(self.text.update(now, self.passes), step)
             inputs |= self.text.inputs(now)
         acting = self.mover.acting(step, is_discarded=is_discarded)
-        inputs["sample"] = self.mover.move(acting, now)
-        self.cost.forwards += len(sample)
+        self._plain = x_BCYX[now.cond]
         taps = self.listeners.begin(acting, step, now.cond, is_discarded=is_discarded)
+        moved = self.mover.move(acting, now)
+        self._run(step, now.batch, latent_size, moved, taps)
+        return port.arguments(moved, len(args))
+
+    def _start(self, now: Evaluation, latent_size: tuple[int, int]) -> None:
+        """What is done once, before the first evaluation."""
+        step, port = now.step, self.guard.adapter.port
+        self.guard.warn_of_masks()
+        self.listeners.start(now.cond, step.total, latent_size)
+        self._discarded = self._discarded_samples(now.timestep, step.total)
+        self.idle.warn(self.guard.all_steps(step), latent_size, port.text_length(now.inputs), self._discarded)
+        if any(plan.objectives or (plan.text is not None and plan.text.objectives) for plan in self.mover.plans):
+            warn_of_other_listeners(self.guard.adapter.denoiser)
+
+    def _timestep(self, inputs: Inputs) -> Any:
+        """The time of this evaluation, as the scheduler is asked with it."""
+        return self.guard.timestep if self.guard.adapter.port.several_calls else inputs["timestep"]
+
+    def _again(self, inputs: Inputs) -> Inputs:
+        """Handle a further call of the denoiser in the same evaluation: it gets the latents that the first one got."""
+        port, step = self.guard.adapter.port, self._last_step
+        batch, plain_BCYX = self.guard.layout(inputs), self._plain
+        assert step is not None and plain_BCYX is not None
+        x_BCYX = port.latents(inputs)
+        if not torch.equal(x_BCYX[: len(plain_BCYX)], plain_BCYX):
+            raise several_evaluations(self.guard.adapter.pipe)
+        self.processors.place(self.passes.layers)
+        moved = self.mover.moved(inputs)
+        self._run(step, batch, (x_BCYX.shape[-2], x_BCYX.shape[-1]), moved, ())
+        self._is_further = True
+        return moved
+
+    def _run(
+        self, step: Step, batch: BatchLayout, latent_size: tuple[int, int], inputs: Inputs, taps: Sequence[Tap]
+    ) -> None:
+        """Tell the processors of the pass that the pipeline is about to run."""
+        port = self.guard.adapter.port
+        self.cost.forwards += len(inputs[port.sample_name])
         self.active_pass.begin(
-            DenoiserPass(batch=now.batch, latent_size=latent_size, step=step, edits=self.edits, taps=taps)
+            DenoiserPass(
+                batch=batch,
+                latent_size=latent_size,
+                step=step,
+                edits=self.edits,
+                taps=taps,
+                text_length=port.text_length(inputs),
+            )
         )
-        self._step = step
-        return (*(inputs.pop(name) for name in _INPUTS), *now.rest), inputs
+        self._step = self._last_step = step
+        self._is_further = False
 
     def learn(self, embeds_BTC: Tensor, prompts: tuple[Prompt, ...]) -> None:
         """Learn the words of embeddings that a callback has made, for which those of the call may be exchanged.
@@ -234,7 +286,7 @@ class PipelineCall:
 
     def _notice_text(self, now: Evaluation) -> None:
         """Warn if the call goes on with another prompt, in which the words stand elsewhere or not at all."""
-        states, before = now.inputs["encoder_hidden_states"], self._states
+        states, before = self.guard.adapter.port.texts(now.inputs)[0], self._states
         self._states, own = states, self.listeners.prompts
         if before is None or before is states or own is None or not self.passes.layers:
             return
@@ -279,8 +331,9 @@ class PipelineCall:
         self.processors.remove()
         step, self._step = self._step, None
         assert step is not None and over is not None
-        over.check_visited(self.passes.layers)
-        self.listeners.end(step)
+        if not self._is_further:  # a further call may leave layers out on purpose, and nobody listens to it
+            over.check_visited(self.passes.layers)
+            self.listeners.end(step)
         if self.mover.is_waiting:
             self.log.check_noise(noise[0], step)
 
@@ -299,7 +352,7 @@ class PipelineCall:
             raise UnsupportedPipeline(
                 f"The denoiser failed in its pass after the session's own ({str(error).splitlines()[0]}): something "
                 "seems to keep features of one pass for the next.",
-                "Take such a cache out for the length of the session (for diffusers' own: pipe.unet.disable_cache()).",
+                "Take such a cache out for the length of the session (diffusers' own: its disable_cache()).",
             ) from error
 
     def warn(self) -> None:
@@ -317,6 +370,7 @@ class PipelineCall:
             The same, moved if a move is waiting.
         """
         self.guard.steps += 1
+        self._plain = None
         return self.mover.take_up(sample)
 
 

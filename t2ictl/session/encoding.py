@@ -6,14 +6,15 @@ import copy
 import functools
 import inspect
 import sys
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
 from t2ictl.families import Adapter
-from t2ictl.families.base import Encoded
+from t2ictl.families.arguments import Encoded
 from t2ictl.families.text_states import Encode
 
-__all__ = ["EncodePromptWrapper", "Encoding", "call_place"]
+__all__ = ["CallPlace", "EncodePromptWrapper", "Encoding", "call_place"]
 
 
 class Encoding(Protocol):
@@ -25,10 +26,16 @@ class Encoding(Protocol):
     def is_open(self) -> bool:
         """Whether anything is to be done."""
 
-    def belongs_to_call(self, place: tuple[Any, int] | None) -> bool:
+    def belongs_to_call(self, place: CallPlace | None) -> bool:
         """Whether a text is encoded on the way, by a callback of the call that is running."""
 
-    def begin_call(self, encoded: Encoded, encode: Encode, place: tuple[Any, int] | None) -> None:
+    def goes_on_encoding(self, place: CallPlace | None) -> bool:
+        """Whether the call that has just begun encodes once more: its negative prompt, or for another encoder."""
+
+    def more_encoded(self, result: Any) -> None:
+        """Learn what a further encoding of the same call returned."""
+
+    def begin_call(self, encoded: Encoded, encode: Encode, place: CallPlace | None) -> None:
         """Start a pipeline call, before its prompt is encoded."""
 
     def end_encoding(self, encoded: Encoded, result: Any, encode: Encode) -> Any:
@@ -66,6 +73,10 @@ class EncodePromptWrapper:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         adapter, place = session.adapter, call_place(session.adapter.pipe)
+        if session.goes_on_encoding(place):
+            result = self.original(*args, **kwargs)
+            session.more_encoded(result)
+            return result
         encoded = adapter.encoded(bound.arguments)
         if session.belongs_to_call(place):
             result = self.original(*args, **kwargs)
@@ -80,22 +91,37 @@ class EncodePromptWrapper:
         return copy.deepcopy(self.original, memo)
 
 
-def call_place(pipe: Any) -> tuple[Any, int] | None:
+@dataclass(frozen=True)
+class CallPlace:
+    """Where in its own ``__call__`` a pipeline stands; the same place of a later call is equal.
+
+    Args:
+        code: its code.
+        instruction: number of the instruction.
+        frame: identity of the call in progress; that of one that is over may come again.
+    """
+
+    code: Any
+    instruction: int
+    frame: int = field(compare=False)
+
+
+def call_place(pipe: Any) -> CallPlace | None:
     """Find where in its own ``__call__`` a pipeline stands, if that is running.
 
-    Its own encoding and its callbacks are different places; the same place of a later call is equal.
+    Its own encoding and its callbacks are different places.
 
     Args:
         pipe: the pipeline.
 
     Returns:
-        The code and the instruction, or None.
+        The place, or None.
     """
     own = (vars(cls).get("__call__") for cls in type(pipe).__mro__)
     codes = {getattr(inspect.unwrap(each), "__code__", None) for each in own if each is not None}
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code in codes and frame.f_locals.get("self") is pipe:
-            return frame.f_code, frame.f_lasti
+            return CallPlace(frame.f_code, frame.f_lasti, id(frame))
         frame = frame.f_back
     return None

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from t2ictl.attention.batch import BatchLayout
@@ -25,6 +24,7 @@ from t2ictl.attention.layers import Layer
 from t2ictl.attention.passes import ActivePass, DenoiserPass, PassKind, StopForward
 from t2ictl.families import Adapter
 from t2ictl.maps.recorder import MapTap
+from t2ictl.ports.base import Inputs, Rows
 from t2ictl.session.cancelling import check_cancelled
 from t2ictl.session.checkpoints import Recomputed
 from t2ictl.session.cost import Cost
@@ -32,8 +32,6 @@ from t2ictl.session.hooks import DenoiserHook, Frozen
 from t2ictl.settings.windows import Step
 
 __all__ = ["Evaluation", "MapsOf", "ExtraPasses"]
-
-Rows = slice | list[int] | Tensor
 
 
 class MapsOf(Protocol):
@@ -45,17 +43,6 @@ class MapsOf(Protocol):
         """Return one ``maps_BYXT`` a group; without ``rows`` for all images, without states for the pipeline's."""
 
 
-def take_rows(value: Any, rows: Rows, total: int) -> Any:
-    """Keep some batch rows of every tensor in a nest of arguments; leave everything else as it is."""
-    if isinstance(value, Tensor):
-        return value[rows] if value.ndim and value.shape[0] == total else value
-    if isinstance(value, dict):
-        return {key: take_rows(each, rows, total) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(take_rows(each, rows, total) for each in value)
-    return value
-
-
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One evaluation that the pipeline asked for.
@@ -64,13 +51,15 @@ class Evaluation:
         step: which one.
         batch: the rows of its batch.
         inputs: the denoiser's arguments by name, all rows.
-        rest: further positional arguments.
+        positional: how many of them are passed by position.
+        timestep: what the scheduler calls this time.
     """
 
     step: Step
     batch: BatchLayout
-    inputs: Mapping[str, Any]
-    rest: tuple[Any, ...] = ()
+    inputs: Inputs
+    positional: int = 0
+    timestep: Any = 0.0
 
     @property
     def cond(self) -> slice:
@@ -128,11 +117,11 @@ class ExtraPasses:
             own: slice | list[int] = now.cond
             if rows is not None:
                 x_BCYX, own = x_BCYX[rows], [now.cond.start + row for row in rows]
-            extra = now.inputs["sample"][own, self.adapter.latent_channels :]
             taps = {layers: MapTap(layers, slice(None)) for layers in groups}
             this = DenoiserPass(
                 batch=_batch(now.batch, own),
                 latent_size=(x_BCYX.shape[-2], x_BCYX.shape[-1]),
+                text_length=self.adapter.port.text_length(now.inputs),
                 step=now.step,
                 edits=self.edits,
                 taps=list(taps.values()),
@@ -143,7 +132,7 @@ class ExtraPasses:
             # Objectives on text embeddings count their gradients themselves: not every pass takes one.
             self.cost.backwards += len(x_BCYX) if embeds_BTC is None else 0
             with contextlib.suppress(StopForward), self.active_pass.use(this):
-                self._run(torch.cat([x_BCYX, extra], dim=1), embeds_BTC, own, now)
+                self._run(x_BCYX, embeds_BTC, own, now)
             this.check_visited(self.layers)
             return [taps[layers].mean() for layers in groups]
 
@@ -164,46 +153,40 @@ class ExtraPasses:
             ``noise_GCYX``, in the terms of the model (noise, or velocity).
         """
         rows_G = rows_G + now.cond.start
+        x_GCYX = self.adapter.port.latents(now.inputs)[rows_G]
         this = DenoiserPass(
             batch=_batch(now.batch, rows_G.tolist()),
-            latent_size=(now.inputs["sample"].shape[-2], now.inputs["sample"].shape[-1]),
+            latent_size=(x_GCYX.shape[-2], x_GCYX.shape[-1]),
+            text_length=states_GKC.shape[1],
             step=now.step,
             kind=PassKind.OTHER_TEXT,
         )
         self.cost.extra_forwards += len(states_GKC)
         with self.active_pass.use(this):
-            result = self._run(now.inputs["sample"][rows_G], states_GKC, rows_G, now, free=True)
+            result = self._run(x_GCYX, states_GKC, rows_G, now, free=True)
         this.check_visited(self.layers)
         noise_GCYX: Tensor = result[0]
         return noise_GCYX
 
-    def _run(self, sample: Tensor, states: Tensor | None, rows: Rows, now: Evaluation, free: bool = False) -> Any:
+    def _run(self, x_BCYX: Tensor, states: Tensor | None, rows: Rows, now: Evaluation, free: bool = False) -> Any:
         check_cancelled()
-        total = len(now.inputs["sample"])
-        shared = {key: value for key, value in now.inputs.items() if key != "sample"}
+        port = self.adapter.port
+        name = port.text_names[0]
         # Anew for each pass: the denoiser empties some of these lists (residuals of a T2I-Adapter).
-        keywords, more = take_rows(shared, rows, total), take_rows(now.rest, rows, total)
+        inputs = port.with_latents(port.take(now.inputs, rows), x_BCYX)
         if free:
-            keywords = _without_text(keywords)
-        own = keywords.pop("encoder_hidden_states")
-        if states is None and isinstance(rows, slice):
+            inputs = port.without_text(inputs)
+        if states is not None:
+            inputs[name] = states.to(inputs[name].dtype)
+        elif isinstance(rows, slice):
             # The very tensor of the pass before, by which layers know that they have projected it already.
-            whole = shared["encoder_hidden_states"]
-            own = self._context(whole, (rows.start, rows.stop), lambda: own)
-        context = own if states is None else states.to(own.dtype)
+            whole, own = now.inputs[name], inputs[name]
+            inputs[name] = self._context(whole, (rows.start, rows.stop), lambda: own)
+        args, kwargs = port.arguments(inputs, now.positional)
         with self.frozen(), self.recomputed():
-            return self.hook.forward(sample, keywords.pop("timestep"), context, *more, **keywords)
+            return self.hook.forward(*args, **kwargs)
 
 
 def _batch(batch: BatchLayout, rows: slice | list[int]) -> BatchLayout:
     picked = range(*rows.indices(len(batch))) if isinstance(rows, slice) else rows
     return BatchLayout(rows=tuple(batch.rows[row] for row in picked))
-
-
-def _without_text(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Take out what speaks of the prompt beside the text states: mask of its positions, pooled states."""
-    kept = {key: value for key, value in keywords.items() if key != "encoder_attention_mask"}
-    added = kept.get("added_cond_kwargs") or {}
-    if "text_embeds" in added:
-        kept["added_cond_kwargs"] = {**added, "text_embeds": torch.zeros_like(added["text_embeds"])}
-    return kept

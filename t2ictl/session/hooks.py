@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 __all__ = ["DenoiserHook", "Frozen", "copy_without", "warn_of_other_listeners"]
@@ -168,7 +167,7 @@ def warn_of_other_listeners(denoiser: nn.Module) -> None:
     Args:
         denoiser: the model.
     """
-    layers = [each for each in denoiser.modules() if isinstance(each, Attention)]
+    layers: list[Any] = [each for each in denoiser.modules() if hasattr(each, "processor")]
     hooked = {
         id(each) for layer in layers for each in layer.modules() if each._forward_hooks or each._forward_pre_hooks
     }

@@ -17,6 +17,7 @@ from t2ictl.attention.passes import ActivePass
 from t2ictl.attention.processor import ControlledAttention, KeptProjections
 from t2ictl.attention.weights import weights_signature
 from t2ictl.patching import InstanceAttributes
+from t2ictl.ports.base import DenoiserPort
 
 __all__ = ["AttnProcessorPatch", "ProcessorsBefore"]
 
@@ -25,12 +26,13 @@ class AttnProcessorPatch:
     """The processors that a session has put on a denoiser.
 
     Args:
-        denoiser: the U-Net.
+        port: the denoiser.
         active_pass: tells the processors which pass is in progress.
     """
 
-    def __init__(self, denoiser: Any, active_pass: ActivePass) -> None:
-        self._denoiser, self._active_pass = denoiser, active_pass
+    def __init__(self, port: DenoiserPort, active_pass: ActivePass) -> None:
+        self._denoiser, self._active_pass = port.denoiser, active_pass
+        self._processor: Any = port.processor_class
         self._placed = InstanceAttributes()
         self._kept: dict[str, KeptProjections] = {}
 
@@ -42,13 +44,14 @@ class AttnProcessorPatch:
         """
         self.remove()
         for layer in layers:
-            attention = self._denoiser.get_submodule(layer.module)
-            ours = ControlledAttention(layer, attention.processor, self._active_pass, self._kept_for(layer, attention))
+            attention: Any = self._denoiser.get_submodule(layer.module)
+            ours = self._processor(layer, attention.processor, self._active_pass, self._kept_for(layer, attention))
             self._placed.set(attention, "processor", ours)
 
     def _kept_for(self, layer: Layer, attention: nn.Module) -> KeptProjections:
         """What was projected from text at the evaluation before, unless the weights have changed since."""
-        made_with = weights_signature(attention) if layer.kind == "cross" else None
+        is_kept = layer.kind == "cross" and self._processor is ControlledAttention
+        made_with = weights_signature(attention) if is_kept else None
         kept = self._kept.get(layer.address)
         if kept is None or made_with is None or kept.made_with != made_with:
             self._kept[layer.address] = kept = KeptProjections(made_with)
@@ -65,7 +68,7 @@ class ProcessorsBefore:
     Some pipelines set processors of their own after encoding, and put the earlier ones back only at their end.
 
     Args:
-        denoiser: the U-Net.
+        denoiser: the model.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:

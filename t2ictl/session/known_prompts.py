@@ -58,7 +58,7 @@ class PromptCache:
             PromptUnknown: if the prompts that the user named do not spell the embeddings.
         """
         if encoded.texts is not None:
-            return tuple(self.adapter.parse(texts, self.parser) for texts in encoded.texts)
+            return tuple(self.adapter.parse(texts, self.parser, encoded.how) for texts in encoded.texts)
         assert encoded.embeddings is not None
         known = self._find(encoded.embeddings)
         if known is not None:
@@ -66,8 +66,9 @@ class PromptCache:
         if self.given is None:
             return None
         rows, tokens = encoded.embeddings.shape[:2]
-        found = tuple(self.adapter.parse((text,), self.parser) for text in self.given)
-        lengths = {len(encoding.ids) for prompt in found for encoding in prompt.encodings}
+        own = self.adapter.how_long(tokens)
+        found = tuple(self.adapter.parse((text,), self.parser, own) for text in self.given)
+        lengths = {self.adapter.embeds_length(prompt, own) for prompt in found}
         if len(found) not in (1, rows) or lengths != {tokens}:
             raise PromptUnknown(
                 f"prompt= names {len(found)} prompts of {sorted(lengths)} tokens, and the embeddings have "
@@ -88,13 +89,19 @@ class PromptCache:
         Returns:
             A sentence or two; empty where one can be named.
         """
-        return "" if embeddings is None else _long(embeddings.shape[1], self.adapter.tokenizers[0].model_max_length)
+        if embeddings is None:
+            return ""
+        tokens = embeddings.shape[1]
+        # A row of words has the length of one window, whatever the words are.
+        how = self.adapter.how_long(tokens)
+        return _long(tokens, self.adapter.embeds_length(self.adapter.parse(("",), self.parser, how), how))
 
     def _check_spelling(self, embeddings: Tensor, prompts: Sequence[Prompt], encode: Encode) -> None:
         """Compare with what the pipeline itself makes of the words; weighted words are still the same words."""
-        if not self.adapter.can_encode or not self.adapter.text_is_causal:
+        if not self.adapter.can_encode or not self.adapter.spells_embeddings:
             return
-        ends = [prompt.encodings[0].end for prompt in prompts]
+        read = [prompt.encodings[0] for prompt in prompts]
+        ends = [each.end if "end" in each.roles else each.end - 1 for each in read]  # else the last word has read all
         texts = [prompt.text for prompt in prompts]
         try:
             own = encode([*texts, ""]).embeds

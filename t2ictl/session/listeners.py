@@ -87,7 +87,7 @@ class MapListeners:
         taps += [tap for each in self.monitors for tap in each.begin(step, rows, is_discarded)]
         if self.recorder is not None:
             self.recorder.rows = rows
-            taps.append(self.recorder)
+            taps += self.recorder.taps
         return taps
 
     def end(self, step: Step) -> None:

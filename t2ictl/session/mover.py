@@ -17,10 +17,11 @@ from torch import Tensor
 
 from t2ictl.controls.base import Plan
 from t2ictl.families import Adapter
-from t2ictl.families.schedulers import input_scale
+from t2ictl.families.schedulers import input_scale, keeps_precision
 from t2ictl.guidance.noise_search import optimize_noise
 from t2ictl.guidance.objectives import Objective
 from t2ictl.guidance.optimize import Move, MoveTrace, optimize, push
+from t2ictl.ports.base import Inputs
 from t2ictl.session.extra_passes import Evaluation, ExtraPasses
 from t2ictl.settings.windows import Step
 
@@ -45,6 +46,7 @@ class LatentMover:
     _owed: dict[int, float] = field(default_factory=dict)
     _moved: list[Tensor] = field(default_factory=list)
     _pending: Tensor | None = None
+    _now_at: Tensor | None = None
 
     @property
     def is_waiting(self) -> bool:
@@ -72,10 +74,11 @@ class LatentMover:
         Returns:
             The same, moved if a move is waiting.
         """
-        pending, self._pending = self._pending, None
+        pending, self._pending, self._now_at = self._pending, None, None
         if pending is None:
             return sample
-        return (sample.to(pending.dtype) + pending.to(sample.device)).to(sample.dtype)
+        moved = sample.to(pending.dtype) + pending.to(sample.device)
+        return moved if keeps_precision(self.adapter.pipe.scheduler, sample.dtype) else moved.to(sample.dtype)
 
     def acting(self, step: Step, *, is_discarded: bool) -> list[Objective]:
         """List the objectives that move latents now.
@@ -99,7 +102,7 @@ class LatentMover:
             for place, each in acting
         ]
 
-    def move(self, acting: Sequence[Objective], now: Evaluation) -> Tensor:
+    def move(self, acting: Sequence[Objective], now: Evaluation) -> Inputs:
         """Move the latents of all images and keep the move for the scheduler step.
 
         Args:
@@ -107,25 +110,41 @@ class LatentMover:
             now: the evaluation.
 
         Returns:
-            The denoiser's sample, all rows and channels.
+            The denoiser's arguments, all rows.
         """
-        sample, channels, step = now.inputs["sample"], self.adapter.latent_channels, now.step
+        step, port = now.step, self.adapter.port
+        self._now_at = None
         if not acting and all(plan.perturb is None and plan.fixed_latents is None for plan in self.plans):
-            return sample
-        x_BCYX = sample[now.cond, :channels]
-        scale = input_scale(self.adapter.pipe.scheduler, now.inputs["timestep"])
+            return now.inputs
+        x_BCYX = port.latents(now.inputs)[now.cond]
+        scale = input_scale(self.adapter.pipe.scheduler, now.timestep)
         moves = self._optimized(acting, x_BCYX, now, scale)
         perturbed = self._perturbed(moves[-1] if moves else None, x_BCYX, step, scale)
         self.report([entry for move in perturbed for entry in move.trace], step)
         moves += perturbed
         moves += self._fixed(moves[-1].latents if moves else x_BCYX, step)
         if not moves:
-            return sample
+            return now.inputs
         # The scheduler steps from its own, unscaled sample: dz = dx / c.
         delta_BCYX = reduce(torch.add, [move.delta for move in moves])
-        self._pending = delta_BCYX / scale
-        copies = len(sample) // now.batch.images
-        return torch.cat([moves[-1].latents.repeat(copies, 1, 1, 1), sample[:, channels:]], dim=1)
+        self._pending = port.pipeline_form(delta_BCYX / scale)
+        self._now_at = moves[-1].latents
+        return self.moved(now.inputs)
+
+    def moved(self, inputs: Inputs) -> Inputs:
+        """Put the moved latents of this evaluation into the arguments of one of its calls.
+
+        Args:
+            inputs: the pipeline's own; every role of the batch has the rows of all images.
+
+        Returns:
+            The arguments to use; the very same where nothing moved.
+        """
+        if self._now_at is None:
+            return inputs
+        port = self.adapter.port
+        copies = len(inputs[port.sample_name]) // len(self._now_at)
+        return port.with_latents(inputs, self._now_at.repeat(copies, 1, 1, 1))
 
     def _optimized(self, acting: Sequence[Objective], x_BCYX: Tensor, now: Evaluation, scale: float) -> list[Move]:
         """The moves down the gradients: first a search for noise, then the update of this step."""
@@ -171,5 +190,6 @@ class LatentMover:
 def _refined_to(objective: Objective, presence: float, step: Step) -> Objective:
     """The same objective, with a refinement at this step."""
     assert objective.refinement is not None
-    now = replace(objective.refinement, thresholds=((step.index / step.total, presence),))
+    total = objective.window.total(step)
+    now = replace(objective.refinement, by="fraction", thresholds=((step.index / total, presence),))
     return replace(objective, refinement=now)

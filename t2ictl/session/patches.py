@@ -42,7 +42,7 @@ class PipelinePatches:
     def __init__(self, adapter: Adapter, hook: DenoiserHook) -> None:
         self.adapter, self.hook = adapter, hook
         self.active_pass = ActivePass()
-        self.processors = AttnProcessorPatch(adapter.denoiser, self.active_pass)
+        self.processors = AttnProcessorPatch(adapter.port, self.active_pass)
         self.frozen = Frozen(adapter.denoiser)
         self._recomputed: Recomputed | None = None
         self._before: ProcessorsBefore | None = None
@@ -132,7 +132,7 @@ class PipelinePatches:
             heard: names of the attention modules in which somebody listens.
         """
         self._let_go()
-        self._recomputed = Recomputed(self.adapter.denoiser, kind, heard)
+        self._recomputed = Recomputed(self.adapter.port, kind, heard)
         return self._recomputed
 
     def break_off(self) -> None:
@@ -188,8 +188,8 @@ def release(pipe: Any) -> bool:
         >>> t2ictl.release(pipe), t2ictl.release(pipe)
         (True, False)
     """
-    found = getattr(getattr(pipe, "unet", None), "__dict__", {}).get(_MARK)
-    if not isinstance(found, PipelinePatches):
-        return False
-    found.close()
-    return True
+    parts = (getattr(getattr(pipe, name, None), "__dict__", {}).get(_MARK) for name in ("unet", "transformer"))
+    found = [each for each in parts if isinstance(each, PipelinePatches)]
+    for each in found:
+        each.close()
+    return bool(found)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-from t2ictl.attention.layers import Layer, select_layers
+from t2ictl.attention.layers import Layer
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.presets import with_preset
 from t2ictl.errors import (
@@ -21,12 +21,10 @@ from t2ictl.errors import (
     ForeignCall,
     MoveLost,
     NotRecorded,
-    PromptUnknown,
-    UnsupportedPipeline,
     shown,
 )
 from t2ictl.families import find_adapter
-from t2ictl.families.base import Encoded
+from t2ictl.families.arguments import Encoded
 from t2ictl.families.evaluations import evaluates_once, several_evaluations
 from t2ictl.families.text_states import Encode
 from t2ictl.guidance.optimize import MoveTrace
@@ -35,7 +33,9 @@ from t2ictl.maps.recorder import Recording
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.session.call import CallResults, MoveLog, PipelineCall
 from t2ictl.session.checkpoints import Checkpointing, check_checkpointing
+from t2ictl.session.checks import check_needs, check_words, recorded_layers
 from t2ictl.session.cost import Cost, peak_bytes, start_peak
+from t2ictl.session.encoding import CallPlace
 from t2ictl.session.extra_passes import ExtraPasses
 from t2ictl.session.guard import EvaluationGuard
 from t2ictl.session.hooks import DenoiserHook
@@ -73,8 +73,8 @@ def controlled(
         on_nonfinite: skip the update of an image whose loss is not finite, with a warning, or raise.
         measure: controls that only look on: their losses on the maps of the pass that makes the image are
             in ``session.measured``, at no further pass; they move and edit nothing.
-        checkpointing: compute ``"feed_forward"`` layers, or ``"all"`` in which nobody listens, a second time in place
-            of keeping them for the backward pass: the same images, less memory, more work (docs/speed.md).
+        checkpointing: compute layers again in the backward pass in place of keeping them: ``"feed_forward"`` ones, or
+            ``"all"`` or every ``"block"`` without a listener; same images, less memory, more work (docs/speed.md).
         on_move: called with the trace of each move, before the denoiser runs on it. What it raises ends the call.
 
     Returns:
@@ -144,7 +144,9 @@ class Session:
         self._patches: PipelinePatches | None = None
         self._call: PipelineCall | None = None
         self._results = CallResults()
-        self._places: set[tuple[Any, int] | None] = set()
+        self._places: set[CallPlace | None] = set()
+        self._began: CallPlace | None = None
+        self._encoded: list[Any] = []
         self._words = PromptCache(self.adapter, (words,) if isinstance(words, str) else words, parser)
         self._prompts: tuple[Prompt, ...] | None = None
         self._layers: tuple[Layer, ...] = ()
@@ -155,19 +157,8 @@ class Session:
         self.adapter.encode_signature(self._pipe.encode_prompt)
         if not evaluates_once(self._pipe):
             raise several_evaluations(self._pipe)
-        for control in self._all:
-            if self.adapter.family not in control.families:
-                raise UnsupportedPipeline(
-                    f"{type(control).__name__} does not act on the family {self.adapter.family!r}.",
-                    f"It acts on: {', '.join(control.families)}.",
-                )
-        self._record_layers: tuple[Layer, ...] = ()
-        if self._recording is not None:
-            where = self._recording.layers or f"cross@{self.adapter.semantic_stride}"
-            # The maps of self-attention are over places, not over words.
-            self._record_layers = select_layers(
-                [layer for layer in self.adapter.layers if layer.kind == "cross"], where
-            )
+        check_needs(self._all, self.adapter)
+        self._record_layers = recorded_layers(self._recording, self.adapter)
 
     def __repr__(self) -> str:
         names = ", ".join(type(control).__name__ for control in self.controls) or "no control"
@@ -248,18 +239,33 @@ class Session:
 
     # -- one pipeline call ------------------------------------------------------------------
 
-    def belongs_to_call(self, place: tuple[Any, int] | None) -> bool:
+    def goes_on_encoding(self, place: CallPlace | None) -> bool:
+        """Return whether the call that has just begun encodes once more, at another place of its code."""
+        began = self._began
+        if not self.adapter.port.several_calls or place is None or began is None or place == began:
+            return False
+        return place.frame == began.frame and self._call is not None and not self._call.has_begun
+
+    def more_encoded(self, result: Any) -> None:
+        """Learn further text rows of the call: the negative prompt's, or those of another encoder."""
+        assert self._call is not None
+        self._encoded.append(result)
+        self._call.guard.known = self.adapter.known_rows(self._encoded)
+
+    def belongs_to_call(self, place: CallPlace | None) -> bool:
         """Return whether a callback of the running call encodes a text; ``place`` is the place in its code."""
         return place is not None and place not in self._places and self._call is not None and self._call.has_begun
 
     def encoded_on_the_way(self, encoded: Encoded, result: Any) -> None:
         """Remember the words of a text that a callback has encoded."""
         if encoded.texts is not None and self._call is not None:
-            prompts = by_image(tuple(self.adapter.parse(each, self._words.parser) for each in encoded.texts), encoded)
+            prompts = by_image(
+                tuple(self.adapter.parse(each, self._words.parser, encoded.how) for each in encoded.texts), encoded
+            )
             self._words.remember(result[0], prompts, is_edited=False)
             self._call.learn(result[0], prompts or ())
 
-    def begin_call(self, encoded: Encoded, encode: Encode, place: tuple[Any, int] | None = None) -> None:
+    def begin_call(self, encoded: Encoded, encode: Encode, place: CallPlace | None = None) -> None:
         """Start a pipeline call: learn its prompt, make the plans, install what they need.
 
         Args:
@@ -270,6 +276,7 @@ class Session:
         patches, last, self._call = self._patches, self._call, None
         assert patches is not None
         self._places.add(place)
+        self._began = place
         patches.begin_call()
         if last is not None:
             self._close_call(last)
@@ -281,9 +288,12 @@ class Session:
             prompts=prompts or (),
             batch=encoded.batch,
             encode=encode,
-            negative_prompts=tuple(self.adapter.parse(each, self._words.parser) for each in encoded.negatives),
+            negative_prompts=tuple(
+                self.adapter.parse(each, self._words.parser, encoded.how) for each in encoded.negatives
+            ),
         )
-        self._check_words(prompts, encoded)
+        if prompts is None:
+            check_words(self._all, self._recording, self._words.window_problem(encoded.embeddings))
         plans, context = make_plans(self.controls, context)
         monitors = tuple(LossMonitor(named, control.plan(context)) for named, control in self._measure)
         measured = tuple((control, each.plan) for (_, control), each in zip(self._measure, monitors, strict=True))
@@ -292,17 +302,6 @@ class Session:
         patches.start_call(call.replace)
         self._call = call
         self._results = CallResults(log=call.log, listeners=call.listeners)
-
-    def _check_words(self, prompts: tuple[Prompt, ...] | None, encoded: Encoded) -> None:
-        wanting = [type(control).__name__ for control in self._all if control.needs_words]
-        if self._recording is not None:
-            wanting.append("record=")
-        if prompts is None and wanting:
-            raise PromptUnknown(
-                f"The pipeline was called with prompt_embeds only, and {', '.join(wanting)} needs the words.",
-                self._words.window_problem(encoded.embeddings)
-                or "Name them: controlled(..., prompt='...'), or encode inside the session with pipe.encode_prompt.",
-            )
 
     def _new_call(
         self,
@@ -373,7 +372,8 @@ class Session:
             words = by_image(self._prompts, encoded)
             assert words is not None
             text.edit.rewrite(encode([each.text for each in words]), encode)
-        self._call.guard.embeds = result[0]
+        self._encoded = [result]
+        self._call.guard.known = self.adapter.known_rows(self._encoded)
         self._words.remember(result[0], by_image(self._prompts, encoded), is_edited=text is not None)
         return result
 

@@ -6,7 +6,7 @@ Legend: ``B`` image, ``G`` row of a pass (any image, any text), ``K`` position o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class _Passes:
     now: Evaluation
 
     def maps(self, layers: tuple[Layer, ...], embeds_BTC: Tensor) -> Tensor:
-        x_BCYX = self.now.inputs["sample"][self.now.cond, : self.own.adapter.latent_channels]
+        x_BCYX = self.own.adapter.port.latents(self.now.inputs)[self.now.cond]
         return self.own.maps([layers], self.now)(x_BCYX, embeds_BTC=embeds_BTC)[0]
 
     def noise(self, embeds_GTC: Tensor, image_G: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class EmbedsState:
         embeds_BTC = start_BKC = base_BKC if here_BKC is None else here_BKC
         trace: list[MoveTrace] = []
         # The mask of this call must reach extra passes too.
-        masked = Evaluation(step=now.step, batch=now.batch, inputs={**now.inputs, **self.inputs(now)}, rest=now.rest)
+        masked = replace(now, inputs={**now.inputs, **self.inputs(now)})
         for objective in acting:
             seen = _without_pooled(masked) if objective.zero_pooled else masked
             found = update_embeds(embeds_BTC, objective, _Passes(own, seen), now.step, states.dtype)
@@ -127,7 +127,7 @@ def _without_pooled(now: Evaluation) -> Evaluation:
     if "text_embeds" not in added:
         return now
     zero = {**added, "text_embeds": torch.zeros_like(added["text_embeds"])}
-    return Evaluation(step=now.step, batch=now.batch, inputs={**now.inputs, "added_cond_kwargs": zero}, rest=now.rest)
+    return replace(now, inputs={**now.inputs, "added_cond_kwargs": zero})
 
 
 def _with_rows(full: Tensor, rows: slice, values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, UnsupportedPipeline
 from t2ictl.settings.fields import setting, settings_class
 
 __all__ = ["Step", "Window"]
@@ -19,27 +19,38 @@ class Window:
     leave none out. ``n`` is the number of evaluations, or that of the steps that were asked for, by which published
     code counts: PNDM makes 51 evaluations for 50 steps, and half of them are 26, not 25.
 
+    ``by="noise"`` counts in noise: the evaluations whose noise level ``s`` has ``start >= s > stop``, where the latent
+    is ``(1 - s)`` parts image and ``s`` parts noise. It means the same for every schedule; schedules of flow models
+    spend half of their steps above the level that Stable Diffusion leaves after a fifth.
+
     Args:
-        start: first moment inside, a fraction of the schedule in [0, 1].
-        stop: first moment outside, a fraction of the schedule in [0, 1].
-        by: ``"evaluations"`` of the denoiser, or ``"steps"``: ``num_inference_steps`` of the call.
+        start: first moment inside, a fraction of the schedule in [0, 1]; by noise, the highest level inside.
+        stop: first moment outside, a fraction of the schedule in [0, 1]; by noise, the highest level outside.
+        by: ``"evaluations"`` of the denoiser; ``"steps"``: ``num_inference_steps`` of the call; or ``"noise"``.
 
     Raises:
-        BadSetting: if ``start`` lies after ``stop``.
+        BadSetting: if ``start`` lies after ``stop``, or by noise below it.
 
     Example:
         >>> Window(start=0.0, stop=0.5).steps(5)
         (0, 1, 2)
+        >>> Window(start=1.0, stop=0.6, by="noise").holds(Step(index=3, total=28, timestep=968.0, noise=0.968))
+        True
     """
 
-    start: float = setting(default=0.0, help="first moment inside (fraction of the schedule)", low=0.0, high=1.0)
-    stop: float = setting(default=1.0, help="first moment outside (fraction of the schedule)", low=0.0, high=1.0)
-    by: Literal["evaluations", "steps"] = setting(
-        default="evaluations", help="what the fractions are of: evaluations made, or steps asked for"
+    start: float = setting(default=0.0, help="first moment inside (fraction, or noise level)", low=0.0, high=1.0)
+    stop: float = setting(default=1.0, help="first moment outside (fraction, or noise level)", low=0.0, high=1.0)
+    by: Literal["evaluations", "steps", "noise"] = setting(
+        default="evaluations", help="what they count: evaluations made, steps asked for, or the noise that is left"
     )
 
     def __post_init__(self) -> None:
-        if self.start > self.stop:
+        if self.by == "noise" and self.start < self.stop:
+            raise BadSetting(
+                f"Window.start {self.start} is less noise than Window.stop {self.stop}.",
+                "Noise falls in the course of a call: give the higher level first.",
+            )
+        if self.by != "noise" and self.start > self.stop:
             raise BadSetting(
                 f"Window.start {self.start} lies after Window.stop {self.stop}.", "Give them in order, as fractions."
             )
@@ -92,7 +103,14 @@ class Window:
             >>> Window(stop=0.5).holds(step), Window(stop=0.5, by="steps").holds(step)
             (True, False)
         """
-        return self.contains(step.index, self.total(step))
+        if self.by != "noise":
+            return self.contains(step.index, self.total(step))
+        if step.noise is None:
+            raise UnsupportedPipeline(
+                "The scheduler does not tell how much noise there is, and a window counts in noise.",
+                "Use Window(by='evaluations'), or one of the ordinary schedulers.",
+            )
+        return self.stop < step.noise <= self.start
 
     def total(self, step: Step) -> int:
         """Return what the fractions of this window are of, in the call of an evaluation."""
@@ -124,9 +142,13 @@ class Step:
         timestep: the scheduler's timestep.
         requested: how many steps the call asked for (``num_inference_steps``), of which some schedulers make more
             evaluations; None where nobody knows.
+        noise: noise level ``s`` of the latent, ``(1 - s)`` parts image and ``s`` parts noise; None where nobody knows.
+        noise_before: that of the evaluation before; None at the first one.
     """
 
     index: int
     total: int
     timestep: float
     requested: int | None = None
+    noise: float | None = None
+    noise_before: float | None = None

@@ -25,9 +25,10 @@ from t2ictl.attention.processor import ControlledAttention, Inputs, edited_atten
 from t2ictl.controls.base import Control, Plan, PlanContext
 from t2ictl.controls.idle import CallOutline, warn_idle
 from t2ictl.controls.presets import with_preset
-from t2ictl.errors import ControlConflict, NotRecorded, ShapeMismatch
+from t2ictl.errors import ControlConflict, NeedsSession, NotRecorded, ShapeMismatch
 from t2ictl.families import find_adapter
-from t2ictl.families.base import Adapter, listed
+from t2ictl.families.arguments import listed
+from t2ictl.families.base import Adapter
 from t2ictl.maps.record import AttentionRecord
 from t2ictl.maps.recorder import Recorder, Recording
 from t2ictl.settings.windows import Step
@@ -47,7 +48,12 @@ __all__ = [
 
 
 def check_free(adapter: Adapter) -> None:
-    """An open session would take the encoding for the beginning of a call."""
+    """An open session would take the encoding for the beginning of a call; processors alone know U-Nets only."""
+    if adapter.port.component != "unet":
+        raise NeedsSession(
+            f"Forms without a session are for U-Nets, and {type(adapter.pipe).__name__} has a transformer.",
+            "Use t2ictl.controlled(pipe, ..., record=True).",
+        )
     if adapter.denoiser.__dict__.get("_t2ictl"):
         raise ControlConflict(
             "This pipeline has an open session.",
@@ -270,8 +276,9 @@ class MapRecorder:
         self._settings = Recording(words=tuple(words), per_step=False, budget_mb=budget_mb)
         for word in words if len(prompts) == 1 else ():
             self._prompts[0].find(word)
-        cross = [layer for layer in self._adapter.layers if layer.kind == "cross"]
-        self._layers = select_layers(cross, tuple(layers) or f"cross@{self._adapter.semantic_stride}")
+        self._layers = (
+            select_layers(self._adapter.word_layers, tuple(layers)) if layers else self._adapter.semantic_layers
+        )
         self._match = RowMatcher(encode(self._adapter, prompts))
         self._latent_size = self._adapter.cells(size)
         self._active_pass = ActivePass()

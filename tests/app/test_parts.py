@@ -150,6 +150,7 @@ def test_the_estimate_follows_what_is_asked_for() -> None:
     assert work(moves=True) == pytest.approx(3.66 * 2**30, rel=0.01)
     assert work(moves=True, way="feed_forward") == pytest.approx(1.86 * 2**30, rel=0.01)
     assert work(moves=True, way="all") == 1.5 * 2**30 > 1.10 * 2**30
+    assert work(moves=True, way="block") == work(moves=True, way="all")
     assert work() < work(moves=True)
     half = estimate(facts, Request(prompt="x", width=512, height=512), moves=True, guided=True, words=3, bytes_each=2)
     assert half.work == pytest.approx(work(moves=True) / 4, rel=1e-6) and half.weights == 2000

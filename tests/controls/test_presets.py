@@ -125,7 +125,7 @@ def test_what_is_taken_is_said_once(shapes: Any, caplog: pytest.LogCaptureFixtur
             with t2ictl.controlled(shapes, [AttendAndExcite()]) as session:
                 pass
     assert session.controls == (filled(AttendAndExcite(), shapes),)
-    said = [each.message for each in caplog.records if each.name == "t2ictl"]
+    said = [each.getMessage() for each in caplog.records if each.name == "t2ictl"]
     assert said == ["attend_and_excite takes normalize_over, refinement, step from docs/catalogue.md."]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from t2ictl.families.base import negative_texts
+from t2ictl.families.arguments import negative_texts
 
 
 @pytest.mark.parametrize(

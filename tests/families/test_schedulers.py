@@ -250,3 +250,20 @@ def test_a_wrap_of_step_is_for_one_scheduler_and_one_time() -> None:
     assert discarded_samples(ddim, ddim.timesteps[0], 2) == (False, False) and len(given) == 1
     patch.remove()
     assert torch.equal(step(x, ddim.timesteps[0], x)[0], plain) and "step" not in vars(ddim)
+
+
+def test_a_step_that_passes_everything_on_is_wrapped_too() -> None:
+    ddim = made("ddim")
+    ddim.set_timesteps(2)
+    x, own = torch.ones(1, 1, 2, 2), ddim.step
+    plain = own(x, ddim.timesteps[0], x + 1)[0]
+
+    def passes_on(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    ddim.step = passes_on
+    patch = SchedulerPatch(ddim, lambda sample: sample + 1)
+    assert torch.equal(ddim.step(x, ddim.timesteps[0], x)[0], plain)
+    assert torch.equal(ddim.step(model_output=x, timestep=ddim.timesteps[0], sample=x, return_dict=False)[0], plain)
+    patch.remove()
+    assert ddim.step is passes_on

@@ -184,7 +184,7 @@ OPTIONS: dict[str, Values] = {
     )),
     "on_step": st.sampled_from([None, lambda progress: True, 3, "print", [len], b""]),
     "is_cancelled": st.sampled_from([None, lambda: False, lambda: True, True, "no"]),
-    "checkpointing": _mostly(_kept(("off", "feed_forward", "all")), _kept(("", "some", None, ["all"]))),
+    "checkpointing": _mostly(_kept(("off", "feed_forward", "all", "block")), _kept(("", "some", None, ["all"]))),
 }  # fmt: skip
 CALL: dict[str, Values] = {
     "nope": _mostly(_kept((1, None))),

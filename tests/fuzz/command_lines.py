@@ -160,7 +160,7 @@ REQUEST: dict[str, Values] = {
 GENERATE: dict[str, Values] = {
     **REQUEST,
     "--out": _mostly(OUTS, BAD_OUTS),
-    "--checkpointing": _mostly(["off", "feed_forward", "all"], ["", "some"]),
+    "--checkpointing": _mostly(["off", "feed_forward", "all", "block"], ["", "some"]),
 }
 FLAGS = ("--json", "--compare", "--run-model-code", "--nope", "--jsn", "-x", "--help", "--version", "--", "-")
 MAPS: dict[str, Values] = {

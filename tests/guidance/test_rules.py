@@ -11,7 +11,7 @@ from torch import Tensor
 
 from t2ictl.errors import BadSetting, ControlConflict
 from t2ictl.guidance.objectives import Losses, Objective, check_one_step_size
-from t2ictl.guidance.rules import Refinement, StepSize
+from t2ictl.guidance.rules import NoiseSearch, Refinement, StepSize
 from t2ictl.settings.windows import Step, Window
 
 
@@ -124,6 +124,82 @@ def test_window_and_target_of_an_objective() -> None:
     assert objective().acts(step) and not objective(window=Window(stop=0.5)).acts(step)
     assert objective().target(step) is None
     assert objective(refinement=Refinement(thresholds=((0.5, 0.7),))).target(step) == 0.7
+
+
+# -- targets and moves that count in noise ----------------------------------------------------------------------------
+
+IN_NOISE = Refinement(thresholds=((0.93, 0.05), (0.82, 0.5), (0.68, 0.8)), by="noise")
+
+
+def schedule(*levels: float) -> list[Step]:
+    """The evaluations of a call with these noise levels."""
+    before = (None, *levels)
+    return [
+        Step(index=index, total=len(levels), timestep=0.0, noise=level, noise_before=before[index])
+        for index, level in enumerate(levels)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("levels", "targets"),
+    [
+        ((1.0, 0.96, 0.92, 0.9, 0.82, 0.7, 0.65, 0.3), (None, None, 0.05, None, 0.5, None, 0.8, None)),
+        ((0.9, 0.85, 0.8, 0.2), (0.05, None, 0.5, 0.8)),  # image to image begins below the first one
+        ((1.0, 0.75, 0.5, 0.25), (None, 0.5, 0.8, None)),  # of two in one step the higher counts
+        ((1.0, 0.1), (None, 0.8)),
+        ((0.5, 0.4), (0.8, None)),
+        ((1.0, 0.95), (None, None)),
+        ((0.93, 0.93, 0.93), (0.05, None, None)),  # two-stage solvers evaluate twice at one level
+    ],
+)
+def test_by_noise_each_target_falls_on_the_first_evaluation_that_is_past_it(
+    levels: tuple[float, ...], targets: tuple[float | None, ...]
+) -> None:
+    assert tuple(IN_NOISE.target_at(step, len(levels)) for step in schedule(*levels)) == targets
+    refining = objective(window=Window(start=1.0, stop=0.0, by="noise"), refinement=IN_NOISE)
+    assert tuple(refining.target(step) for step in schedule(*levels)) == targets
+
+
+def test_by_noise_each_target_is_met_once_in_a_schedule_of_any_length() -> None:
+    for steps in (3, 4, 20, 28, 50):
+        levels = [1 - index / steps for index in range(steps)]
+        found = [IN_NOISE.target_at(step, steps) for step in schedule(*levels)]
+        met = [target for target in found if target is not None]
+        assert met == sorted(set(met)) and met[-1] == 0.8
+        assert steps < 20 or met == [0.05, 0.5, 0.8]
+
+
+def test_where_nobody_knows_the_noise_there_is_no_target() -> None:
+    assert IN_NOISE.target_at(Step(index=0, total=4, timestep=0.0), 4) is None
+
+
+def test_by_fraction_the_noise_does_not_matter() -> None:
+    found = [Refinement().target_at(step, 50) for step in schedule(*(1 - index / 50 for index in range(50)))]
+    assert {index: target for index, target in enumerate(found) if target} == {0: 0.05, 10: 0.5, 20: 0.8}
+    asked_for = Step(index=10, total=51, timestep=0.0, requested=50)
+    assert objective(refinement=Refinement(), window=Window(by="steps")).target(asked_for) == 0.5
+    assert objective(refinement=Refinement()).target(asked_for) == 0.5  # 10.2 of 51 is evaluation 10 as well
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+def test_moves_at_every_so_many_evaluations(every: int) -> None:
+    steps = schedule(*(1 - index / 12 for index in range(12)))
+
+    def acting(window: Window) -> list[int]:
+        return [step.index for step in steps if objective(window=window, step_size=StepSize(every=every)).acts(step)]
+
+    assert acting(Window()) == [*range(0, 12, every)]
+    assert acting(Window(start=0.25, stop=0.8)) == [*range(3, 10, every)]  # from the first one of the window on
+    # In noise, from the start of the call: levels above .5 are those of the evaluations 0 to 5, at .5 stands number 6.
+    assert acting(Window(start=1.0, stop=0.5, by="noise")) == [*range(0, 6, every)]
+    assert acting(Window(start=0.8, stop=0.3, by="noise")) == [
+        index for index in range(12) if index % every == 0 and 0.3 < 1 - index / 12 <= 0.8
+    ]
+
+
+def test_a_search_for_noise_is_made_once_whatever_the_window() -> None:
+    searching = objective(search=NoiseSearch(), window=Window(start=0.1, stop=0.0, by="noise"))
+    assert [searching.acts(step) for step in schedule(1.0, 0.5, 0.05)] == [True, False, False]
 
 
 def test_one_latent_has_one_rule() -> None:

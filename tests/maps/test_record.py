@@ -15,9 +15,9 @@ from t2ictl.attention.batch import BatchLayout
 from t2ictl.attention.edits import AttentionCall
 from t2ictl.attention.layers import Layer, select_layers
 from t2ictl.errors import AmbiguousWord, BudgetExceeded, NoLayerMatched, NotRecorded, SpanNotFound
-from t2ictl.families.unet import unet_layers
 from t2ictl.maps.record import AttentionRecord
 from t2ictl.maps.recorder import MapTap, Recorder, Recording
+from t2ictl.ports.unet import unet_layers
 from t2ictl.settings.windows import Step
 from tests.tiny import run, sd, sd2, sdxl
 

@@ -69,7 +69,7 @@ def test_entropy(name: str) -> None:
     leaf = case.raw().requires_grad_(True)
     rows = (tuple(span([int(each)]) for each in case["nouns"]),)
     maps = ConceptMaps(
-        layers=(), rows=rows, first=1, ends=(int(case["last"]),), smoothing="none", table=concept_table(rows),
+        layers=(), rows=rows, competing=(((1, int(case["last"])),),), smoothing="none", table=concept_table(rows),
         temperature=INNER_TEMPERATURE,
     )  # fmt: skip
     maps_BNYX = maps(leaf)

@@ -17,15 +17,16 @@ from tests import tiny
 
 def state(pipe: Any) -> dict[str, Any]:
     """Everything that a session touches or might touch. Functions and modules are compared by identity."""
-    parts = {"pipe": pipe, "denoiser": pipe.unet, "scheduler": pipe.scheduler}
-    found: dict[str, Any] = {"processors": dict(pipe.unet.attn_processors)}
+    denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    parts = {"pipe": pipe, "denoiser": denoiser, "scheduler": pipe.scheduler}
+    found: dict[str, Any] = {"processors": dict(denoiser.attn_processors)}
     for name, part in parts.items():
         found[f"{name}.keys"] = set(part.__dict__)
         found[f"{name}.functions"] = {key: value for key, value in part.__dict__.items() if callable(value)}
-    for name, module in pipe.unet.named_modules():
+    for name, module in denoiser.named_modules():
         found[f"denoiser.{name}.keys"] = set(module.__dict__) | set(module._modules)
-    found["gradients"] = [each.requires_grad for each in pipe.unet.parameters()]
-    found["names"] = [name for name, _ in pipe.unet.named_parameters()]
+    found["gradients"] = [each.requires_grad for each in denoiser.parameters()]
+    found["names"] = [name for name, _ in denoiser.named_parameters()]
     found["random"] = (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))
     found["modes"] = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from t2ictl.controls.base import Plan
 from t2ictl.errors import NonFiniteLoss
 from t2ictl.guidance.optimize import MoveTrace
 from t2ictl.guidance.rules import StepSize
+from t2ictl.ports.unet import UNetPort
 from t2ictl.processors import AttentionSegregation, StructuredGuidance
 from t2ictl.session.call import MoveLog
 from t2ictl.session.extra_passes import Evaluation
@@ -37,16 +39,26 @@ class Euler:
         return sample / 4
 
 
+class Named(SimpleNamespace):
+    """Something with the arguments of a U-Net."""
+
+    forward = UNet2DConditionModel.forward
+
+
+def port(channels: int) -> UNetPort:
+    return UNetPort(Named(config=SimpleNamespace(out_channels=channels)))
+
+
 def mover(*plans: Plan, channels: int = 4) -> tuple[LatentMover, list[MoveTrace]]:
     told: list[MoveTrace] = []
-    adapter: Any = SimpleNamespace(latent_channels=channels, pipe=SimpleNamespace(scheduler=Euler()))
+    adapter: Any = SimpleNamespace(port=port(channels), pipe=SimpleNamespace(scheduler=Euler()))
     made = LatentMover(adapter=adapter, plans=plans, passes=None, report=lambda trace, step: told.extend(trace))  # type: ignore[arg-type]
     return made, told
 
 
 def evaluation(sample: Tensor, *, guided: bool = True) -> Evaluation:
     batch = BatchLayout.from_counts(prompts=1, images_per_prompt=len(sample) // (1 + guided), guided=guided)
-    return Evaluation(step=STEP, batch=batch, inputs={"sample": sample, "timestep": 999.0})
+    return Evaluation(step=STEP, batch=batch, inputs={"sample": sample, "timestep": 999.0}, timestep=999.0)
 
 
 def pushing(by: float) -> Plan:
@@ -62,7 +74,7 @@ def test_images_that_are_held_come_last_and_all_rows_get_them(turn: bool) -> Non
     plans = [held_at(5.0), pushing(1.0)]
     made, told = mover(*(plans[::-1] if turn else plans))
     sample = torch.zeros(2, 4, 2, 2)
-    moved = made.move([], evaluation(sample))
+    moved = made.move([], evaluation(sample))["sample"]
     assert torch.equal(moved, torch.full_like(sample, 5.0))
     # The scheduler's sample is four times as large, and so is the move.
     assert torch.equal(made.take_up(torch.zeros(1, 4, 2, 2)), torch.full((1, 4, 2, 2), 20.0))
@@ -72,13 +84,13 @@ def test_images_that_are_held_come_last_and_all_rows_get_them(turn: bool) -> Non
 
 def test_of_two_that_hold_the_second_gets_what_the_first_made() -> None:
     made, _ = mover(held_at(5.0), Plan(fixed_latents=lambda x_BCYX, step: x_BCYX + 1))
-    assert torch.equal(made.move([], evaluation(torch.zeros(2, 4, 2, 2))), torch.full((2, 4, 2, 2), 6.0))
+    assert torch.equal(made.move([], evaluation(torch.zeros(2, 4, 2, 2)))["sample"], torch.full((2, 4, 2, 2), 6.0))
 
 
 def test_further_channels_are_those_of_the_pipeline() -> None:
     sample = torch.randn(2, 9, 2, 2, generator=tiny.generator())
     made, _ = mover(pushing(1.0))
-    moved = made.move([], evaluation(sample))
+    moved = made.move([], evaluation(sample))["sample"]
     assert torch.equal(moved[:, 4:], sample[:, 4:])
     assert torch.equal(moved[:, :4], (sample[1:, :4] + 1).repeat(2, 1, 1, 1))
 
@@ -94,7 +106,7 @@ def test_a_move_is_added_in_float32() -> None:
 def test_a_push_that_the_scheduler_cannot_hold_is_not_made() -> None:
     made, told = mover(pushing(3e4))
     sample = torch.zeros(1, 4, 2, 2, dtype=torch.float16)
-    assert torch.equal(made.move([], evaluation(sample, guided=False)), sample)
+    assert torch.equal(made.move([], evaluation(sample, guided=False))["sample"], sample)
     assert told[0].skipped.tolist() == [True] and torch.equal(made.take_up(sample), sample)
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 import t2ictl
 from t2ictl.errors import BadSetting
-from t2ictl.families.unet import unet_layers
 from t2ictl.guidance.rules import Refinement
+from t2ictl.ports.unet import UNetPort, unet_layers
 from t2ictl.processors import AttendAndExcite, AttentionSegregation, StructuredGuidance, TokenMerging
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
 from tests.tiny import run, sd, sd2, sdxl
 
 PROMPT = "a red circle and a blue square"
-WAYS: tuple[Checkpointing, ...] = ("feed_forward", "all")
+WAYS: tuple[Checkpointing, ...] = ("feed_forward", "all", "block")
 CONTROLS: dict[str, list[Any]] = {
     "segregation": [AttentionSegregation()],
     "refined": [AttendAndExcite(refinement=Refinement(thresholds=((0.0, 0.9),), max_iterations=2))],
@@ -59,8 +59,8 @@ def kept_bytes(pipe: Any, way: Checkpointing) -> int:
 
 @pytest.mark.parametrize("build", [sd, sdxl])
 def test_less_is_kept_for_the_backward_pass(build: Any) -> None:
-    off, feed_forward, everything = (kept_bytes(build(), way) for way in ("off", *WAYS))
-    assert everything < feed_forward < 0.95 * off and everything < 0.6 * off
+    off, feed_forward, everything, block = (kept_bytes(build(), way) for way in ("off", *WAYS))
+    assert block < everything < feed_forward < 0.95 * off and everything < 0.6 * off
 
 
 def test_layers_run_again_are_those_in_which_nobody_listens() -> None:
@@ -87,6 +87,7 @@ def test_layers_run_again_are_those_in_which_nobody_listens() -> None:
     assert counted["feed_forward"] == {**off, "FeedForward": 2 * off["FeedForward"]}
     # All cross-attention layers have one of our processors, and are run once.
     assert counted["all"] == {kind: n if kind == "Attention" else 2 * n for kind, n in off.items()}
+    assert counted["block"] == counted["all"]  # there is no transformer block in which nobody listens
 
 
 def test_nothing_is_left_on_the_modules() -> None:
@@ -94,7 +95,7 @@ def test_nothing_is_left_on_the_modules() -> None:
     before = [dict(each.__dict__) for each in pipe.unet.modules()]
     own = next(each for each in pipe.unet.modules() if isinstance(each, ResnetBlock2D))
     kept = own.__dict__["forward"] = own.forward  # somebody's own, as accelerate puts it there
-    with pytest.raises(KeyboardInterrupt), Recomputed(pipe.unet, "all", heard=())():
+    with pytest.raises(KeyboardInterrupt), Recomputed(UNetPort(pipe.unet), "all", heard=())():
         assert own.__dict__["forward"] is not kept
         raise KeyboardInterrupt
     assert own.__dict__.pop("forward") is kept
@@ -106,9 +107,20 @@ def test_a_layer_in_which_somebody_listens_is_kept_as_it_is() -> None:
     layers = unet_layers(pipe.unet)
     touched = [pipe.unet.get_submodule(layer.module) for layer in layers if layer.order < 3]
     others = [pipe.unet.get_submodule(layer.module) for layer in layers if layer.order >= 3]
-    with Recomputed(pipe.unet, "all", heard=[layer.module for layer in layers if layer.order < 3])():
+    with Recomputed(UNetPort(pipe.unet), "all", heard=[layer.module for layer in layers if layer.order < 3])():
         assert not any("forward" in each.__dict__ for each in touched)
         assert all("forward" in each.__dict__ for each in others) and others
+
+
+def test_blocks_are_run_again_whole_where_nobody_listens() -> None:
+    pipe = sd()
+    port, names = UNetPort(pipe.unet), {module: name for name, module in pipe.unet.named_modules()}
+    heard = next(layer.module for layer in port.layers if layer.kind == "cross")
+    own = heard.rpartition(".")[0]
+    with Recomputed(port, "block", heard=[heard])():
+        held = {name for module, name in names.items() if "forward" in module.__dict__}
+    blocks = {name for name, _ in port.blocks()}
+    assert own in blocks and held == blocks - {own} | {f"{own}.attn1", f"{own}.ff"}
 
 
 def test_an_unknown_way_is_refused_before_anything_is_done() -> None:

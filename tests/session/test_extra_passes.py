@@ -11,8 +11,8 @@ from diffusers.models.attention_processor import AttnProcessor
 
 import t2ictl
 from t2ictl import Window
-from t2ictl.families.unet import unet_layers
 from t2ictl.guidance.rules import Refinement, StepSize
+from t2ictl.ports.unet import unet_layers
 from t2ictl.processors import AttendAndExcite, AttentionSegregation, StructuredGuidance
 from tests.tiny import run, sd, sd2, sdxl
 

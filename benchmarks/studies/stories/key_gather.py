@@ -57,7 +57,7 @@ class KeyGather(Control):
 
     name = "key_gather"
     paper = ""
-    families = ("sd", "sdxl")
+    needs = frozenset({"features"})
     needs_words = False
     has_losses = False
 

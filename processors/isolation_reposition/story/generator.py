@@ -39,7 +39,7 @@ Detector = Callable[[Image.Image, Sequence[str]], Mapping[str, Any]]
 class _Within(Control):
     """The method in one of the calls of a story."""
 
-    families = IsolationReposition.families
+    needs = IsolationReposition.needs
     name = IsolationReposition.name
     paper = IsolationReposition.paper
     has_losses = False

@@ -30,7 +30,7 @@ class SubjectLocator(Control):
 
     name = "lookout"
     paper = ""
-    families = ("sd", "sdxl")
+    needs = frozenset({"maps"})
     has_losses = False
 
     def __init__(self, names: Sequence[Sequence[str]], memory: float) -> None:

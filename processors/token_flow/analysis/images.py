@@ -52,7 +52,7 @@ class _Given(Control):
     name = "given_rows"
     wants_effect = False  # the rows of the prompt itself are one of the conditions
     paper = ""
-    families = ("sd", "sdxl")
+    needs = frozenset({"rows"})
     has_losses = False
     needs_words = False
 

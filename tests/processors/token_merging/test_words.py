@@ -118,9 +118,10 @@ def test_an_image_under_its_target_does_not_move() -> None:
     assert [each.iteration for each in session.trace] == [0, 1, 2] * 2
 
 
-def test_each_fiftieth_of_the_schedule_has_its_target_and_a_window_is_kept() -> None:
+@pytest.mark.parametrize("window", [Window(start=0.1, stop=0.7), Window(start=0.85, stop=0.4, by="noise")])
+def test_each_fiftieth_of_the_schedule_has_its_target_and_a_window_is_kept(window: Window) -> None:
     settings: dict[str, Any] = {"binding_steps": 0, "entropy_steps": 1, "step": EmbedStep(final_scale=1.0)}
-    control = paper(**settings, thresholds=(0.0,) * 15 + (1.0,) * 10 + (0.0,), window=Window(start=0.1, stop=0.7))
+    control = paper(**settings, thresholds=(0.0,) * 15 + (1.0,) * 10 + (0.0,), window=window)
     _, session = with_control(sd(), PROMPT, control, steps=10)
     assert counts(session.trace, "entropy") == [0, 1, 1, 0, 0, 1, 1, 0, 0, 0]
 
