@@ -11,14 +11,14 @@ text position, ``D`` head width, ``C`` channels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any
 
 from diffusers.models.attention_dispatch import AttentionBackendName
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2ictl.attention.edits import AttentionCall, Edit, Heads, attend
 from t2ictl.attention.kernel_maps import kernel_map
@@ -28,7 +28,7 @@ from t2ictl.attention.seam import KernelCall, KernelSeam
 from t2ictl.errors import ShapeMismatch, UnsupportedPipeline
 from t2ictl.patching import instance_attribute
 
-__all__ = ["KernelAttention"]
+__all__ = ["KernelAttention", "native_kernels"]
 
 _BACKEND = "_attention_backend"
 #: Stages that act where the kernel is called.
@@ -267,3 +267,28 @@ def _native(processor: Any) -> Any:
     if not hasattr(processor, _BACKEND):
         return ExitStack()
     return instance_attribute(processor, _BACKEND, AttentionBackendName.NATIVE)
+
+
+@contextmanager
+def native_kernels(module: nn.Module) -> Iterator[None]:
+    """Hold all attention in a module at torch's own kernel for the length of a ``with`` block, where it has a choice.
+
+    Args:
+        module: a block of a denoiser, or all of it.
+
+    Example:
+        >>> from diffusers.models.transformers.transformer_flux import FluxAttention
+        >>> layer = FluxAttention(8, heads=1, dim_head=8)
+        >>> with native_kernels(nn.Sequential(layer)):
+        ...     layer.processor._attention_backend.value
+        'native'
+        >>> layer.processor._attention_backend is None
+        True
+    """
+    with ExitStack() as held:
+        for each in module.modules():
+            processor = getattr(each, "processor", None)
+            while isinstance(processor, KernelAttention):
+                processor = processor.previous
+            held.enter_context(_native(processor))
+        yield

@@ -22,6 +22,7 @@ from diffusers.models.transformers.sana_transformer import GLUMBConv
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from t2ictl.attention.kernel_processor import native_kernels
 from t2ictl.errors import BadSetting, shown
 from t2ictl.patching import InstanceAttributes
 from t2ictl.ports.base import DenoiserPort
@@ -123,8 +124,8 @@ def _kept_short(module: nn.Module, forward: Callable[..., Any], *args: Any, **kw
 
     def frozen(*values: Any) -> Any:
         by_position = len(values) - len(names)
-        # The second run comes after our pass, when the weights' flags are the user's again.
-        with Frozen(module)():
+        # The second run comes after our pass, when the weights' flags and the kernels are the user's again.
+        with Frozen(module)(), native_kernels(module):
             return forward(*values[:by_position], **dict(zip(names, values[by_position:], strict=True)))
 
     # All by position: torch saves these tensors as it saves any, where hooks of saved tensors (offloading) find them,

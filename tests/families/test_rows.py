@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from t2ictl.attention.batch import BatchLayout
+from t2ictl.errors import UnsupportedPipeline
 from t2ictl.families.rows import KnownRows, layout_by_content
 
 IMAGES = BatchLayout.from_counts(prompts=2, images_per_prompt=2, guided=False)
@@ -108,8 +109,6 @@ def test_rows_that_a_pipeline_has_rounded_are_still_known(dtype: torch.dtype) ->
         OTHER,
         torch.cat([OTHER, COND]),
         torch.cat([COND, OTHER]),
-        torch.cat([COND, COND]),  # nobody is twice the same
-        torch.cat([UNCOND, COND, COND]),
         COND.flip(0),  # rows of other images
         COND[:3],
         torch.cat([UNCOND, COND])[:5],
@@ -121,3 +120,33 @@ def test_rows_that_a_pipeline_has_rounded_are_still_known(dtype: torch.dtype) ->
 )
 def test_rows_of_nobody(texts: Tensor) -> None:
     assert roles(KNOWN, texts) is None
+
+
+@pytest.mark.parametrize("texts", [torch.cat([COND, COND]), torch.cat([UNCOND, COND, COND])], ids=["cond", "both"])
+def test_rows_of_one_role_twice_are_refused(texts: Tensor) -> None:
+    """As pipelines with perturbed-attention guidance lay them out."""
+    with pytest.raises(UnsupportedPipeline, match="call the plain pipeline"):
+        roles(KNOWN, texts)
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+SHORT, LONG = torch.tensor([1, 0, 0]), torch.tensor([1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("order", "is_mixed"),
+    [
+        ((SHORT, SHORT, LONG, LONG), False),
+        ((SHORT, LONG, SHORT, LONG), True),  # some pipelines repeat them so, beside rows of the first, then the second
+        ((SHORT, SHORT, SHORT, SHORT), False),
+        ((SHORT, SHORT, LONG, SHORT), True),
+        ((SHORT, LONG), False),  # of prompts alone: nobody knows how it is repeated
+    ],
+)
+def test_images_of_one_prompt_have_one_mask(order: tuple[Tensor, ...], is_mixed: bool) -> None:
+    mask_BT, good_BT = torch.stack(order), torch.stack([SHORT] * 4)
+    for masks in ((mask_BT,), (good_BT, mask_BT), (None, mask_BT, good_BT)):
+        assert KnownRows(cond=(COND,), masks=masks).mixes_masks(IMAGES) == is_mixed
+    assert not KnownRows(cond=(COND,)).mixes_masks(IMAGES)
+    assert not KnownRows(cond=(COND,), masks=(None, good_BT)).mixes_masks(IMAGES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ from torch import Tensor
 from torch.nn.attention import flex_attention
 
 import t2ictl
+from t2ictl.attention.edits import AttentionCall, Edit
+from t2ictl.controls.attention_edit import AttentionEdit
+from t2ictl.errors import UnsupportedPipeline
 from tests.families.transformers.cases import (
     FAMILIES,
     MOVES,
@@ -117,9 +121,18 @@ def test_fused_projections_that_the_pipeline_itself_cannot_use(name: str) -> Non
 
 # -- back-ends of the kernel ------------------------------------------------------------------------------------------
 
+
+@pytest.fixture
+def native_afterwards() -> Iterator[None]:
+    """The back-end of one model becomes that of all others that have none of their own."""
+    yield
+    FAMILIES["flux"]().transformer.set_attention_backend("native")
+
+
 KERNELS = ["_native_math", "flex"]  # flex never calls ``scaled_dot_product_attention``
 
 
+@pytest.mark.usefixtures("native_afterwards")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("name", ["flux", "chroma"])
@@ -135,10 +148,13 @@ def test_other_kernels(name: str, backend: str) -> None:
     # No image comes of the session's own passes: they run on the native kernel, which a gradient can pass.
     moved, _ = held(pipe, [MOVES])
     assert distance(moved, plain) > 1e-2 and distance(moved, moved_natively) < 1e-4
+    for way in ("all", "block"):  # also where layers are run once more for the backward pass
+        assert torch.equal(held(pipe, [MOVES], checkpointing=way)[0], moved)
     after = [vars(each.processor) for each in pipe.transformer.modules() if hasattr(each, "processor")]
     assert after == before
 
 
+@pytest.mark.usefixtures("native_afterwards")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(("name", "calls_in_a_step"), [("flux", 1), ("chroma", 2)])
 def test_images_are_made_by_the_kernel_that_was_chosen(
@@ -154,3 +170,17 @@ def test_images_are_made_by_the_kernel_that_was_chosen(
     monkeypatch.setattr(flex_attention, "flex_attention", counted)
     held(pipe, [MOVES], record=True)
     assert calls == [False] * STEPS * calls_in_a_step * len(pipe.transformer.attn_processors)
+
+
+@pytest.mark.usefixtures("native_afterwards")
+def test_a_kernel_that_cannot_be_edited_is_named() -> None:
+    class Through(Edit):
+        def weights(self, call: AttentionCall, weights: Tensor) -> Tensor:
+            return weights
+
+    pipe = FAMILIES["flux"]()
+    pipe.transformer.set_attention_backend("flex")
+    before = state(pipe)
+    with pytest.raises(UnsupportedPipeline, match=r"FluxAttnProcessor.*cannot be edited.*set_attention_backend"):
+        held(pipe, [AttentionEdit("joint", Through())])
+    assert state(pipe)["processors"] == before["processors"]

@@ -139,7 +139,7 @@ def test_a_session_goes_on_after_a_call_that_was_broken_off(name: str) -> None:
 
 
 # ControlNets of SD3 and HunyuanDiT draw from the global random numbers, whatever generator is given.
-DRAWING = [*FAMILIES, "sd3_controlnet", "hunyuan_dit_controlnet", "flux_img2img", "chroma_inpaint"]
+DRAWING = [*DISTINCT, "sd3_controlnet", "hunyuan_dit_controlnet", "flux_img2img", "chroma_inpaint"]
 
 
 @pytest.mark.parametrize("name", DRAWING)

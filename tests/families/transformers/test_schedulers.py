@@ -23,7 +23,7 @@ from tests.families.transformers.cases import FAMILIES, PROMPT, distance, excite
 from tests.session.pipeline_cases import state
 from tests.tiny_transformers import run
 
-STEPS = 4
+STEPS = 3
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 SHIFTED = {**FLOW, "flow_shift": 3.0}
 
