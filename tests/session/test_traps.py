@@ -224,7 +224,7 @@ def test_pipelines_of_other_families() -> None:
         unet = torch.nn.Linear(1, 1)
 
     for pipe in (Other(), object(), diffusers.DDPMPipeline(tiny.unet(), tiny.scheduler("ddim"))):
-        with pytest.raises(UnsupportedPipeline, match="sd, sdxl"):
+        with pytest.raises(UnsupportedPipeline, match="SD 1.x, 2.x, SDXL"):
             t2ictl.controlled(pipe)
 
 

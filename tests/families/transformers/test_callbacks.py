@@ -74,14 +74,9 @@ def test_latents_that_an_older_callback_changes_in_place(name: str) -> None:
 # -- another prompt ---------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def rows_of(pipe: Any, text: str) -> Tensor:
-    """Conditional text rows of a prompt, as the call of this family passes them on."""
-    with torch.no_grad():
-        other = run_encoding(pipe, text)
-    return other
-
-
-def run_encoding(pipe: Any, text: str) -> Tensor:
+    """Conditional text rows of a prompt, as the call of this family encodes it."""
     more: dict[str, Any] = {"max_sequence_length": settings(pipe).get("max_sequence_length")}
     if type(pipe).__name__.startswith("StableDiffusion3"):
         more |= {"prompt_2": None, "prompt_3": None}
@@ -89,11 +84,6 @@ def run_encoding(pipe: Any, text: str) -> Tensor:
         more = {"negative_prompt": ""}
     rows: Tensor = pipe.encode_prompt(prompt=text, device="cpu", num_images_per_prompt=1, **more)[0]
     return rows
-
-
-def guided(name: str) -> bool:
-    """Whether the rows of a call hold those of the negative prompt as well."""
-    return name not in ("flux", "flux_schnell", "chroma")
 
 
 def exchange(text: str) -> Change:
