@@ -175,6 +175,7 @@ def test_a_back_end_of_diffusers_that_calls_torchs_kernel_is_read_as_it_is() -> 
             module.processor._attention_backend for module in pipe.transformer.modules() if hasattr(module, "processor")
         }
     finally:
+        pipe.transformer.set_attention_backend("native")  # it is also that of all models that have none of their own
         pipe.transformer.reset_attention_backend()
     assert {each.value for each in kept} == {"_native_math"}
     for block, maps in session.record.maps.items():
