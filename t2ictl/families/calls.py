@@ -14,6 +14,7 @@ import torch
 
 from t2ictl.errors import BadSetting, OutOfMemory, T2ictlError, UnsupportedPipeline
 from t2ictl.families import find_adapter
+from t2ictl.families.schedulers import needed_at_step
 from t2ictl.families.transformers import default_argument
 from t2ictl.settings.fields import given_fields
 from t2ictl.settings.request import Request
@@ -139,6 +140,11 @@ def _check_steps(pipe: Any, steps: int) -> None:
         raise BadSetting(
             f"Request.steps {steps} is more than the {most} steps that {type(scheduler).__name__} has.",
             f"Use 1 to {most}.",
+        )
+    if scheduler is not None and (wanted := needed_at_step(scheduler)):
+        raise BadSetting(
+            f"The steps of {type(scheduler).__name__} want {' and '.join(wanted)}, and this pipeline passes none.",
+            "Use one of the ordinary schedulers, such as DDIM, Euler or DPM++.",
         )
     if scheduler is None or getattr(scheduler.config, "use_dynamic_shifting", False):
         return

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import diffusers
 
+from t2ictl.families.schedulers import needed_at_step
 from t2ictl.patching import instance_attribute
 
 __all__ = ["RecordedScheduler", "scheduler_config", "use_scheduler"]
@@ -97,7 +98,10 @@ def _made(recorded: RecordedScheduler) -> Any:
         if large is not None:
             raise ValueError(f"{large} is too large")
         made: Any = cls
-        return made.from_config({name: _read(value) for name, value in recorded.config.items()})
+        scheduler = made.from_config({name: _read(value) for name, value in recorded.config.items()})
+        if wanted := needed_at_step(scheduler):
+            raise ValueError(f"its steps want {' and '.join(wanted)}, which the pipeline does not pass")
+        return scheduler
     except Exception as error:  # a configuration may be wrong in every way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(f"The scheduler {recorded.name} of the settings cannot be made: {reason}", stacklevel=4)

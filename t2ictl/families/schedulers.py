@@ -22,7 +22,7 @@ from torch import Tensor
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.patching import InstanceAttributes
 
-__all__ = ["SchedulerPatch", "discarded_samples", "input_scale", "keeps_precision", "noise_levels"]
+__all__ = ["SchedulerPatch", "discarded_samples", "input_scale", "keeps_precision", "needed_at_step", "noise_levels"]
 
 
 def input_scale(scheduler: Any, timestep: Any) -> float:
@@ -134,6 +134,30 @@ def discarded_samples(scheduler: Any, timestep: Any, total: int) -> tuple[bool, 
         except Exception:  # a step that wants more than stock pipelines pass: its moves are checked as they are made
             _MEASURED[key] = (False,) * total
     return _MEASURED[key]
+
+
+def needed_at_step(scheduler: Any) -> tuple[str, ...]:
+    """Name what a scheduler wants at each step beyond what every pipeline passes.
+
+    Args:
+        scheduler: a diffusers scheduler.
+
+    Returns:
+        Names of arguments without a default; of RePaint the original image and its mask.
+
+    Example:
+        >>> from diffusers import DDIMScheduler, RePaintScheduler
+        >>> needed_at_step(DDIMScheduler()), needed_at_step(RePaintScheduler())
+        ((), ('original_image', 'mask'))
+    """
+    passed = ("model_output", "timestep", "sample")
+    open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(scheduler.step).parameters if hasattr(scheduler, "step") else {}
+    return tuple(
+        name
+        for name, each in parameters.items()
+        if each.default is inspect.Parameter.empty and each.kind not in open_ended and name not in passed
+    )
 
 
 def keeps_precision(scheduler: Any, dtype: torch.dtype) -> bool:

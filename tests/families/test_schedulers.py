@@ -10,9 +10,11 @@ import diffusers
 import pytest
 import torch
 
-from t2ictl.errors import UnsupportedPipeline
-from t2ictl.families.schedulers import SchedulerPatch, discarded_samples, input_scale, noise_levels
-from tests.tiny import SCHEDULE, SCHEDULERS, scheduler
+import t2ictl
+from t2ictl.errors import BadSetting, UnsupportedPipeline
+from t2ictl.families.scheduler_files import RecordedScheduler, use_scheduler
+from t2ictl.families.schedulers import SchedulerPatch, discarded_samples, input_scale, needed_at_step, noise_levels
+from tests.tiny import SCHEDULE, SCHEDULERS, scheduler, sd
 
 # Beside the tests' own: those that have a rule of their own for sigmas or timesteps.
 OTHERS = (
@@ -267,3 +269,26 @@ def test_a_step_that_passes_everything_on_is_wrapped_too() -> None:
     assert torch.equal(ddim.step(model_output=x, timestep=ddim.timesteps[0], sample=x, return_dict=False)[0], plain)
     patch.remove()
     assert ddim.step is passes_on
+
+
+def test_what_a_scheduler_wants_at_each_step() -> None:
+    stock = [
+        getattr(diffusers, name)() for name in ("PNDMScheduler", "LCMScheduler", "FlowMatchEulerDiscreteScheduler")
+    ]
+    assert [needed_at_step(each) for each in stock] == [(), (), ()]
+    assert needed_at_step(diffusers.RePaintScheduler()) == ("original_image", "mask")
+
+
+def test_a_scheduler_whose_steps_want_more_is_refused_before_the_first_step() -> None:
+    pipe = sd()
+    pipe.scheduler = diffusers.RePaintScheduler()
+    with pytest.raises(BadSetting, match="RePaintScheduler want original_image and mask"):
+        t2ictl.generate(pipe, "a cat", steps=2)
+
+
+def test_a_recorded_scheduler_whose_steps_want_more_is_left_out() -> None:
+    pipe = sd()
+    own, recorded = pipe.scheduler, RecordedScheduler("RePaintScheduler", {"num_train_timesteps": 1000})
+    with pytest.warns(UserWarning, match="cannot be made: its steps want original_image and mask"):
+        with use_scheduler(pipe, recorded):
+            assert pipe.scheduler is own
