@@ -28,7 +28,7 @@ from tests.session.pipeline_cases import state
 __all__ = ["Ended", "faults", "run_line", "shared_model"]
 
 #: What may stand on stderr beside the one line: warnings, and what was overridden.
-_BESIDE = re.compile(r"warning: |.*: options change what the file says: ")
+_BESIDE = re.compile(r"warning: |.*: options change what the file says: |\w+ takes .* from |\w+ has other defaults on ")
 _LONGEST = 1500
 
 
