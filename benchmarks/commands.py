@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from t2ictl.benchmarks import study
 from t2ictl.benchmarks.results.compare import compare_command, power_command
+from t2ictl.benchmarks.results.models import models_command
 from t2ictl.benchmarks.speed import command as speed
 
 __all__ = ["app"]
@@ -206,6 +207,7 @@ def export(
 
 
 app.command("compare")(compare_command)
+app.command("models")(models_command)
 app.command("power")(power_command)
 app.command("speed", help=speed.HELP)(speed.speed_command)
 app.add_typer(study.app)

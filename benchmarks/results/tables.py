@@ -185,7 +185,7 @@ def power_text(rows: pd.DataFrame, header: str) -> str:
 def _share_cells(comparison: Comparison) -> pd.DataFrame:
     keys = ["arm", "category"]
     shares = comparison.shares
-    cells = shares.assign(cell=[_interval(row) for row in shares.to_dict("records")])
+    cells = shares.assign(cell=[interval_cell(row) for row in shares.to_dict("records")])
     wide = cells.pivot(index=keys, columns="outcome", values="cell").reindex(columns=list(comparison.outcomes))
     counts = shares.groupby(keys, sort=False)[["prompts", "images"]].max()
     table = counts.join(wide).fillna("-").astype(str).reset_index()
@@ -200,13 +200,26 @@ def _share_cells(comparison: Comparison) -> pd.DataFrame:
 def _difference_cells(rows: pd.DataFrame) -> pd.DataFrame:
     names = ["arm", "category", "outcome", "prompts", "images"]
     table = rows[names].astype(str).rename(columns={"images": "pairs"})
-    table["difference"] = [_interval(row, signed=True) for row in rows.to_dict("records")]
+    table["difference"] = [interval_cell(row, signed=True) for row in rows.to_dict("records")]
     for name, title in (("p", "p"), ("p_holm", "p (Holm)")):
         table[title] = [f"{value:.4f}" for value in rows[name]]
     return table.assign(fixed=rows["fixed"].astype(str), broke=rows["broke"].astype(str))
 
 
-def _interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
+def interval_cell(row: Mapping[str, Any], *, signed: bool = False) -> str:
+    """Write an estimate with its interval in percent or points, and the mark of its method.
+
+    Args:
+        row: ``estimate``, ``low``, ``high`` and ``method``.
+        signed: for differences, which show their sign.
+
+    Returns:
+        A cell of a table.
+
+    Example:
+        >>> interval_cell({"estimate": 0.5, "low": 0.4, "high": 0.6, "method": STUDENT}, signed=True)
+        '+50.0 [+40.0, +60.0] t'
+    """
     low, value, high = (_points(row[name], signed=signed) for name in ("low", "estimate", "high"))
     mark = "" if row["method"] == COMBINED and not signed else MARKS.get(row["method"], "")
     return f"{value} [{low}, {high}] {mark}".rstrip()

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import StableDiffusionPipeline
 
 from t2ictl.benchmarks.shapes.evaluate import evaluate, words
 from t2ictl.benchmarks.shapes.evaluate.shares import wilson
-from t2ictl.benchmarks.studies.word_maps import maps
-from t2ictl.shapes import expect, instrument_id, judge, model_path
-from tests.shapes.scenes import image_of, scene_of
+from t2ictl.shapes import expect, instrument_id, judge
+from tests.shapes.scenes import image_of
 
 PROMPT = "a red circle and a blue square"
 
@@ -90,22 +88,3 @@ def test_command_prints_a_row(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "| word | kind | asked | right |" in output
     assert json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8"))["n"] == 2
     assert len(list((tmp_path / "pictures").iterdir())) == 2
-
-
-def test_word_maps_are_scored_against_the_drawn_object() -> None:
-    scene = scene_of("a red circle", "a blue square")
-    cells = [maps.object_cells(scene, index, 16) for index in range(2)]
-    assert cells[0][4, 4] and cells[1][11, 11]
-    assert not (cells[0] & cells[1]).any()
-    assert maps.score_map(cells[0].astype(float), cells[0]) == (True, True, 1.0)
-    assert maps.score_map(cells[1].astype(float), cells[0]) == (False, False, 0.0)
-
-
-def test_words_of_the_packaged_model_look_at_their_objects() -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(str(model_path()))
-    rows = maps.measure_maps(pipe, 2, 15, 500, 0)
-    assert {side for side, _ in rows} == {16, 8}
-    pointing, _, overlap, total = rows[16, "noun"]
-    assert total == 30
-    assert pointing > 0.7
-    assert overlap > 0.5

@@ -26,7 +26,7 @@ import t2ictl
 from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.markdown import bounds_text, print_table
 from t2ictl.benchmarks.shapes.evaluate.evaluate import GUIDANCE, STEPS
-from t2ictl.benchmarks.studies.word_maps.maps import found_cells, score_map
+from t2ictl.benchmarks.studies.word_maps.scoring import found_cells, score_map
 from t2ictl.evaluation.statistics.intervals import difference_bounds, share_bounds
 from t2ictl.evaluation.statistics.resampling import seed_of
 from t2ictl.shapes.prompts import HeldOut, suite
