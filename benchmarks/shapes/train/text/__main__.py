@@ -14,11 +14,13 @@ from t2ictl.benchmarks.shapes.train.loop import Deadline
 from t2ictl.benchmarks.shapes.train.scenes import draw_scenes
 from t2ictl.benchmarks.shapes.train.settings import Recipe
 from t2ictl.benchmarks.shapes.train.text.contrastive import train_contrastive
-from t2ictl.benchmarks.shapes.train.text.settings import CLIP, CLIP_2
+from t2ictl.benchmarks.shapes.train.text.settings import CLIP, CLIP_2, T5
+from t2ictl.benchmarks.shapes.train.text.spans import train_spans
+from t2ictl.benchmarks.shapes.train.text.tokenizer import build_t5_tokenizer
 from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
 from t2ictl.errors import BadSetting
 
-RECIPES: dict[str, Any] = {"clip": CLIP, "clip-2": CLIP_2}
+RECIPES: dict[str, Any] = {"clip": CLIP, "clip-2": CLIP_2, "t5": T5}
 
 
 def keep_recipe(recipe: Any, folder: Path) -> None:
@@ -60,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         recipe = dataclasses.replace(recipe, steps=options.steps)
     keep_recipe(recipe, options.out)
     drawn = draw_scenes(Recipe(), options.scenes)
+    if options.part == "t5":
+        return 0 if train_spans(recipe, build_t5_tokenizer(), drawn, options.out, deadline) else 3
     return 0 if train_contrastive(recipe, build_tokenizer(Recipe()), drawn, options.out, deadline) else 3
 
 
