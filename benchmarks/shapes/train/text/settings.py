@@ -82,7 +82,7 @@ class SpanRecipe:
         max_distance: from which on all distances are one bucket.
         tokens: an update, padding included.
         lowest: shortest padded length.
-        highest: longest padded length of most updates.
+        highest: longest padded length of most updates; short ones are likelier.
         long_lengths: padded lengths of the others.
         long_share: part of the updates that have these lengths.
         closed_share: part of the texts that are captions of cached scenes.
@@ -119,8 +119,8 @@ class SpanRecipe:
     lowest: int = 24
     highest: int = 64
     long_lengths: tuple[int, ...] = (96, 128, 256)
-    long_share: float = 0.2
-    closed_share: float = 0.4
+    long_share: float = 0.12
+    closed_share: float = 0.35
     corrupted: tuple[float, float] = (0.15, 0.25)
     mean_span: tuple[float, float] = (1.5, 3.0)
     steps: int = 2_000

@@ -24,7 +24,7 @@ Rows = tuple[torch.Tensor, torch.Tensor]
 
 
 def build_t5(recipe: SpanRecipe, tokenizer: T5Tokenizer) -> T5ForConditionalGeneration:
-    """Make an untrained T5 of the later kind (gated GELU, own output matrix).
+    """Make an untrained T5 with gated GELU.
 
     Args:
         recipe: sizes.
@@ -50,7 +50,8 @@ def build_t5(recipe: SpanRecipe, tokenizer: T5Tokenizer) -> T5ForConditionalGene
         relative_attention_max_distance=recipe.max_distance,
         dropout_rate=0.0,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
+        # Scales what goes to the output matrix, which is the embedding: without it the first losses are ten times as high.
+        tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
@@ -137,7 +138,7 @@ def batch_of(recipe: SpanRecipe, tokenizer: T5Tokenizer, drawn: DrawnScenes, ste
         Tokens and labels, see :func:`rows_of`.
     """
     generator = stream(recipe.seed, recipe.part, step + 1)
-    length = int(generator.integers(recipe.lowest, recipe.highest + 1))
+    length = recipe.lowest + int((recipe.highest + 1 - recipe.lowest) * generator.random() ** 2)
     if generator.random() < recipe.long_share:
         length = int(generator.choice(recipe.long_lengths))
     count, seen = max(1, recipe.tokens // length), len(drawn) - recipe.held_out
