@@ -39,9 +39,7 @@ def keep_recipe(recipe: Any, folder: Path) -> None:
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else asked
     for name, value in asked.items():
         if name != "steps" and stored.get(name) != value:
-            raise BadSetting(
-                f"{name} of the run in {folder} is {stored.get(name)}, not {value}.", "Use another --out."
-            )
+            raise BadSetting(f"{name} of the run in {folder} is {stored.get(name)}, not {value}.", "Use another --out.")
     path.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
 
 

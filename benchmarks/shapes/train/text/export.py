@@ -7,7 +7,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
+from transformers import (
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
+)
 
 from t2ictl.benchmarks.shapes.train.export import clean_configs
 from t2ictl.benchmarks.shapes.train.settings import Recipe

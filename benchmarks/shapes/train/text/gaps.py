@@ -27,9 +27,7 @@ def cut_into(total: int, parts: int, generator: np.random.Generator) -> list[int
     return np.diff([0, *cuts.tolist(), total]).tolist()
 
 
-def choose_gaps(
-    length: int, share: float, mean_span: float, generator: np.random.Generator
-) -> list[tuple[int, int]]:
+def choose_gaps(length: int, share: float, mean_span: float, generator: np.random.Generator) -> list[tuple[int, int]]:
     """Choose which tokens are hidden.
 
     Args:

@@ -81,10 +81,8 @@ class SpanRecipe:
         buckets: of relative positions, both directions together.
         max_distance: from which on all distances are one bucket.
         tokens: an update, padding included.
-        lowest: shortest padded length.
-        highest: longest padded length of most updates; short ones are likelier.
-        long_lengths: padded lengths of the others.
-        long_share: part of the updates that have these lengths.
+        lengths: padded lengths of updates; rows must hardly depend on the padding behind them.
+        length_shares: part of the updates that has each of them.
         closed_share: part of the texts that are captions of cached scenes.
         corrupted: lowest and highest part of a text's tokens that is hidden.
         mean_span: lowest and highest mean length of a gap, tokens.
@@ -116,15 +114,13 @@ class SpanRecipe:
     buckets: int = 16
     max_distance: int = 24
     tokens: int = 2_048
-    lowest: int = 24
-    highest: int = 64
-    long_lengths: tuple[int, ...] = (96, 128, 256)
-    long_share: float = 0.12
+    lengths: tuple[int, ...] = (24, 32, 48, 64, 128, 256)
+    length_shares: tuple[float, ...] = (0.4, 0.2, 0.2, 0.12, 0.05, 0.03)
     closed_share: float = 0.35
-    corrupted: tuple[float, float] = (0.15, 0.25)
+    corrupted: tuple[float, float] = (0.15, 0.4)
     mean_span: tuple[float, float] = (1.5, 3.0)
-    steps: int = 2_000
-    rate: float = 2e-3
+    steps: int = 1_500
+    rate: float = 3e-3
     warmup: int = 100
     decay_share: float = 0.5
     weight_decay: float = 0.01
@@ -133,7 +129,7 @@ class SpanRecipe:
     evaluate_every: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "lowest", "held_out", "checkpoint_every", "evaluate_every"):
+        for name in ("steps", "tokens", "held_out", "checkpoint_every", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise BadSetting(f"{name} is {getattr(self, name)}.", "Use at least 1.")
 
