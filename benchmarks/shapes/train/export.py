@@ -100,7 +100,7 @@ def export_folder(
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     pipeline.save_pretrained(partial, safe_serialization=True)
     save_tokenizer(tokenizer, partial / "tokenizer")
-    _clean_configs(partial)
+    clean_configs(partial)
     if target.exists():
         old = target.with_name(f"{target.name}.{os.getpid()}.old")
         target.rename(old)
@@ -111,8 +111,12 @@ def export_folder(
         partial.rename(target)
 
 
-def _clean_configs(folder: Path) -> None:
-    """Drop what names a machine, and the training-time choices of precision and attention."""
+def clean_configs(folder: Path) -> None:
+    """Drop what names a machine, and the training-time choices of precision and attention.
+
+    Args:
+        folder: its folders' ``config.json`` are written anew.
+    """
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         for key in ("_name_or_path", "dtype", "torch_dtype", "_attn_implementation", "attn_implementation"):

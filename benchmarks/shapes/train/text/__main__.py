@@ -1,0 +1,90 @@
+"""``python -m t2ictl.benchmarks.shapes.train.text --part clip --out DIR --scenes DIR``: one encoder, resumed where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2ictl.benchmarks.arguments import ArgumentParser
+from t2ictl.benchmarks.shapes.train.loop import Deadline
+from t2ictl.benchmarks.shapes.train.scenes import draw_scenes
+from t2ictl.benchmarks.shapes.train.settings import Recipe
+from t2ictl.benchmarks.shapes.train.text.contrastive import train_contrastive
+from t2ictl.benchmarks.shapes.train.text.export import export_part
+from t2ictl.benchmarks.shapes.train.text.settings import CLIP, CLIP_2, T5, ContrastiveRecipe, SpanRecipe
+from t2ictl.benchmarks.shapes.train.text.spans import train_spans
+from t2ictl.benchmarks.shapes.train.text.tokenizer import build_t5_tokenizer
+from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
+from t2ictl.errors import BadSetting
+
+RECIPES: dict[str, Any] = {"clip": CLIP, "clip-2": CLIP_2, "t5": T5}
+
+
+def keep_recipe(recipe: Any, folder: Path) -> None:
+    """Write the recipe of a run, or compare it with the one on record; only ``steps`` may change.
+
+    Args:
+        recipe: a frozen dataclass.
+        folder: of the run.
+
+    Raises:
+        BadSetting: another number differs from the one on record.
+    """
+    path = folder / "recipe.json"
+    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else asked
+    for name, value in asked.items():
+        if name != "steps" and stored.get(name) != value:
+            raise BadSetting(f"{name} of the run in {folder} is {stored.get(name)}, not {value}.", "Use another --out.")
+    path.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+
+
+def run(recipe: ContrastiveRecipe | SpanRecipe, folder: Path, scenes: Path, deadline: Deadline) -> bool:
+    """Train or continue one encoder.
+
+    Args:
+        recipe: of the part.
+        folder: of the run.
+        scenes: folder of the cached scenes.
+        deadline: when to stop.
+
+    Returns:
+        Whether the run is complete.
+    """
+    drawn = draw_scenes(Recipe(), scenes)
+    if isinstance(recipe, SpanRecipe):
+        return train_spans(recipe, build_t5_tokenizer(), drawn, folder, deadline)
+    return train_contrastive(recipe, build_tokenizer(Recipe()), drawn, folder, deadline)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line and run; exit status 0 when complete, 3 when the time was over first."""
+    parser = ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.train.text", description=__doc__)
+    parser.add_argument("--part", choices=tuple(RECIPES), required=True, help="which encoder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; give it again to continue")
+    parser.add_argument("--scenes", type=Path, required=True, help="cached scenes; made where they are missing")
+    parser.add_argument("--minutes", type=float, default=None, help="stop with a checkpoint after this long")
+    parser.add_argument("--steps", type=int, default=None, help="updates; default: of the recipe")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument(
+        "--export", type=Path, default=None, help="write the encoder there when complete; with --minutes 0 as it stands"
+    )
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    recipe = RECIPES[options.part]
+    if options.steps is not None:
+        recipe = dataclasses.replace(recipe, steps=options.steps)
+    keep_recipe(recipe, options.out)
+    is_complete = options.minutes == 0 or run(recipe, options.out, options.scenes, Deadline(minutes=options.minutes))
+    if is_complete and options.export is not None:
+        export_part(recipe, options.out, options.export)
+    return 0 if is_complete else 3
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
