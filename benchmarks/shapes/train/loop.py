@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 #: One number a purpose, so that no two streams of randomness are the same.
-STREAM = {"scene": 1, "autoencoder": 2, "denoiser": 3, "weights": 4}
+STREAM = {"scene": 1, "autoencoder": 2, "denoiser": 3, "weights": 4, "frozen": 5, "validation": 6}
 
 
 def stream(seed: int, purpose: str, index: int) -> np.random.Generator:

@@ -25,14 +25,15 @@ ADAM_UPDATE = 0.2
 
 
 @torch.no_grad()
-def orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
+def orthogonalize(matrix: torch.Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """Replace the singular values of a matrix by values near one.
 
-    ``X <- a X + (b A + c A A) X`` with ``A = X X'``, in bfloat16, from ``X`` of norm one.
+    ``X <- a X + (b A + c A A) X`` with ``A = X X'``, from ``X`` of norm one.
 
     Args:
         matrix: two or more dimensions; all but the first are flattened.
         steps: iterations.
+        dtype: that of the iterations, whose result is rough anyway.
 
     Returns:
         A tensor of the same shape, float32.
@@ -44,7 +45,7 @@ def orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """
     flat = matrix.reshape(matrix.shape[0], -1)
     is_tall = flat.shape[0] > flat.shape[1]
-    x = (flat.T if is_tall else flat).bfloat16()
+    x = (flat.T if is_tall else flat).to(dtype)
     x = x / (x.norm() + 1e-7)
     a, b, c = QUINTIC
     for _ in range(steps):
@@ -63,6 +64,7 @@ class Muon(torch.optim.Optimizer):
         momentum: part of the old momentum that is kept; Nesterov's form is used.
         weight_decay: per update, times the rate.
         team: members take turns with the matrices, which is where the time goes.
+        dtype: that of the iterations; single precision is faster on a CPU without units for bfloat16.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.eye(2))
@@ -79,8 +81,9 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.01,
         team: Team = ALONE,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self.team = team
+        self.team, self.dtype = team, dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -96,7 +99,7 @@ class Muon(torch.optim.Optimizer):
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
                 is_mine = turn % self.team.size == self.team.rank
                 nesterov = weight.grad.lerp(momentum, group["momentum"])
-                updates.append(orthogonalize(nesterov) if is_mine else torch.zeros_like(weight))
+                updates.append(orthogonalize(nesterov, dtype=self.dtype) if is_mine else torch.zeros_like(weight))
             self.team.sum_up(updates)
             for weight, update in zip(weights, updates, strict=True):
                 longer = max(len(update), update.numel() // len(update))
