@@ -46,11 +46,13 @@ def build_pipeline(recipe: FrozenRecipe, encoders_folder: Path, average: dict[st
     """
     encoders = load_encoders(encoders_folder, ENCODERS[recipe.model])
     if recipe.model == "dit":
-        models, tokenizers = encoders.models, encoders.tokenizers
+        models, tokenizers, vae = encoders.models, encoders.tokenizers, load_autoencoder()
+        # The stock pipeline adds the shift, and takes no None.
+        vae.register_to_config(shift_factor=0.0)
         return StableDiffusion3Pipeline(
             transformer=_averaged(build_transformer(recipe, encoders), "transformer", average),
             scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=recipe.shift),
-            vae=load_autoencoder(),
+            vae=vae,
             **dict(zip(NAMES, models, strict=True)),
             **dict(zip(TOKENIZERS, tokenizers, strict=True)),
         )
