@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from t2ictl.benchmarks.shapes.train.autoencoder import encode_images, train_auto
 from t2ictl.benchmarks.shapes.train.denoiser import train_denoiser
 from t2ictl.benchmarks.shapes.train.export import export_folder, normalize_latents
 from t2ictl.benchmarks.shapes.train.loop import Deadline, append_log
+from t2ictl.benchmarks.shapes.train.record import read_recipe_of
 from t2ictl.benchmarks.shapes.train.settings import Recipe
 from t2ictl.benchmarks.shapes.train.team import run_team
 from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
@@ -21,10 +20,7 @@ from t2ictl.errors import BadSetting
 
 
 def read_recipe(folder: Path, changes: dict[str, Any]) -> Recipe:
-    """Read the recipe of a run, or start one.
-
-    The number of updates may change while a run is under way; every other number is fixed
-    by its first call, because the checkpoints depend on it.
+    """Read the recipe of a run, or start one; the numbers of updates may change while it is under way.
 
     Args:
         folder: of the run.
@@ -36,17 +32,7 @@ def read_recipe(folder: Path, changes: dict[str, Any]) -> Recipe:
     Raises:
         BadSetting: a value other than the number of updates differs from the one on record.
     """
-    path = folder / "recipe.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name, value in changes.items():
-        if name not in ("steps", "vae_steps") and name in stored and stored[name] != value:
-            raise BadSetting(f"{name} of the run in {folder} is {stored[name]}, not {value}.", "Use another --out.")
-    fields: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in {**stored, **changes}.items()
-    }
-    recipe = Recipe(**fields)
-    path.write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n", encoding="utf-8")
-    return recipe
+    return read_recipe_of(Recipe, folder, changes, ("steps", "vae_steps"))
 
 
 def run(recipe: Recipe, folder: Path, minutes: float | None, workers: int = 1) -> bool:

@@ -9,7 +9,7 @@ from t2ictl.benchmarks.shapes.train.loop import stream
 from t2ictl.benchmarks.shapes.train.settings import Recipe
 from t2ictl.shapes.draw import render_array
 from t2ictl.shapes.sampling import sample_scene
-from t2ictl.shapes.world import Scene
+from t2ictl.shapes.world import Scene, Split
 
 
 def training_scene(recipe: Recipe, index: int) -> Scene:
@@ -26,14 +26,31 @@ def training_scene(recipe: Recipe, index: int) -> Scene:
         >>> training_scene(Recipe(), 3) == training_scene(Recipe(), 3)
         True
     """
-    generator = stream(recipe.seed, "scene", index)
+    return mixed_scene(recipe, stream(recipe.seed, "scene", index), "train")
+
+
+def mixed_scene(recipe: Recipe, generator: np.random.Generator, split: Split) -> Scene:
+    """Draw one scene in the mixture of kinds that models learn from.
+
+    Args:
+        recipe: shares of the kinds.
+        generator: the only source of randomness.
+        split: of pairs and triples; single objects are all seen in training.
+
+    Returns:
+        One to three objects.
+
+    Example:
+        >>> len(mixed_scene(Recipe(single_share=1), np.random.default_rng(0), "tune").objects)
+        1
+    """
     point = generator.random()
     if point < recipe.single_share:
         return sample_scene(1, generator, marked_share=recipe.marked_share)
     if point < recipe.single_share + recipe.pair_share:
-        return sample_scene(2, generator, split="train", marked_share=recipe.marked_share)
+        return sample_scene(2, generator, split=split, marked_share=recipe.marked_share)
     # Three objects with marks make captions longer than the text encoder reads.
-    return sample_scene(3, generator, split="train", marked_share=0)
+    return sample_scene(3, generator, split=split, marked_share=0)
 
 
 def crowded_scene(generator: np.random.Generator) -> Scene:

@@ -10,73 +10,36 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from t2ictl.benchmarks.shapes.train.captions import training_caption
 from t2ictl.benchmarks.shapes.train.data import training_scene
-from t2ictl.benchmarks.shapes.train.loop import (
-    Deadline,
-    append_log,
-    save_atomic,
-    stream,
-    torch_stream,
-    trapezoid_rate,
-    update_average,
-)
+from t2ictl.benchmarks.shapes.train.learner import Learner, Measured, Records, advance, learn
+from t2ictl.benchmarks.shapes.train.loop import Deadline, stream, torch_stream
 from t2ictl.benchmarks.shapes.train.models import build_scheduler, build_text_encoder, build_unet
 from t2ictl.benchmarks.shapes.train.muon import Muon
 from t2ictl.benchmarks.shapes.train.settings import Recipe
 from t2ictl.benchmarks.shapes.train.start import start_denoiser
 from t2ictl.benchmarks.shapes.train.team import ALONE, Team
 
-State = dict[str, Any]
-
 #: Training step below which noise hides only detail.
 FINE_TIME = 300
 
 
-@dataclass(kw_only=True)
-class Trainee:
-    """Everything that changes while the denoiser learns.
+class Trainee(Learner):
+    """A text encoder and a denoiser that learn together; ``models`` has them as ``text`` and ``unet``."""
 
-    Args:
-        text: the text encoder.
-        unet: the denoiser.
-        optimizers: Muon for the matrices of both, AdamW for the rest.
-        average: exponential average of both, by name.
-        step: updates done.
-    """
+    models: dict[str, Any]
 
-    text: CLIPTextModel
-    unet: UNet2DConditionModel
-    optimizers: tuple[torch.optim.Optimizer, ...]
-    average: dict[str, torch.Tensor]
-    step: int = 0
+    @property
+    def text(self) -> CLIPTextModel:
+        """The text encoder."""
+        return self.models["text"]
 
-    def named_weights(self) -> list[tuple[str, torch.Tensor]]:
-        """List all weights under names that say which model they belong to."""
-        models: tuple[tuple[str, torch.nn.Module], ...] = (("text", self.text), ("unet", self.unet))
-        return [(f"{name}.{key}", value) for name, model in models for key, value in model.named_parameters()]
-
-    def state(self) -> State:
-        """Collect a checkpoint."""
-        return {
-            "text": self.text.state_dict(),
-            "unet": self.unet.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "average": self.average,
-            "step": self.step,
-        }
-
-    def load(self, state: State) -> None:
-        """Continue from a checkpoint."""
-        self.text.load_state_dict(state["text"])
-        self.unet.load_state_dict(state["unet"])
-        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(stored)
-        self.average = state["average"]
-        self.step = state["step"]
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoiser."""
+        return self.models["unet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +100,7 @@ def build_trainee(recipe: Recipe, tokenizer: CLIPTokenizer, team: Team = ALONE) 
     if recipe.start:
         start_denoiser(text, unet, tokenizer, Path(recipe.start))
     unet.set_attn_processor(AttnProcessor())
-    trainee = Trainee(text=text, unet=unet, optimizers=(), average={})
+    trainee = Trainee(models={"text": text, "unet": unet})
     weights = trainee.named_weights()
     hidden = [weight for name, weight in weights if is_hidden_matrix(name, weight)]
     others = [weight for name, weight in weights if not is_hidden_matrix(name, weight)]
@@ -145,7 +108,7 @@ def build_trainee(recipe: Recipe, tokenizer: CLIPTokenizer, team: Team = ALONE) 
         Muon(hidden, lr=recipe.rate, team=team),
         torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.01),
     )
-    trainee.average = {name: weight.detach().clone() for name, weight in trainee.named_weights()}
+    trainee.start_average()
     return trainee
 
 
@@ -262,61 +225,27 @@ def train_denoiser(
         Whether the last update was reached.
     """
     trainee, scheduler = build_trainee(recipe, tokenizer, team), build_scheduler()
-    if (folder / "denoiser.pt").exists():
-        trainee.load(torch.load(folder / "denoiser.pt", weights_only=True))
-    bar = tqdm(total=recipe.steps, initial=trainee.step, desc="denoiser", mininterval=10, disable=not team.is_first)
-    recent: list[float] = []
-    is_over = team.any(deadline.is_over())
-    while trainee.step < recipe.steps and not is_over:
-        batch = make_batch(recipe, trainee.step, latents, tokenizer)
-        recent.append(update(trainee, batch.part(team), scheduler, recipe, team))
-        bar.update()
-        is_over = team.any(deadline.is_over())
-        if team.is_first:
-            _keep_records(trainee, recipe, folder, recent, is_over)
-    bar.close()
-    return trainee.step >= recipe.steps
 
+    def one_update(step: int) -> Measured:
+        batch = make_batch(recipe, step, latents, tokenizer)
+        return {"loss": update(trainee, batch.part(team), scheduler, recipe, team)}
 
-def _keep_records(trainee: Trainee, recipe: Recipe, folder: Path, recent: list[float], is_over: bool) -> None:
-    """Write log, kept average and checkpoint where one is due."""
-    is_last = trainee.step == recipe.steps
-    if trainee.step % 50 == 0:
-        append_log(folder / "log.jsonl", stage="denoiser", step=trainee.step, loss=round(sum(recent) / len(recent), 5))
-        recent.clear()
-    if trainee.step % recipe.snapshot_every == 0 or is_last:
-        save_atomic(trainee.average, folder / f"average-{trainee.step:06d}.pt")
-    if trainee.step % recipe.checkpoint_every == 0 or is_last or is_over:
-        save_atomic(trainee.state(), folder / "denoiser.pt")
+    return learn(trainee, recipe, Records(folder=folder, name="denoiser"), deadline, one_update, team)
 
 
 def update(trainee: Trainee, batch: Batch, scheduler: DDIMScheduler, recipe: Recipe, team: Team = ALONE) -> float:
-    """Make one update of the weights and of their average.
-
-    The average starts short and lengthens, so that early snapshots are usable.
+    """Make one update.
 
     Args:
         trainee: changed in place.
         batch: what the update sees.
         scheduler: the noise schedule.
         recipe: rates.
-        team: who else trains; gradients are averaged over all members' parts.
+        team: who else trains.
 
     Returns:
         The loss of this member's part before the update.
     """
-    rate = recipe.rate * trapezoid_rate(trainee.step, recipe.steps, recipe.warmup, recipe.decay_share)
-    loss = denoiser_loss(trainee, batch, scheduler) / team.size
-    trainee.text.zero_grad(set_to_none=True)
-    trainee.unet.zero_grad(set_to_none=True)
-    loss.backward()
-    team.sum_up([weight.grad for _, weight in trainee.named_weights() if weight.grad is not None])
-    torch.nn.utils.clip_grad_norm_([weight for _, weight in trainee.named_weights()], 1.0)
-    for optimizer in trainee.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-    trainee.step += 1
-    decay = min(recipe.ema_decay, (1 + trainee.step) / (10 + trainee.step))
-    update_average(trainee.average, trainee.named_weights(), decay)
-    return float(loss.detach()) * team.size
+    loss = denoiser_loss(trainee, batch, scheduler)
+    advance(trainee, loss, recipe, team)
+    return float(loss.detach())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -97,9 +98,23 @@ def export_folder(
     half.load_state_dict(vae.state_dict())
     pipeline = build_pipeline(recipe, tokenizer, half, average).to(torch.float16)
     pipeline.text_encoder.float()
+
+    def write(partial: Path) -> None:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        save_tokenizer(tokenizer, partial / "tokenizer")
+
+    replace_folder(target, write)
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder beside its place, clean its configurations, and put it there in one move.
+
+    Args:
+        target: replaced if it exists.
+        write: fills the folder that it is given.
+    """
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    pipeline.save_pretrained(partial, safe_serialization=True)
-    save_tokenizer(tokenizer, partial / "tokenizer")
+    write(partial)
     clean_configs(partial)
     if target.exists():
         old = target.with_name(f"{target.name}.{os.getpid()}.old")

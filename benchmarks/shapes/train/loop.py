@@ -20,7 +20,12 @@ import numpy as np
 import torch
 
 #: One number a purpose, so that no two streams of randomness are the same.
-STREAM = {"scene": 1, "autoencoder": 2, "denoiser": 3, "weights": 4, "clip": 21, "clip-2": 22, "t5": 23, "language": 24}
+STREAM = {"scene": 1, "autoencoder": 2, "denoiser": 3, "weights": 4, "frozen": 5, "validation": 6} | {
+    "clip": 21,
+    "clip-2": 22,
+    "t5": 23,
+    "language": 24,
+}
 
 
 def stream(seed: int, purpose: str, index: int) -> np.random.Generator:

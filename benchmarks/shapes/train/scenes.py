@@ -68,14 +68,40 @@ def scene_from(plain: dict[str, Any]) -> Scene:
 
 
 @torch.no_grad()
-def _write_part(folder: Path, part: int, scenes: Sequence[Scene], vae: AutoencoderKL) -> None:
-    """Write one file of scenes and one of latents; the latents come last, so that a pair with them is whole."""
+def encode_scenes(scenes: Sequence[Scene], vae: AutoencoderKL) -> torch.Tensor:
+    """Draw scenes and encode their images, a hundred at once.
+
+    Args:
+        scenes: ``N`` scenes.
+        vae: the packaged autoencoder.
+
+    Returns:
+        Scaled latents, float16, shape ``(N, 4, y, x)``.
+    """
     chunks = [scenes[start : start + 100] for start in range(0, len(scenes), 100)]
     latents = torch.cat([vae.encode(to_pixels(list(chunk))).latent_dist.mean for chunk in chunks])
+    return (latents * vae.config.scaling_factor).half().contiguous()
+
+
+def load_autoencoder() -> AutoencoderKL:
+    """Load the packaged autoencoder.
+
+    Returns:
+        The autoencoder, float32.
+
+    Example:
+        >>> load_autoencoder().config.latent_channels
+        4
+    """
+    return AutoencoderKL.from_pretrained(str(model_path() / "vae"), low_cpu_mem_usage=False).float().eval()
+
+
+def _write_part(folder: Path, part: int, scenes: Sequence[Scene], vae: AutoencoderKL) -> None:
+    """Write one file of scenes and one of latents; the latents come last, so that a pair with them is whole."""
     text = "".join(json.dumps(dataclasses.asdict(scene)) + "\n" for scene in scenes)
     (folder / f"scenes-{part:03d}.jsonl").write_text(text, encoding="utf-8")
     partial = folder / f"latents-{part:03d}.{os.getpid()}.partial"
-    save_file({"latents": (latents * vae.config.scaling_factor).half().contiguous()}, partial)
+    save_file({"latents": encode_scenes(scenes, vae)}, partial)
     os.replace(partial, folder / f"latents-{part:03d}.safetensors")
 
 
@@ -101,7 +127,7 @@ def draw_scenes(recipe: Recipe, folder: Path) -> DrawnScenes:
     record.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
     starts = range(0, recipe.images, PART)
     missing = [start for start in starts if not (folder / f"latents-{start // PART:03d}.safetensors").exists()]
-    vae = AutoencoderKL.from_pretrained(str(model_path() / "vae"), low_cpu_mem_usage=False).float().eval()
+    vae = load_autoencoder()
     for start in tqdm(missing, desc="scenes", mininterval=10, disable=not missing):
         scenes = [training_scene(recipe, index) for index in range(start, min(start + PART, recipe.images))]
         _write_part(folder, start // PART, scenes, vae)

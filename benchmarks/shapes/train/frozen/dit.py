@@ -1,0 +1,197 @@
+"""The transformer of Stable Diffusion 3's class: untrained weights, times, and what it learns by.
+
+Rectified flow: ``x_s = (1 - s) x_0 + s noise``, the model predicts ``noise - x_0``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import nn
+
+from t2ictl.benchmarks.shapes.train.frozen.attention import ExplicitJointAttention, repeat_bias
+from t2ictl.benchmarks.shapes.train.frozen.batches import Batch
+from t2ictl.benchmarks.shapes.train.frozen.encoders import Encoders, Text
+from t2ictl.benchmarks.shapes.train.frozen.layout import Layout, LayoutHead, layout_loss
+from t2ictl.benchmarks.shapes.train.frozen.settings import FrozenRecipe
+from t2ictl.benchmarks.shapes.train.learner import Measured
+from t2ictl.benchmarks.shapes.train.loop import stream
+
+#: Linear layers of adaptive norms, by a part of their names.
+MODULATIONS = ("norm1.linear", "norm1_context.linear", "norm_out.linear")
+
+
+@torch.no_grad()
+def initialize(model: nn.Module) -> None:
+    """Initialize as in Peebles and Xie, "Scalable diffusion models with transformers", 2023, arXiv 2212.09748.
+
+    Modulations and the last projection start at zero, so that every block is the identity and the
+    prediction is zero; the other linear layers, and the patches, start with Xavier's uniform weights and no bias.
+
+    Args:
+        model: changed in place.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4)); initialize(model); bool((model[0].bias == 0).all())
+        True
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
+            if layer.bias is not None:
+                layer.bias.zero_()
+            if name.endswith((*MODULATIONS, "proj_out")):
+                layer.weight.zero_()
+
+
+def build_transformer(recipe: FrozenRecipe, encoders: Encoders) -> SD3Transformer2DModel:
+    """Make an untrained transformer for latents of 4 channels and 16x16 cells.
+
+    Args:
+        recipe: layers, heads, their width, seed.
+        encoders: two CLIP and a T5 encoder, whose widths it takes.
+
+    Returns:
+        The stock class.
+    """
+    clips, t5 = encoders.models[:2], encoders.models[2]
+    width = recipe.heads * recipe.head_width
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(stream(recipe.seed, "weights", 3).integers(2**31)))
+        model = SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            attention_head_dim=recipe.head_width,
+            joint_attention_dim=t5.config.d_model,
+            caption_projection_dim=width,
+            pooled_projection_dim=sum(clip.config.projection_dim for clip in clips),
+            pos_embed_max_size=24,
+            qk_norm="rms_norm",
+        )
+        initialize(model)
+    return model
+
+
+def flow_times(points: torch.Tensor) -> torch.Tensor:
+    """Map uniform points to noise levels, logit-normal with mean 0 and deviation 1.
+
+    Args:
+        points: between 0 and 1.
+
+    Returns:
+        Noise levels ``s``, float32.
+
+    Example:
+        >>> flow_times(torch.tensor([0.5])).tolist()
+        [0.5]
+    """
+    return torch.sigmoid(math.sqrt(2) * torch.erfinv(2 * points.double() - 1)).float()
+
+
+def _fourfold(values_B: torch.Tensor) -> torch.Tensor:
+    """Give one number an image the dimensions of latents."""
+    return values_B.view(-1, 1, 1, 1)
+
+
+class FlowTask:
+    """How the transformer learns.
+
+    Args:
+        recipe: sizes and weights.
+        encoders: two CLIP and a T5 encoder.
+        layout: of all scenes; not needed where ``layout_weight`` is 0.
+        is_compiled: whether blocks are compiled.
+    """
+
+    def __init__(
+        self, recipe: FrozenRecipe, encoders: Encoders, layout: Layout | None = None, is_compiled: bool = False
+    ) -> None:
+        self.recipe, self.layout = recipe, layout
+        self.model = build_transformer(recipe, encoders)
+        self.model.set_attn_processor(ExplicitJointAttention())
+        self.models: dict[str, nn.Module] = {"transformer": self.model}
+        self._rows: list[torch.Tensor] = []
+        if is_compiled:
+            for block in self.model.transformer_blocks:
+                block.forward = torch.compile(block.forward, dynamic=False)
+        if recipe.layout_weight:
+            self.models["layout"] = self._build_head()
+            block = self.model.transformer_blocks[recipe.layout_block]
+            block.register_forward_hook(lambda _module, _inputs, output: self._rows.append(output[1]))
+
+    def errors(
+        self,
+        model: Callable[..., Any],
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        times_B: torch.Tensor,
+        text: Text,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Measure the squared error of the predicted velocity.
+
+        Args:
+            model: a transformer.
+            latents: clean, shape ``(B, 4, y, x)``.
+            noise: of the same shape.
+            times_B: noise levels, 0 to 1.
+            text: of the captions.
+            bias: on scores of joint attention, see :func:`repeat_bias`.
+
+        Returns:
+            Mean over the elements of each image, shape ``(B,)``.
+        """
+        velocity = model(
+            torch.lerp(latents, noise, _fourfold(times_B)),
+            encoder_hidden_states=text.rows_BTW,
+            pooled_projections=text.pooled_BP,
+            timestep=1000 * times_B,
+            joint_attention_kwargs=None if bias is None else {"attention_mask": bias},
+            return_dict=False,
+        )[0]
+        return (velocity - (noise - latents)).square().mean(dim=(1, 2, 3))
+
+    def uniform_times(self, points: torch.Tensor) -> torch.Tensor:
+        """Map uniform points to noise levels without preference."""
+        return points.float()
+
+    def _build_head(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(stream(self.recipe.seed, "weights", 4).integers(2**31)))
+            head = LayoutHead(self.recipe.heads * self.recipe.head_width)
+            initialize(head)
+        return head
+
+    def loss(self, batch: Batch, text: Text) -> tuple[torch.Tensor, Measured]:
+        """Measure what an update makes smaller.
+
+        Args:
+            batch: scenes, noise and times.
+            text: of its captions.
+
+        Returns:
+            A scalar, and its parts by name.
+        """
+        recipe, times = self.recipe, flow_times(batch.points)
+        keys = text.rows_BTW.shape[1]
+        pixels = (batch.latents.shape[-1] // 2) * (batch.latents.shape[-2] // 2)
+        repeats = recipe.long_rows - keys // 2 + 1
+        bias = repeat_bias(repeats, batch.is_long & text.is_padded_B, pixels + keys)
+        self._rows.clear()
+        flow = self.errors(self.model, batch.latents, batch.noise, times, text, bias).mean()
+        measured = {"loss": float(flow.detach())}
+        if not recipe.layout_weight:
+            return flow, measured
+        assert self.layout is not None
+        read = self.models["layout"](self._rows.pop())
+        layout = layout_loss(read, self.layout[batch.indices], 1 - times)
+        measured["layout"] = float(layout.detach())
+        return flow + recipe.layout_weight * layout, measured
