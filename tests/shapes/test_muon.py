@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from t2ictl.benchmarks.shapes.train.denoiser import build_trainee, is_hidden_matrix
-from t2ictl.benchmarks.shapes.train.muon import ADAM_UPDATE, Muon, orthogonalize
+from t2ictl.benchmarks.shapes.train.muon import ADAM_UPDATE, QUINTIC, Muon, orthogonalize
 from t2ictl.benchmarks.shapes.train.settings import Recipe
 from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
 
@@ -21,6 +21,20 @@ def test_singular_values_come_near_one_and_directions_stay(shape: tuple[int, ...
     aligned = torch.diagonal(rotated)
     assert (rotated - torch.diag(aligned)).abs().max() < 0.1
     assert (aligned > 0.5).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 12), (40, 8), (4, 3, 3, 3)])
+def test_iterations_in_one_factor_are_the_iterations(shape: tuple[int, ...]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    flat = matrix.flatten(1)
+    x = (flat.T if flat.shape[0] > flat.shape[1] else flat).double()
+    x = x / x.norm()
+    a, b, c = QUINTIC
+    for _ in range(5):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    expected = (x.T if flat.shape[0] > flat.shape[1] else x).float()
+    assert torch.allclose(orthogonalize(matrix, dtype=torch.float32).flatten(1), expected, atol=2e-5)
 
 
 def test_update_has_the_size_of_an_adam_update() -> None:
