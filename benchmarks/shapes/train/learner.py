@@ -66,9 +66,8 @@ class Learner:
 
     def named_weights(self) -> list[tuple[str, torch.Tensor]]:
         """List all weights under names that say which model they belong to."""
-        return [
-            (f"{name}.{key}", value) for name, model in self.models.items() for key, value in model.named_parameters()
-        ]
+        models = self.models.items()
+        return [(f"{name}.{key}", value) for name, model in models for key, value in model.named_parameters()]
 
     def start_average(self) -> None:
         """Let the average begin at the weights as they are."""

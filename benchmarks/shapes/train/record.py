@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from t2ictl.benchmarks.shapes.train.settings import Recipe
 from t2ictl.errors import BadSetting
 
 Kind = TypeVar("Kind")
@@ -30,6 +29,7 @@ def read_recipe_of(kind: type[Kind], folder: Path, changes: dict[str, Any], free
 
     Example:
         >>> import tempfile
+        >>> from t2ictl.benchmarks.shapes.train.settings import Recipe
         >>> read_recipe_of(Recipe, Path(tempfile.mkdtemp()), {"batch": 8}, ()).batch
         8
     """

@@ -93,23 +93,17 @@ def export(run: Run, target: Path, step: int) -> None:
 def _parser() -> ArgumentParser:
     """Offer every number of the recipe as an option."""
     parser = ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.train.frozen", description=__doc__)
-    parser.add_argument(
-        "--model", choices=MODELS, required=True, help="transformer with three encoders, or U-Net with one"
-    )
+    parser.add_argument("--model", choices=MODELS, required=True, help="the transformer or the U-Net")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; give it again to continue")
     parser.add_argument("--encoders", type=Path, required=True, help="folder of the frozen encoders and tokenizers")
-    parser.add_argument(
-        "--scenes", type=Path, required=True, help="folder of the drawn scenes; made if it is not there"
-    )
+    parser.add_argument("--scenes", type=Path, required=True, help="folder of the drawn scenes, which it makes")
     parser.add_argument("--start", type=Path, default=None, help="exported model to start from; default: from nothing")
     parser.add_argument("--minutes", type=float, default=None, help="stop with a checkpoint after this long")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch, where one process works")
     parser.add_argument("--workers", type=int, default=1, help="processes that train together")
     parser.add_argument("--compile", action="store_true", help="compile the model; a minute that pays off later")
     parser.add_argument("--export", type=Path, default=None, help="do not train; write the model of the run here")
-    parser.add_argument(
-        "--export-step", type=int, default=0, help="kept average to export; default: the last checkpoint"
-    )
+    parser.add_argument("--export-step", type=int, default=0, help="which kept average; default: the last checkpoint")
     for field in dataclasses.fields(FrozenRecipe):
         if field.name not in SPECIAL:
             kind = type(field.default)

@@ -75,8 +75,9 @@ class Encoders:
             captions: ``B`` texts.
 
         Returns:
-            For one CLIP its last rows. For three encoders, as ``StableDiffusion3Pipeline``: the second-last rows of both
-            CLIPs side by side and filled up with zeros, the rows of T5 behind, and both projections side by side.
+            For one CLIP its last rows, as ``StableDiffusionPipeline``. For three encoders, as
+            ``StableDiffusion3Pipeline``: the second-last rows of both CLIPs side by side and filled up with zeros,
+            the rows of T5 behind, and both projections side by side.
         """
         tokens = [_tokens(tokenizer, captions, self.length) for tokenizer in self.tokenizers]
         if len(self.models) == 1:

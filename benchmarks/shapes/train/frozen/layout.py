@@ -40,7 +40,8 @@ class Layout:
     Args:
         shape_NP: 0 for background, or 1 more than the place in ``SHAPES``.
         color_NP: the same for ``COLORS``; a mark does not count.
-        offset_NPC: column and row of the object's center seen from the middle of the patch, in its radii; 0 for background.
+        offset_NPC: column and row of the object's center seen from the middle of the patch, in the object's
+            radii; 0 for background.
     """
 
     shape_NP: torch.Tensor

@@ -38,9 +38,8 @@ def build_denoiser(recipe: FrozenRecipe, encoders: Encoders) -> UNet2DConditionM
     sizes: dict[str, Any] = {"unet_channels": recipe.unet_channels, "unet_heads": recipe.unet_heads}
     model = build_unet(Recipe(seed=recipe.seed, text_width=width, **sizes))
     if recipe.start:
-        carry_over(
-            model, UNet2DConditionModel.from_pretrained(str(Path(recipe.start) / "unet"), low_cpu_mem_usage=False)
-        )
+        folder = str(Path(recipe.start) / "unet")
+        carry_over(model, UNet2DConditionModel.from_pretrained(folder, low_cpu_mem_usage=False))
     return model
 
 
