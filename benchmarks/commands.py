@@ -16,6 +16,7 @@ from t2ictl.benchmarks import study
 from t2ictl.benchmarks.results.compare import compare_command, power_command
 from t2ictl.benchmarks.results.models import models_command
 from t2ictl.benchmarks.speed import command as speed
+from t2ictl.cli.app import EMBEDDED
 
 __all__ = ["app"]
 
@@ -33,7 +34,7 @@ Out = Annotated[Path, typer.Option(help="The folder of the run; an interrupted r
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Suite = Annotated[str | None, typer.Option(help="shapes, everyday, or a published set (`t2ictl bench sets`).")]
 Data = Annotated[str | None, typer.Option(help="Folder with the files of published sets.")]
-Model = Annotated[str | None, typer.Option(help="'shapes' (embedded), a diffusers folder, or a hub id.")]
+Model = Annotated[str | None, typer.Option(help=f"{EMBEDDED}, a diffusers folder, or a hub id.")]
 Arms = Annotated[str | None, typer.Option(help="With commas: plain, a control, random:<arm>, best-of-N[:<arm>].")]
 Kinds = Annotated[str | None, typer.Option(help="Categories of the suite, with commas; default: pair.")]
 Split = Annotated[str | None, typer.Option(help="tune (default) or report.")]
@@ -41,7 +42,7 @@ Prompts = Annotated[str | None, typer.Option(help="Prompts of each kind: 50, or 
 Seeds = Annotated[int | None, typer.Option(help="Images of each prompt and arm; default: 4.")]
 FirstSeed = Annotated[int | None, typer.Option(help="The first of the seeds; default: 0.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; default: 20.")]
-Guidance = Annotated[float | None, typer.Option(help="Strength of classifier-free guidance; default: 4.")]
+Guidance = Annotated[float | None, typer.Option(help="Strength of classifier-free guidance; default: 3.")]
 Batch = Annotated[int | None, typer.Option(help="Images in one tensor batch; default: 8.")]
 Limit = Annotated[int | None, typer.Option(help="Most prompts in all: a smoke run, marked as no result.")]
 ShardOption = Annotated[str, typer.Option("--shard", help="i/n: make every n-th batch, from the i-th.")]
@@ -218,8 +219,9 @@ def _plan(path: Path | None, options: dict[str, Any], labels: str | None) -> Any
     plans = importlib.import_module("t2ictl.benchmarks.runs.plan")
     if path is None:
         return plans.make_plan(options | ({} if labels is None else {"arms": labels}))
-    plan = plans.make_plan(plans.read_plan_file(path))
-    values = plan.model_dump() | options
+    written = plans.read_plan_file(path)
+    plan = plans.make_plan(written)
+    values = plan.model_dump(include={*written, "arms"}) | options
     if labels is not None:
         named = list(plans.make_plan({"arms": labels}).arms)
         values["arms"] = {label: values["arms"].get(label) for label in named}

@@ -152,6 +152,7 @@ def generate(
     _check_functions(on_step=on_step, is_cancelled=is_cancelled)
     wanted, more = _read(prompt, request)
     session = controlled(pipe, chosen, record=record, parser=wanted.parser, checkpointing=checkpointing)
+    more = session.adapter.own_arguments | more
     wanted = checked_request(pipe, wanted, more)
     arguments = call_arguments(pipe, wanted, more)
     if on_step is not None:

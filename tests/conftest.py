@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from t2ictl.session.checkpoints import Checkpointing, Recomputed
+from t2ictl.shapes import embedded
 from tests import tiny
 from tests.evaluation import judge_cases
 
@@ -48,6 +49,28 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a vision-language model at a toy size."""
     with torch.random.fork_rng(devices=[]):
         return judge_cases.save_vlm(tmp_path_factory.mktemp("vlm"))
+
+
+@pytest.fixture(scope="session")
+def _stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.stand_ins import save_stand_ins
+
+    place = tmp_path_factory.mktemp("stand_ins")
+    save_stand_ins(place)
+    return place
+
+
+@pytest.fixture
+def stand_ins(_stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """All embedded models are there, those beside ``shapes`` untrained; gives the folder that holds these."""
+    monkeypatch.setattr(embedded, "PLACE", _stand_ins)
+    return _stand_ins
+
+
+@pytest.fixture
+def only_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No embedded model but ``shapes`` is there."""
+    monkeypatch.setattr(embedded, "PLACE", tmp_path / "no models")
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from typing import Any
 
 import t2ictl
 from t2ictl.errors import BadSetting
-from t2ictl.shapes import model_path
+from t2ictl.shapes.embedded import DEFAULT, MODELS, installed_models, model_path
 
 __all__ = ["EMBEDDED", "FoundModel", "ModelManager", "find_models"]
 
-EMBEDDED = "shapes"
+EMBEDDED = DEFAULT
+ABOUT = "the test bench of this project"
 FAMILIES = {
     "StableDiffusionPipeline": "Stable Diffusion 1.x or 2.x",
     "StableDiffusionXLPipeline": "Stable Diffusion XL",
@@ -55,21 +56,21 @@ class FoundModel:
 
 
 def find_models(roots: Sequence[Path]) -> list[FoundModel]:
-    """List the embedded model, and the diffusers folders below some folders.
+    """List the embedded models that are installed, and the diffusers folders below some folders.
 
     Args:
         roots: where to look. A link that leads out of its root is not followed.
 
     Returns:
-        The embedded model first, then folders by name; those that cannot be used say why: they are damaged, come with
-        code or with classes of other libraries, or hold a link that leads out of the root.
+        The embedded models first, then folders by name; those that cannot be used say why: they are of a kind that the
+        editor does not know, are damaged, come with code or with classes of other libraries, or hold a link that leads
+        out of the root.
 
     Example:
-        >>> [model.source for model in find_models([])]
-        ['shapes']
+        >>> find_models([])[0].source
+        'shapes'
     """
-    about = "the test bench of this project"
-    found = [FoundModel(name="shapes (embedded)", source=EMBEDDED, family=about, folder=model_path())]
+    found = [_embedded(name) for name in installed_models()]
     for root in roots:
         top = root.resolve()
         for index in sorted(_indices(top, DEPTH)):
@@ -77,6 +78,16 @@ def find_models(roots: Sequence[Path]) -> list[FoundModel]:
             if folder.is_relative_to(top):
                 found.append(_described(folder, top))
     return found
+
+
+def _embedded(name: str) -> FoundModel:
+    about = ABOUT if name == EMBEDDED else f"{ABOUT}: {MODELS[name].about}"
+    why_not = "" if (kind := MODELS[name].pipeline) in FAMILIES else _unsupported(kind)
+    return FoundModel(name=f"{name} (embedded)", source=name, family=about, folder=model_path(name), why_not=why_not)
+
+
+def _unsupported(kind: str) -> str:
+    return f"{kind} is not supported yet."
 
 
 def _indices(folder: Path, depth: int) -> Iterator[Path]:
@@ -104,7 +115,7 @@ def _described(folder: Path, root: Path) -> FoundModel:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return found(family="unknown", why_not=f"model_index.json: {error}")
     if kind not in FAMILIES:
-        return found(family=kind, why_not=f"{kind} is not supported yet.")
+        return found(family=kind, why_not=_unsupported(kind))
     try:
         pickled = _checked(folder, root, _state(folder))
     except BadSetting as error:

@@ -100,7 +100,7 @@ class Draft:
         return JobRequest(model=self.model, request=self.request(), controls=controls, compare=self.compare)
 
     def take(self, recipe: Recipe, editor: Editor) -> None:
-        """Take all settings of an image. The model stays, unless the one that made it is there.
+        """Take all settings of an image. The model stays, unless the one that made it can be used.
 
         Args:
             recipe: the settings.
@@ -110,7 +110,8 @@ class Draft:
         self.prompt, self.negative = str(asked.prompt), asked.negative_prompt
         self.seed, self.steps, self.guidance = asked.seed, asked.steps, asked.guidance_scale
         self.width, self.height, self.parser, self.is_locked = asked.width, asked.height, asked.parser, True
-        source = next((each.source for each in editor.found() if recipe.model in (each.source, each.folder.name)), None)
+        usable = (each for each in editor.found() if not each.why_not)
+        source = next((each.source for each in usable if recipe.model in (each.source, each.folder.name)), None)
         self.model = source or self.model
         self.chosen = [control.name for control in recipe.controls]
         self.fields |= {control.name: differing(_filled(control, self.model)) for control in recipe.controls}
@@ -145,7 +146,7 @@ def starting_fields(name: str, model: str) -> dict[str, Any]:
         >>> starting_fields("attend_and_excite", EMBEDDED)["refinement"] is None
         True
     """
-    known = next((each for each in measured_models() if model == EMBEDDED and each.name == EMBEDDED), None)
+    known = next((each for each in measured_models() if each.name == model), None)
     return dict(known.settings.get(name, {})) if known is not None else {}
 
 

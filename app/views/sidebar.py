@@ -8,6 +8,7 @@ from t2ictl.app.engine.editor import SessionHandle
 from t2ictl.app.state import Page
 from t2ictl.app.text import plain
 from t2ictl.errors import T2ictlError
+from t2ictl.shapes.embedded import MODELS
 
 __all__ = ["estimate_line", "sidebar"]
 
@@ -49,7 +50,7 @@ def _models(page: Page, handle: SessionHandle) -> None:
         with st.expander(f"{len(refused)} more cannot be used"):
             for model in refused:
                 st.caption(f"**{plain(model.name)}**: {plain(model.why_not)}")
-    if len(found) == 1:
+    if all(model.source in MODELS for model in found):
         st.caption("Others: start with `t2ictl app --models FOLDER`, a folder that holds diffusers folders.")
 
 

@@ -1,7 +1,8 @@
 """plan.json: everything that reproduces the rows of a folder, and the refusal to mix two of them.
 
 Legend of its keys: the fields of the plan under their own names; ``arms`` with all settings; ``items`` the prompts;
-``instrument`` the judge and what it measures with; ``source`` the code that makes images.
+``instrument`` the judge and what it measures with; ``source`` the code that makes images; ``arguments`` what each call
+gets beside the fields of the plan, if anything.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from t2ictl.benchmarks.runs.arms import Arm
 from t2ictl.benchmarks.runs.plan import RunPlan
 from t2ictl.benchmarks.suites.base import Item, find_suite
 from t2ictl.errors import BadSetting
+from t2ictl.families import find_adapter
 from t2ictl.settings.files import versions
 
 __all__ = ["SCHEMA", "check_same", "limited_note", "make_manifest", "read_manifest", "source_files", "source_hash"]
@@ -54,11 +56,12 @@ def make_manifest(plan: RunPlan, arms: Sequence[Arm], items: Sequence[Item], pip
         "items": [{"id": item.id, "category": item.category, "prompt": item.prompt} for item in items],
         "scheduler": {"class": type(pipe.scheduler).__name__, **scheduler},
         "pipeline": type(pipe).__name__,
+        **({"arguments": arguments} if (arguments := find_adapter(pipe).own_arguments) else {}),
         "device": pipe.device.type,
         "dtype": str((getattr(pipe, "unet", None) or pipe.transformer).dtype).removeprefix("torch."),
         "versions": versions(_PACKAGES),
         "source": source_hash(Path(t2ictl.__file__).parent),
-        "instrument": find_suite(plan.suite, plan.data).instrument(),
+        "instrument": find_suite(plan.suite, plan.data).instrument(plan.model),
         "commit": _commit(),
     }
     manifest["hash"] = _hash(manifest)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from t2ictl.benchmarks.suites.base import Item, Split, find_suite
 from t2ictl.errors import BadSetting
 from t2ictl.settings.yaml_files import read_yaml
+from t2ictl.shapes.embedded import DEFAULT, MODELS
 
 __all__ = ["ArmSpec", "ControlSpec", "RunPlan", "make_plan", "plan_items", "read_plan_file"]
 
@@ -61,15 +62,15 @@ class RunPlan(BaseModel):
     Args:
         suite: name of the suite of prompts.
         data: folder with the files of published sets; not part of what decides the rows, the prompts are.
-        model: ``"shapes"``, a diffusers folder, or a hub id.
+        model: an embedded model, a diffusers folder, or a hub id.
         arms: what is compared, by label: labels alone, or label and settings.
         kinds: categories of the suite.
         split: tuning prompts for choosing settings; report prompts for the final figures, once.
         prompts: prompts of each kind, one number or one for each kind.
         seeds: images of each prompt and arm.
         first_seed: the first of the seeds; the others follow.
-        steps: denoising steps.
-        guidance: strength of classifier-free guidance; 1 is none.
+        steps: denoising steps; those with which an embedded model is measured, or 20.
+        guidance: strength of classifier-free guidance; 1 is none; that with which an embedded model is measured, or 3.
         batch: images in one tensor batch.
         limit: most prompts in all, for a smoke run; marks the run as no result.
 
@@ -81,17 +82,26 @@ class RunPlan(BaseModel):
     model_config = _STRICT
     suite: str = "shapes"
     data: str | None = None
-    model: str = "shapes"
+    model: str = DEFAULT
     arms: dict[str, ArmSpec | None] = Field(default={"plain": None}, min_length=1)
     kinds: tuple[str, ...] = Field(default=("pair",), min_length=1)
     split: Split = "tune"
     prompts: int | dict[str, int] = 50
     seeds: int = Field(default=4, ge=1)
     first_seed: int = Field(default=0, ge=0)
-    steps: int = Field(default=20, ge=1)
-    guidance: float = Field(default=3.0, ge=0.0)
+    steps: int = Field(default=MODELS[DEFAULT].steps, ge=1)
+    guidance: float = Field(default=MODELS[DEFAULT].guidance, ge=0.0)
     batch: int = Field(default=8, ge=1)
     limit: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_measured(cls, values: Any) -> Any:
+        """Steps and guidance that nobody chose are those of the model."""
+        model = values.get("model") if isinstance(values, Mapping) else None
+        if not isinstance(model, str) or model not in MODELS:
+            return values
+        return {"steps": MODELS[model].steps, "guidance": MODELS[model].guidance, **values}
 
     @field_validator("arms", mode="before")
     @classmethod

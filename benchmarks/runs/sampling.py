@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
 
 from t2ictl import Control, controlled
+from t2ictl.families import find_adapter
 
 __all__ = ["Sample", "Sampler"]
 
@@ -115,6 +117,11 @@ class Sampler:
     steps: int
     guidance: float
 
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Further arguments of each call, which the model wants otherwise than its pipeline."""
+        return find_adapter(self.pipe).own_arguments
+
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], controls: Sequence[Control], measure: Sequence[Control]
     ) -> Sample:
@@ -135,6 +142,7 @@ class Sampler:
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                **self.arguments,
             ).images
         # The last entry of each control is the one of the last evaluation in which it acts.
         losses = {id(entry.control): [float(value) for value in entry.loss] for entry in session.measured}

@@ -20,6 +20,7 @@ from t2ictl.benchmarks.runs.sampling import Sample, Sampler
 from t2ictl.benchmarks.runs.units import Unit, direction_seed, noise_seed
 from t2ictl.benchmarks.suites.base import Judgement
 from t2ictl.errors import T2ictlError
+from t2ictl.families.loading import model_name
 
 __all__ = ["ArmResult", "MadeImage", "UnitRun", "choose_by_judge", "choose_by_loss"]
 
@@ -258,7 +259,9 @@ class UnitRun:
             "guidance_scale": self.sampler.guidance,
         }
         acting = arm.controls if arm.kind == "control" else ()
-        return settings | {"request": request, "controls": [control_settings(each) for each in acting]}
+        settings |= {"request": request, "controls": [control_settings(each) for each in acting]}
+        more = {"arguments": self.sampler.arguments} if self.sampler.arguments else {}
+        return settings | more | {"pipeline": {"model": model_name(self.sampler.pipe)}}
 
     def _failed(self, arm: Arm, error: Exception) -> list[MadeImage]:
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_ERROR]

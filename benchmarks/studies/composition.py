@@ -1,4 +1,4 @@
-"""Which controls go together: every pair of the registry is put on the embedded model and run for a step.
+"""Which controls go together: every pair of the registry is put on an embedded model and run for a step.
 
 ``t2ictl bench study composition`` prints the table of ``docs/composition.md``; a test compares them,
 so a new control cannot be forgotten there.
@@ -17,8 +17,10 @@ import torch
 import t2ictl
 from t2ictl import Control
 from t2ictl.benchmarks.arguments import ArgumentParser
+from t2ictl.benchmarks.embedded import add_model, open_model
 from t2ictl.benchmarks.markdown import markdown_table
 from t2ictl.errors import ControlConflict
+from t2ictl.families import find_adapter
 
 __all__ = ["Verdict", "main", "pairs", "table"]
 
@@ -41,14 +43,15 @@ def _made(cls: type[Control], **settings: Any) -> Control:
 
 
 def _run(pipe: Any, controls: list[Control]) -> None:
+    call = {"num_inference_steps": 1, "output_type": "latent", **find_adapter(pipe).own_arguments}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with t2ictl.controlled(pipe, controls):
-            pipe(PROMPT, num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="latent")
+            pipe(PROMPT, generator=torch.Generator().manual_seed(0), **call)
 
 
 def pairs(pipe: Any) -> Iterator[tuple[str, str, Verdict]]:
-    """Try every pair, also of a control with itself.
+    """Try every pair that acts on a pipeline, also of a control with itself.
 
     Args:
         pipe: a pipeline.
@@ -56,7 +59,8 @@ def pairs(pipe: Any) -> Iterator[tuple[str, str, Verdict]]:
     Yields:
         The two names in alphabetical order, and what is to be said.
     """
-    known = t2ictl.list_controls()
+    offers = find_adapter(pipe).offers
+    known = {name: cls for name, cls in t2ictl.list_controls().items() if cls.needs <= offers}
     for one, other in combinations_with_replacement(known, 2):
         yield one, other, _verdict(pipe, known[one], known[other])
 
@@ -111,13 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table.
 
     Args:
-        arguments: of the command line; there are none.
+        arguments: of the command line.
 
     Returns:
         Exit status 0.
     """
-    ArgumentParser(prog="t2ictl bench study composition", description=__doc__).parse_args(arguments)
-    pipe = t2ictl.load("shapes", device="cpu")
-    pipe.set_progress_bar_config(disable=True)
-    print(table(list(pairs(pipe))))
+    parser = ArgumentParser(prog="t2ictl bench study composition", description=__doc__)
+    add_model(parser, steps=False)
+    print(table(list(pairs(open_model(parser.parse_args(arguments).model)))))
     return 0

@@ -18,9 +18,11 @@ from torch import Tensor
 import t2ictl
 from t2ictl import Control
 from t2ictl.benchmarks.arguments import ArgumentParser
+from t2ictl.benchmarks.embedded import add_model, open_model
 from t2ictl.benchmarks.markdown import markdown_table
 from t2ictl.controls import Region, Window
 from t2ictl.errors import BadSetting, ControlIdle, T2ictlError
+from t2ictl.families import find_adapter
 
 __all__ = ["SITUATIONS", "Situation", "cells", "main", "table", "tried"]
 
@@ -135,7 +137,8 @@ def tried(pipe: Any, cls: type[Control], situation: Situation) -> str:
 def _run(pipe: Any, situation: Situation) -> Tensor:
     """The latents of the images, each from its own seed."""
     noise = [torch.Generator().manual_seed(number) for number in range(len(situation.prompts))]
-    call: dict[str, Any] = {"num_inference_steps": situation.steps, "output_type": "latent", **situation.call}
+    call: dict[str, Any] = {"num_inference_steps": situation.steps, "output_type": "latent"}
+    call |= {**find_adapter(pipe).own_arguments, **situation.call}
     found: Tensor = pipe(list(situation.prompts), generator=noise, **call).images
     return found
 
@@ -182,13 +185,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table.
 
     Args:
-        arguments: of the command line; there are none.
+        arguments: of the command line.
 
     Returns:
         Exit status 0.
     """
-    ArgumentParser(prog="t2ictl bench study idle", description=__doc__).parse_args(arguments)
-    pipe = t2ictl.load("shapes", device="cpu")
-    pipe.set_progress_bar_config(disable=True)
-    print(table(list(cells(pipe))))
+    parser = ArgumentParser(prog="t2ictl bench study idle", description=__doc__)
+    add_model(parser, steps=False)
+    print(table(list(cells(open_model(parser.parse_args(arguments).model)))))
     return 0

@@ -67,13 +67,13 @@ class Suite:
         kinds: gives the names of the categories.
         items: gives the first prompts of a category and split: category, split, how many.
         judge: says what an image of a prompt shows; None where images are judged later, by a learned judge.
-        instrument: gives an id that changes when prompts, judge or what is measured with them change.
+        instrument: gives an id that changes when prompts, judge or the embedded model that is named change.
     """
 
     kinds: Callable[[], tuple[str, ...]]
     items: Callable[[str, Split, int], tuple[Item, ...]]
     judge: Callable[[Image.Image, str], Judgement] | None
-    instrument: Callable[[], str]
+    instrument: Callable[[str], str]
 
 
 def _shapes_kinds() -> tuple[str, ...]:
@@ -99,10 +99,10 @@ def _judge_shapes(image: Image.Image, prompt: str) -> Judgement:
     return Judgement(outcomes=verdict.outcomes(), failure=verdict.failure)
 
 
-def _shapes_instrument() -> str:
-    from t2ictl.shapes import instrument_id
+def _shapes_instrument(model: str) -> str:
+    from t2ictl.shapes import MODELS, instrument_id
 
-    return instrument_id()
+    return instrument_id(model if model in MODELS else None)
 
 
 def _everyday_items(kind: str, split: Split, count: int) -> tuple[Item, ...]:
@@ -130,7 +130,7 @@ def _digest(name: str, prompts: Sequence[str]) -> str:
     return f"{name} {hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]}, not judged"
 
 
-def _everyday_instrument() -> str:
+def _everyday_instrument(model: str) -> str:
     from t2ictl.benchmarks.suites.everyday import PROMPTS
 
     return _digest("everyday", [prompt for prompts in PROMPTS.values() for prompt in prompts])
@@ -193,7 +193,7 @@ def _published(name: str, data: str) -> Suite:
             raise BadSetting(f"There are only {len(there)} {kind} prompts in {name}.", f"Ask for {len(there)}.")
         return tuple(there[:count])
 
-    def digest() -> str:
+    def digest(model: str) -> str:
         return _digest(name, [each.prompt for each in read_set(name, Path(data))])
 
     return Suite(kinds=lambda: tuple(read("report")), items=items, judge=None, instrument=digest)

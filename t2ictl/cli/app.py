@@ -20,6 +20,7 @@ import typer
 from t2ictl._version import __version__
 from t2ictl.cli.contributions import contributed
 from t2ictl.errors import Cancelled, ForeignCall, MoveLost, NonFiniteLoss, T2ictlError
+from t2ictl.shapes.embedded import installed_models
 
 __all__ = ["app", "main"]
 
@@ -40,7 +41,8 @@ BAD_NAMES = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errn
 LONGEST_LINE = 1200
 
 Prompt = Annotated[str, typer.Argument(help="What the image shall show.")]
-Model = Annotated[str, typer.Option(help="'shapes' (embedded), a diffusers folder, a .safetensors file, or a hub id.")]
+EMBEDDED = f"{', '.join(installed_models())} (embedded)"
+Model = Annotated[str, typer.Option(help=f"{EMBEDDED}, a diffusers folder, a .safetensors file, or a hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 Controls = Annotated[list[str], typer.Option("--control", "-c", help="A control; may be given several times.")]

@@ -48,7 +48,7 @@ def open_model(name: str, device: str | None, dtype: str, *, run_model_code: boo
     """Load a pipeline for a command; its progress bars go to stderr.
 
     Args:
-        name: ``"shapes"``, a folder, a file of weights, or a hub id.
+        name: an embedded model, a folder, a file of weights, or a hub id.
         device: where to put it; None for CUDA where there is one.
         dtype: name of a precision.
         run_model_code: whether code that comes with the model may run.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from t2ictl.settings.files import versions
+from t2ictl.shapes.embedded import installed_models
 
 __all__ = ["Finding", "examine"]
 
@@ -43,7 +44,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Examine packages, devices, attention kernels, the prompt parser and the embedded model.
+    """Examine packages, devices, attention kernels, the prompt parser and the embedded models.
 
     Returns:
         The findings. An attention kernel counts as working only if it was run once and gave the
@@ -59,7 +60,7 @@ def examine() -> list[Finding]:
         findings.append(Finding(topic="device", name=device, works=True, detail=_device_name(device), needed=True))
         findings += _kernels(device)
     findings.append(_tried("parser", "grammar", _try_parser))
-    findings.append(_tried("model", "shapes", _try_model))
+    findings += [_tried("model", name, partial(_try_model, name)) for name in installed_models()]
     return findings
 
 
@@ -144,11 +145,11 @@ def _try_parser() -> str:
     return "found both objects of 'a red circle and a blue square'"
 
 
-def _try_model() -> str:
+def _try_model(name: str) -> str:
     from t2ictl.families.loading import load
     from t2ictl.generation import generate
 
-    pipe = load("shapes", device="cpu")
+    pipe = load(name, device="cpu")
     pipe.set_progress_bar_config(disable=True)
     image = generate(pipe, "a red circle", seed=0, steps=2).image
     return f"loads and made a {image.width} x {image.height} image"

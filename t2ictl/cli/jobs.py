@@ -14,8 +14,8 @@ from t2ictl.controls.base import Control
 from t2ictl.controls.recorded import Recorded
 from t2ictl.controls.registry import control_from_dict, control_to_dict, get_control
 from t2ictl.errors import BadSetting
-from t2ictl.families.loading import EMBEDDED
 from t2ictl.settings.request import Request
+from t2ictl.shapes.embedded import MODELS
 
 __all__ = ["Job", "check_place", "controls_of", "printable", "read_job", "request_of", "size_of"]
 
@@ -101,9 +101,11 @@ def read_job(
 
 
 def _model_of(recorded: Recorded, again: Path, model: str, *, is_said: bool) -> str:
-    """The model that was named, or the embedded one; a model that a file names is not fetched."""
-    if is_said or recorded.model in ("", EMBEDDED):
+    """The model that was named, or an embedded one of the file; another one that a file names is not fetched."""
+    if is_said or not recorded.model:
         return model
+    if recorded.model in MODELS:
+        return recorded.model
     raise BadSetting(
         f"The image {again.name!r} was made by the model {recorded.model[:80]!r}.",
         "Name it with --model: its folder or hub id, or another model.",

@@ -105,6 +105,11 @@ class Adapter(ABC):
         """Return how texts were read whose rows have so many positions; nothing where rows have one length."""
         return {}
 
+    @property
+    def own_arguments(self) -> dict[str, Any]:
+        """Arguments of a call that this model wants otherwise than the pipeline has them by itself."""
+        return {}
+
     def embeds_length(self, prompt: Prompt, how: Mapping[str, Any]) -> int:
         """Return how long the rows are that a call takes in the place of a prompt (tokens).
 

@@ -1,4 +1,4 @@
-"""Load a pipeline: the embedded model, a folder, a file of weights, or a model of the hub."""
+"""Load a pipeline: an embedded model, a folder, a file of weights, or a model of the hub."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from safetensors import safe_open
 from t2ictl.errors import BadSetting, T2ictlError, shown
 from t2ictl.families.devices import check_device, check_dtype
 from t2ictl.families.folders import PICKLED, check_index, check_model
+from t2ictl.shapes.embedded import DEFAULT, MODELS, embedded_name, installed_models, model_path
 
-__all__ = ["EMBEDDED", "load", "model_name"]
+__all__ = ["load", "model_name"]
 
-EMBEDDED = "shapes"
-_CHOICES = "Use 'shapes', a diffusers folder, a file, or a hub id (owner/name)."
 FILES = (".safetensors", *PICKLED)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 #: In the weights of Stable Diffusion XL alone: its second text encoder.
@@ -31,7 +30,7 @@ _XL = "conditioner.embedders."
 
 
 def load(
-    name: str | Path = EMBEDDED,
+    name: str | Path = DEFAULT,
     *,
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device | None = None,
@@ -43,8 +42,9 @@ def load(
     and of two formats of weights the one without pickles is taken.
 
     Args:
-        name: ``"shapes"`` for the embedded model, which needs no network; the path of a diffusers
-            folder, or of a ``.safetensors`` file; or an id on the Hugging Face hub.
+        name: an embedded model, which needs no network: ``"shapes"``, or another one of
+            :func:`t2ictl.shapes.installed_models`; the path of a diffusers folder, or of a ``.safetensors`` file; or
+            an id on the Hugging Face hub.
         dtype: precision of the weights.
         device: where to put them; None for the first CUDA device, or the CPU where there is none.
         run_model_code: run code that comes with the model. It can do all that you can; read it first.
@@ -62,18 +62,23 @@ def load(
     """
     precision, place = check_dtype(dtype), check_device(device)
     if not isinstance(name, (str, Path)):
-        raise BadSetting(f"There is no model {shown(name)}.", _CHOICES)
+        raise BadSetting(f"There is no model {shown(name)}.", _choices())
     with _named_failures(str(name)):
-        source = _embedded_path() if name == EMBEDDED else Path(name)
+        source = model_path(name) if isinstance(name, str) and name in MODELS else Path(name)
         if source.is_dir():
             pipe = _from_folder(source, precision, run_model_code=run_model_code)
         elif source.suffix.lower() in FILES:
             pipe = _from_file(source, precision)
         elif isinstance(name, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
-            raise BadSetting(f"There is no model {str(name)!r}.", _CHOICES)
+            raise BadSetting(f"There is no model {str(name)!r}.", _choices())
         else:
             pipe = _from_hub(name, precision, run_model_code=run_model_code)
         return pipe.to(place)
+
+
+def _choices() -> str:
+    there = ", ".join(map(repr, installed_models()))
+    return f"Use {there}, a diffusers folder, a file, or a hub id (owner/name)."
 
 
 def _options(dtype: torch.dtype) -> dict[str, Any]:
@@ -151,12 +156,6 @@ def _part(error: BaseException) -> str:
     return part
 
 
-def _embedded_path() -> Path:
-    from t2ictl.shapes import model_path
-
-    return model_path()
-
-
 def model_name(pipe: Any) -> str:
     """Return which model a pipeline was loaded from, for the settings of an image.
 
@@ -164,10 +163,9 @@ def model_name(pipe: Any) -> str:
         pipe: a diffusers pipeline.
 
     Returns:
-        ``"shapes"``, a hub id, or the name of a folder (without its place on this machine);
+        The name of an embedded model, a hub id, or the name of a folder (without its place on this machine);
         empty if the pipeline was not loaded from anything.
     """
     name = str(pipe.config.get("_name_or_path") or "")
-    if name and Path(name) == _embedded_path():
-        return EMBEDDED
-    return Path(name).name if os.path.isdir(name) else name
+    embedded = embedded_name(Path(name)) if name else None
+    return embedded or (Path(name).name if os.path.isdir(name) else name)

@@ -10,7 +10,7 @@ from diffusers import SD3Transformer2DModel
 
 from t2ictl.families.rows import KnownRows
 from t2ictl.families.text_states import PromptEmbeds
-from t2ictl.families.transformers import TransformerAdapter
+from t2ictl.families.transformers import TransformerAdapter, default_argument
 from t2ictl.ports.sd3 import SD3Port
 from t2ictl.prompts.prompt import Prompt
 from t2ictl.prompts.tokens import Encoding, encode
@@ -57,6 +57,17 @@ class StableDiffusion3Adapter(TransformerAdapter):
         if len(texts) > 2:
             found.append(replace(encode(texts[2], self.tokenizers[2], self.text_length(how)), offset=limit))
         return tuple(found)
+
+    @property
+    def own_arguments(self) -> dict[str, Any]:
+        """The length of T5's row, where the tokenizer ends before the pipeline's own: a model of short rows.
+
+        The transformer has no mask: it reads every further position, and such a model has never seen one. Tokenizers
+        of released models end at 512.
+        """
+        own = default_argument(self.pipe, "max_sequence_length")
+        limit = int(self.tokenizers[-1].model_max_length) if len(self.tokenizers) > 2 else None
+        return {} if own is None or limit is None or limit >= own else {"max_sequence_length": limit}
 
     def embeds_length(self, prompt: Prompt, how: Mapping[str, Any]) -> int:
         """Both parts, whether or not there is a T5 to fill the second."""

@@ -1,6 +1,6 @@
-"""The embedded model ``shapes``: a drawn world, its captions, an exact judge, and trained weights.
+"""The embedded models: a drawn world, its captions, an exact judge, and trained weights.
 
-It is a test bench with the failure modes of large models, not an image generator for
+They are a test bench with the failure modes of large models, not image generators for
 people; see ``docs/shapes.md``. Importing this package loads neither torch nor diffusers::
 
     from diffusers import StableDiffusionPipeline
@@ -14,8 +14,12 @@ people; see ``docs/shapes.md``. Importing this package loads neither torch nor d
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from t2ictl.shapes.embedded import MODELS as MODELS
+from t2ictl.shapes.embedded import EmbeddedModel as EmbeddedModel
+from t2ictl.shapes.embedded import installed_models as installed_models
+from t2ictl.shapes.embedded import model_path as model_path
 
 if TYPE_CHECKING:
     from t2ictl.shapes.captions import Expectation as Expectation
@@ -57,20 +61,7 @@ _HOME = {
     "Scene": "world",
     "sample_scene": "sampling",
 }
-__all__ = ["model_path", *_HOME]
-
-
-def model_path() -> Path:
-    """Return where the packaged diffusers folder is.
-
-    Returns:
-        A folder for ``StableDiffusionPipeline.from_pretrained``.
-
-    Example:
-        >>> (model_path() / "model_index.json").is_file()
-        True
-    """
-    return Path(__file__).parent / "model"
+__all__ = ["MODELS", "EmbeddedModel", "installed_models", "model_path", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,10 @@ import pytest
 import t2ictl
 from t2ictl.app.engine.models import LOOK_AGAIN, ModelManager, find_models
 from t2ictl.errors import BadSetting
+from t2ictl.shapes import installed_models
 from tests.tiny import sd
+
+EMBEDDED = {f"{name} (embedded)" for name in installed_models()}
 
 
 def folder(path: Path, content: Any) -> Path:
@@ -40,11 +43,29 @@ def root(tmp_path: Path) -> Path:
 
 def test_folders_are_listed_with_their_family_or_the_reason_against_them(root: Path) -> None:
     found = {model.name: model for model in find_models([root])}
-    assert set(found) == {"shapes (embedded)", "sd", "deep/er/xl", "flux", "broken", "odd", "nested"}
+    assert set(found) == EMBEDDED | {"sd", "deep/er/xl", "flux", "broken", "odd", "nested"}
     assert found["sd"].family.startswith("Stable Diffusion 1") and not found["sd"].why_not
     assert found["deep/er/xl"].family == "Stable Diffusion XL"
     assert "FluxPipeline is not supported" in found["flux"].why_not
     assert all(found[name].why_not for name in ("broken", "odd", "nested"))
+
+
+@pytest.mark.usefixtures("only_shapes")
+def test_embedded_models_that_are_not_there_are_not_listed() -> None:
+    assert [model.source for model in find_models([])] == ["shapes"]
+    with pytest.raises(BadSetting, match="no model 'shapes-clip'"):
+        ModelManager().check("shapes-clip")
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_embedded_models_come_first_and_a_transformer_is_not_used_yet() -> None:
+    found = find_models([])
+    assert [model.name for model in found] == ["shapes (embedded)", "shapes-clip (embedded)", "shapes-dit (embedded)"]
+    assert [model.why_not for model in found] == ["", "", "StableDiffusion3Pipeline is not supported yet."]
+    manager = ModelManager(device="cpu")
+    assert manager.use("shapes-clip").text_encoder.config.num_hidden_layers == 4 and manager.loaded == "shapes-clip"
+    with pytest.raises(BadSetting, match="'shapes-dit .embedded.' cannot be used: StableDiffusion3Pipeline"):
+        manager.use("shapes-dit")
 
 
 def test_folders_are_looked_through_again_after_a_while_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,13 @@ def test_doctor_runs_every_kernel_once(run: Run) -> None:
     assert findings["shapes"]["works"] and findings["grammar"]["works"]
 
 
+@pytest.mark.usefixtures("stand_ins")
+def test_doctor_tries_every_embedded_model(run: Run) -> None:
+    findings = [each for each in json.loads(run("doctor", "--json")[1]) if each["topic"] == "model"]
+    assert [each["name"] for each in findings] == ["shapes", "shapes-clip", "shapes-dit"]
+    assert all(each["works"] and "64 x 64" in each["detail"] for each in findings)
+
+
 def test_doctor_believes_no_kernel(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch.nn.functional as F
 

@@ -14,7 +14,7 @@ import pytest
 from t2ictl.families.loading import load
 from t2ictl.generation import generate
 from t2ictl.processors.attend_and_excite import AttendAndExcite
-from t2ictl.settings.files import read_settings, write_json
+from t2ictl.settings.files import SCHEMA_VERSION, read_settings, write_json
 
 PROMPT = "a red cat and a blue dog"
 Run = Callable[..., tuple[int, str, str]]
@@ -118,3 +118,20 @@ def test_damaged_files_are_one_line(run: Run, model: str, settings: dict[str, An
     status, out, err = run("generate", "--from", "bad.json", "--model", model)
     lines = [line for line in err.splitlines() if line.startswith("t2ictl: ")]
     assert status == 2 and not out and len(lines) == 1 and not Path("out.png").exists(), err
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_an_embedded_model_is_found_again(run: Run, tmp_path: Path) -> None:
+    made = ("generate", "a red circle", "--model", "shapes-dit", "--steps", "2", "--device", "cpu", "--out", "a.png")
+    assert run(*made)[0] == 0
+    assert run("generate", "--from", "a.png", "--device", "cpu", "--out", "b.png")[0] == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    assert read_settings("b.png")["pipeline"]["model"] == "shapes-dit"
+
+
+@pytest.mark.usefixtures("only_shapes")
+def test_an_embedded_model_that_is_not_there_is_one_line(run: Run) -> None:
+    settings = {"schema": SCHEMA_VERSION, "request": {"prompt": "a red circle"}, "controls": []}
+    write_json("a.json", settings | {"pipeline": {"model": "shapes-dit"}})
+    status, _, err = run("generate", "--from", "a.json", "--out", "b.png")
+    assert status == 2 and "'shapes-dit' are not in this installation" in err and len(err.splitlines()) == 1

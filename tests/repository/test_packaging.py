@@ -23,6 +23,13 @@ LEFT_BEHIND = shutil.ignore_patterns(
 )
 
 
+MODELS = ("t2ictl/shapes/model/", "t2ictl/shapes/models/")  # the second is there with the weights of further models
+
+
+def _inside(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
 def _pyproject() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -94,14 +101,13 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _expected_in_wheel() -> set[str]:
     """Installed paths of all code, and of the data that belongs to it."""
     code = {("" if source.path.startswith("t2ictl/") else "t2ictl/") + source.path for source in _installed()}
-    model = ROOT / "t2ictl" / "shapes" / "model"
-    data = {path.relative_to(ROOT).as_posix() for path in repository_files() if path.is_relative_to(model)}
+    data = {path for path in map(_inside, repository_files()) if path.startswith(MODELS)}
     app = ROOT / "app"
-    pages = {path.relative_to(ROOT).as_posix() for path in repository_files() if path.suffix == ".j2"}
+    pages = {_inside(path) for path in repository_files() if path.suffix == ".j2"}
     parts = [
         path for path in repository_files() if path.is_relative_to(app) and path.suffix in {".css", ".js", ".json"}
     ]
-    pages |= {path.relative_to(ROOT).as_posix() for path in parts}
+    pages |= set(map(_inside, parts))
     pages = {path if path.startswith("t2ictl/") else f"t2ictl/{path}" for path in pages}
     return code | data | pages | {"t2ictl/py.typed", "t2ictl/shapes/instrument.json", "t2ictl/shapes/measured.json"}
 
@@ -124,7 +130,7 @@ def test_source_archive_is_the_repository(archives: Path) -> None:
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     code = {source.path for source in sources(*FOLDERS)}
-    model = {path for path in _expected_in_wheel() if path.startswith("t2ictl/shapes/model/")}
+    model = {path for path in _expected_in_wheel() if path.startswith(MODELS)}
     assert code | model | {"LICENSE", "pyproject.toml", "constraints.txt", "t2ictl/py.typed"} <= names
 
 

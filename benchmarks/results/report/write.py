@@ -24,6 +24,7 @@ from t2ictl.errors import BadSetting
 from t2ictl.maps.pages import render
 from t2ictl.settings.files import write_text
 from t2ictl.settings.store import file_name
+from t2ictl.shapes.embedded import MODELS
 
 __all__ = ["write_report"]
 
@@ -97,7 +98,7 @@ def _notes(read: Run, compared: Comparison | None) -> list[str]:
     notes = [note] if (note := limited_note(dict(read.plan))) else []
     if compared is not None and compared.header["missing"]:
         notes.append(f"Incomplete, not a result: {compared.header['missing']}.")
-    if read.plan.get("model") == "shapes":
+    if read.plan.get("model") in MODELS:
         notes.append("Model and judge are a test bench: these figures are not those of Stable Diffusion.")
     return notes
 

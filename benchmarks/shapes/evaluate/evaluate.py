@@ -1,4 +1,4 @@
-"""Measure a model on the suites: ``python -m t2ictl.benchmarks.shapes.evaluate.evaluate --model DIR``.
+"""Measure a model on the suites: ``python -m t2ictl.benchmarks.shapes.evaluate.evaluate --model NAME``.
 
 The intervals take images as independent. Where a kind has fewer prompts than images, prompts
 repeat with other seeds, and the intervals of that kind are too narrow.
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from t2ictl.benchmarks.arguments import ArgumentParser
+from t2ictl.benchmarks.embedded import add_model, as_measured, identity, open_model
 from t2ictl.benchmarks.shapes.evaluate.shares import percent, wilson
 from t2ictl.benchmarks.shapes.evaluate.words import Trial, words_table
-from t2ictl.shapes import model_path
+from t2ictl.families import find_adapter
 from t2ictl.shapes.captions import Expectation
-from t2ictl.shapes.instrument import instrument_id
+from t2ictl.shapes.embedded import DEFAULT, MODELS
 from t2ictl.shapes.prompts import KINDS, all_prompts, suite
 from t2ictl.shapes.verdict import SEMANTIC_FAILURES, Verdict, judge_expectation
 
@@ -35,8 +35,8 @@ OUTCOMES = {
     "is_well_formed": "well formed",
     "is_related": "related",
 }
-#: How the model is measured, unless said otherwise; the guidance was chosen on tuning pairs (docs/shapes.md).
-STEPS, GUIDANCE = 20, 3.0
+#: How ``shapes`` is measured; the guidance was chosen on tuning pairs (docs/shapes.md).
+STEPS, GUIDANCE = MODELS[DEFAULT].steps, MODELS[DEFAULT].guidance
 #: A kind of failure counts as one of the model's if it has at least this part of its failures.
 NOTABLE = 0.05
 
@@ -61,15 +61,13 @@ def trials(kind: Any, split: Any, count: int, seed: int) -> list[tuple[Expectati
     return [(prompts[i % len(prompts)], 1000 * seed + i) for i in range(count)]
 
 
-def generate(
-    pipe: StableDiffusionPipeline, batch: Sequence[tuple[Expectation, int]], steps: int, guidance: float
-) -> list[Image.Image]:
+def generate(pipe: Any, batch: Sequence[tuple[Expectation, int]], steps: int, guidance: float) -> list[Image.Image]:
     """Make one image a trial with the ordinary pipeline.
 
     Args:
         pipe: the plain pipeline.
         batch: expectations with seeds.
-        steps: DDIM steps.
+        steps: of the scheduler.
         guidance: classifier-free guidance scale.
 
     Returns:
@@ -77,7 +75,9 @@ def generate(
     """
     generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
     prompts = [item.prompt for item, _ in batch]
-    return pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators).images
+    more = find_adapter(pipe).own_arguments
+    images = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, **more).images
+    return list(images)
 
 
 def summarize(kind: str, judged: Sequence[Trial]) -> dict[str, Any]:
@@ -106,9 +106,7 @@ def summarize(kind: str, judged: Sequence[Trial]) -> dict[str, Any]:
     return row
 
 
-def measure(
-    pipe: StableDiffusionPipeline, kind: str, split: str, count: int, seed: int, options: argparse.Namespace
-) -> list[Trial]:
+def measure(pipe: Any, kind: str, split: str, count: int, seed: int, options: argparse.Namespace) -> list[Trial]:
     """Generate and judge one suite.
 
     Args:
@@ -175,26 +173,21 @@ def show_failures(row: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure the asked-for kinds and print one table row each."""
     parser = ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.evaluate.evaluate", description=__doc__)
-    parser.add_argument(
-        "--model", type=Path, default=model_path(), help="a diffusers folder; default: the packaged one"
-    )
+    add_model(parser)
     parser.add_argument("--prompts", type=int, default=100, help="images a kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--steps", type=int, default=STEPS, help="DDIM steps")
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=None, help="folder for the images")
     parser.add_argument("--words", action="store_true", help="a second table: accuracy of every word")
     parser.add_argument("--json", type=Path, default=None, help="file for the summaries, one JSON line a kind")
-    options = parser.parse_args(arguments)
+    options = as_measured(parser.parse_args(arguments))
     torch.set_num_threads(options.threads)
-    pipe = StableDiffusionPipeline.from_pretrained(str(options.model))
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_model(options.model)
     how = f"{options.steps} steps, guidance {options.guidance:g}"
-    print(f"{instrument_id()}, split {options.split}, seed {options.seed}, {how}\n")
+    print(f"{identity(options.model)}, split {options.split}, seed {options.seed}, {how}\n")
     print(f"| kind | n | prompts | {' | '.join(OUTCOMES.values())} | failures |")
     print("|---" * (len(OUTCOMES) + 4) + "|")
     rows, judged = [], []

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
 from t2ictl.benchmarks.arguments import ArgumentParser
-from t2ictl.benchmarks.shapes.evaluate.evaluate import GUIDANCE, STEPS, generate, trials
-from t2ictl.shapes import model_path
+from t2ictl.benchmarks.embedded import add_model, as_measured, open_model
+from t2ictl.benchmarks.shapes.evaluate.evaluate import generate, trials
 
 #: Images of every kind, 100 in all.
 MIX = {
@@ -82,17 +81,14 @@ def enlarge(image: Image.Image, title: str, factor: int = 3) -> Image.Image:
 def main(arguments: list[str] | None = None) -> int:
     """Write ``NAME.png`` and ``NAME.json``, and an enlarged sheet on request."""
     parser = ArgumentParser(prog="python -m t2ictl.benchmarks.shapes.evaluate.sheet", description=__doc__)
-    parser.add_argument("--model", type=Path, default=model_path(), help="a diffusers folder")
+    add_model(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder and name of the files, without an ending")
     parser.add_argument("--large", type=Path, default=None, help="also write an enlarged sheet with prompts here")
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--seed", type=int, default=77)
-    parser.add_argument("--steps", type=int, default=STEPS, help="DDIM steps")
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    options = parser.parse_args(arguments)
+    options = as_measured(parser.parse_args(arguments))
     torch.set_num_threads(1)
-    pipe = StableDiffusionPipeline.from_pretrained(str(options.model))
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_model(options.model)
     todo = [trial for kind, count in MIX.items() for trial in trials(kind, options.split, count, options.seed)]
     images = [
         image

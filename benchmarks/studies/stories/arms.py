@@ -21,6 +21,7 @@ from t2ictl import Control, Scene, Subject, controlled
 from t2ictl.benchmarks.studies.stories.key_gather import KeyGather
 from t2ictl.benchmarks.studies.stories.suite import Story
 from t2ictl.errors import BadSetting
+from t2ictl.families import find_adapter
 from t2ictl.processors.isolation_reposition.control import IsolationReposition
 from t2ictl.settings.yaml_files import read_yaml
 
@@ -98,10 +99,9 @@ class ControlledArm:
 
     def __call__(self, pipe: Any, story: Story, steps: int, guidance: float) -> StoryImages:
         """Make the images."""
+        call: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": noise(story)}
         with controlled(pipe, list(self.controls(story))):
-            images = pipe(
-                list(story.prompts), num_inference_steps=steps, guidance_scale=guidance, generator=noise(story)
-            ).images
+            images = pipe(list(story.prompts), **find_adapter(pipe).own_arguments, **call).images
         count = len(story.portraits)
         return StoryImages(portraits=tuple(images[:count]), scenes=tuple(images[count:]))
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 
 from t2ictl.benchmarks.arguments import ArgumentParser
+from t2ictl.benchmarks.embedded import add_model, as_measured, identity, open_model
 from t2ictl.benchmarks.studies.stories.arms import ARMS, Arm, StoryImages, arm_settings, arms_of
 from t2ictl.benchmarks.studies.stories.measures import StoryReading, read_portrait, read_scene
 from t2ictl.benchmarks.studies.stories.sheet import contact_sheet
@@ -25,7 +25,7 @@ from t2ictl.benchmarks.studies.stories.store import StoryStore, digest
 from t2ictl.benchmarks.studies.stories.suite import KINDS, Story, stories
 from t2ictl.benchmarks.studies.stories.table import show
 from t2ictl.errors import BadSetting
-from t2ictl.shapes import instrument_id, model_path
+from t2ictl.shapes.embedded import DEFAULT
 
 __all__ = ["main", "read_story", "tell"]
 
@@ -115,17 +115,13 @@ def _chosen(labels: str, file: Path | None) -> dict[str, Arm]:
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="t2ictl bench study stories", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument(
-        "--model", type=Path, default=model_path(), help="a diffusers folder; default: the packaged one"
-    )
+    add_model(parser)
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--kind", choices=KINDS, default="open", help="told: portraits' prompts name color and texture")
     parser.add_argument("--stories", type=int, default=50, help="stories of each number of subjects")
     parser.add_argument("--subjects", type=int, nargs="+", choices=(2, 3), default=[2, 3])
     parser.add_argument("--arms", default=",".join(ARMS), help=f"labels with commas between, of {', '.join(ARMS)}")
     parser.add_argument("--arms-file", type=Path, help="YAML with further arms: label: {control: ..., options: ...}")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=0, help="contact sheets of the first so many stories")
@@ -135,15 +131,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, or print the tables of a run."""
-    options = _parser().parse_args(arguments)
+    options = as_measured(_parser().parse_args(arguments))
     if options.table:
         store = StoryStore(options.out, None)
         print(show(store.header["settings"], store.rows()))
         return 0
     arms = _chosen(options.arms, options.arms_file)
     settings = {
-        "instrument": instrument_id(),
-        "model": "packaged" if options.model == model_path() else str(options.model),
+        "instrument": identity(options.model),
+        "model": "packaged" if options.model == DEFAULT else options.model,
         "kind": options.kind,
         "split": options.split,
         "steps": options.steps,
@@ -151,8 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     store = StoryStore(options.out, settings)
     torch.set_num_threads(options.threads)
-    pipe = StableDiffusionPipeline.from_pretrained(str(options.model)).to(options.device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_model(options.model, options.device)
     told = [stories(options.split, subjects, options.stories, options.kind) for subjects in options.subjects]
     for each in told:
         tell(pipe, each, arms, store, steps=options.steps, guidance=options.guidance, images=options.images)

@@ -1,4 +1,4 @@
-"""Run the study of token flow on the embedded model: ``t2ictl bench study token-flow --out DIR``.
+"""Run the study of token flow on an embedded model: ``t2ictl bench study token-flow --out DIR``.
 
 Images are kept in the folder, so the same command goes on after a crash; ``--shard 1/2`` and ``2/2`` share
 the prompts out. ``--table`` prints what is there.
@@ -16,8 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-import t2ictl
 from t2ictl.benchmarks.arguments import ArgumentParser
+from t2ictl.benchmarks.embedded import add_model, identity, open_model
 from t2ictl.benchmarks.studies.token_flow.cases import PARTS, Case, Part, cases, conditions_of
 from t2ictl.benchmarks.studies.token_flow.planted import planted_leak
 from t2ictl.errors import BadSetting
@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = ArgumentParser(prog="t2ictl bench study token-flow", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    add_model(parser, steps=False)
     parser.add_argument("--part", choices=PARTS, action="append", help="parts; default: all")
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--prompts", type=int, default=100, help="most prompts of a part")
@@ -133,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     number, of = (int(each) for each in options.shard.split("/"))
     if not 1 <= number <= of:
         raise BadSetting(f"The shard {options.shard!r} is none.", "For example 1/2.")
-    pipe = t2ictl.load("shapes", device="cpu")
+    pipe = open_model(options.model)
     options.out.mkdir(parents=True, exist_ok=True)
     for part in options.part or PARTS:
         seeds, confirm = _seeds(part, options.seeds, options.confirm)
@@ -143,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _planted(pipe, part):
             for case in tqdm(chosen, desc=part, file=sys.stderr):
                 rows.append(run_case(part, case, setting))
-        content = {"part": part, "split": options.split, "seeds": [*seeds], "confirm": [*confirm], "rows": rows}
+        made = {"part": part, "split": options.split, "instrument": identity(options.model)}
+        content = {**made, "seeds": [*seeds], "confirm": [*confirm], "rows": rows}
         path = options.out / f"{part.replace(' ', '_')}.{number}-of-{of}.json"
         write_text(path, json.dumps(content, indent=1))
     return 0

@@ -47,7 +47,7 @@ def read_part(folder: Path, part: str) -> tuple[list[dict[str, Any]], dict[str, 
     if len(paths) != of:
         raise BadSetting(f"{part!r} has {len(paths)} of {of} shards.", "Run the others first.")
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    shared = [{key: each[key] for key in ("split", "seeds", "confirm")} for each in contents]
+    shared = [{key: each.get(key) for key in ("split", "seeds", "confirm", "instrument")} for each in contents]
     if any(each != shared[0] for each in shared):
         raise BadSetting(f"The shards of {part!r} were run with different settings.", "Run them with the same ones.")
     return [row for each in contents for row in each["rows"]], shared[0]
@@ -106,6 +106,8 @@ def print_tables(folder: Path) -> None:
             seeds, confirm = len(shared["seeds"]), len(shared["confirm"])
             said = f"{len(rows)} {shared['split']} prompts, {seeds} seeds"
             print(f"### {part}: {said}{f' and {confirm} that confirm' if part in REPAIRED else ''}\n")
+            if shared["instrument"] is not None:  # runs of before did not name it
+                print(f"{shared['instrument']}\n")
             show = _print_tokens if part == "round" else _print_repairs if part in REPAIRED else _print_leaks
             show(_Prompts(rows))
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from t2ictl.cli.app import Model
+
 __all__ = ["flow"]
 
 
@@ -18,7 +20,7 @@ def flow(
         list[str], typer.Option(help="ITEM:OTHER=SEEN, what is seen if OTHER leaks into ITEM; may be repeated.")
     ] = [],  # noqa: B006 (typer reads the default and never changes it)
     swap: Annotated[list[str], typer.Option(help="ITEM=WORDS of the same kind, for comparison; may be repeated.")] = [],  # noqa: B006
-    model: Annotated[str, typer.Option(help="'shapes' (embedded), a diffusers folder, or a hub id.")] = "shapes",
+    model: Model = "shapes",
     judge: Annotated[
         str | None,
         typer.Option(help="shapes, clip:PATH, vlm:PATH, choice:PATH, detector:PATH or none; default: shapes' own."),

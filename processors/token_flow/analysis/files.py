@@ -15,6 +15,7 @@ from t2ictl.errors import BadSetting
 from t2ictl.processors.token_flow.analysis.analysis import flow
 from t2ictl.processors.token_flow.analysis.page import summary
 from t2ictl.processors.token_flow.items import Item
+from t2ictl.shapes.embedded import MODELS
 
 __all__ = ["flow_files", "items_of"]
 
@@ -56,12 +57,10 @@ def items_of(names: str, senses: Sequence[str], swaps: Sequence[str]) -> tuple[I
 
 
 def _judge(judge: str | None, model: str) -> str | None:
-    """The judge that is asked for; the embedded model brings its own."""
+    """The judge that is asked for; the embedded models bring their own."""
     if judge is not None:
         return None if judge == "none" else judge
-    if model == "shapes":
-        return "shapes"
-    return None
+    return "shapes" if model in MODELS else None
 
 
 def flow_files(
@@ -84,7 +83,7 @@ def flow_files(
         items: the items; empty for all objects.
         out: the folder.
         model: what to load.
-        judge: name of a judge; ``"none"``; None: the exact one of ``shapes``, and none for other models.
+        judge: name of a judge; ``"none"``; None: the exact one for embedded models, and none for others.
         device: where to put the model; None for CUDA where there is one.
         dtype: name of a precision.
         as_json: print the whole result.
