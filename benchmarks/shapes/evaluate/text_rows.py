@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def load_encoders(folder: Path) -> dict[str, Encode]:
             )
         model = CLASSES[name].from_pretrained(path.parent).float().eval()
         tokenizer = AutoTokenizer.from_pretrained(folder / path.parent.name.replace("text_encoder", "tokenizer"))
-        found[f"{path.parent.name} ({name})"] = lambda texts, m=model, t=tokenizer: _encode(m, t, texts)
+        found[f"{path.parent.name} ({name})"] = functools.partial(_encode, model, tokenizer)
     if not found:
         raise BadSetting(f"{folder} has no text encoder.", "Name the folder of a model in the diffusers format.")
     return found

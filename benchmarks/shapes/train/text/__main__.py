@@ -1,4 +1,4 @@
-"""``python -m t2ictl.benchmarks.shapes.train.text --part clip --out DIR --scenes DIR``: one encoder, resumed where it stands."""
+"""``python -m t2ictl.benchmarks.shapes.train.text --part clip --out DIR --scenes DIR``: one encoder, resumable."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.shapes.train.loop import Deadline
 from t2ictl.benchmarks.shapes.train.scenes import draw_scenes
 from t2ictl.benchmarks.shapes.train.settings import Recipe
-from t2ictl.benchmarks.shapes.train.text.contrastive import train_contrastive
+from t2ictl.benchmarks.shapes.train.text.contrastive import Contrastive
 from t2ictl.benchmarks.shapes.train.text.export import export_part
+from t2ictl.benchmarks.shapes.train.text.rounds import train
 from t2ictl.benchmarks.shapes.train.text.settings import CLIP, CLIP_2, T5, ContrastiveRecipe, SpanRecipe
-from t2ictl.benchmarks.shapes.train.text.spans import train_spans
+from t2ictl.benchmarks.shapes.train.text.spans import Spans
 from t2ictl.benchmarks.shapes.train.text.tokenizer import build_t5_tokenizer
 from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
 from t2ictl.errors import BadSetting
@@ -57,8 +58,8 @@ def run(recipe: ContrastiveRecipe | SpanRecipe, folder: Path, scenes: Path, dead
     """
     drawn = draw_scenes(Recipe(), scenes)
     if isinstance(recipe, SpanRecipe):
-        return train_spans(recipe, build_t5_tokenizer(), drawn, folder, deadline)
-    return train_contrastive(recipe, build_tokenizer(Recipe()), drawn, folder, deadline)
+        return train(recipe, Spans(recipe, build_t5_tokenizer(), drawn), folder, deadline)
+    return train(recipe, Contrastive(recipe, build_tokenizer(Recipe()), drawn), folder, deadline)
 
 
 def main(arguments: list[str] | None = None) -> int:

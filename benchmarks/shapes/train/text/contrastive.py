@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
 from t2ictl.benchmarks.shapes.train.captions import training_caption
-from t2ictl.benchmarks.shapes.train.loop import Deadline, append_log, save_atomic, stream, trapezoid_rate
+from t2ictl.benchmarks.shapes.train.loop import stream
 from t2ictl.benchmarks.shapes.train.scenes import DrawnScenes
 from t2ictl.benchmarks.shapes.train.text.settings import ContrastiveRecipe
 from t2ictl.benchmarks.shapes.train.text.towers import Towers
@@ -111,70 +108,33 @@ def retrieval(
     }
 
 
-def make_optimizer(recipe: ContrastiveRecipe, towers: Towers) -> torch.optim.AdamW:
-    """Make AdamW; only matrices and kernels decay."""
-    matrices = [weight for weight in towers.parameters() if weight.ndim > 1]
-    others = [weight for weight in towers.parameters() if weight.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98))
-
-
-def train_contrastive(
-    recipe: ContrastiveRecipe, tokenizer: CLIPTokenizer, drawn: DrawnScenes, folder: Path, deadline: Deadline
-) -> bool:
-    """Run or continue a contrastive run.
+class Contrastive:
+    """Both towers at their common objective.
 
     Args:
         recipe: every number.
         tokenizer: of the text encoder.
         drawn: cached scenes.
-        folder: of the run: ``towers.pt`` and ``log.jsonl``.
-        deadline: when to stop.
-
-    Returns:
-        Whether all updates are done.
     """
-    towers = Towers(recipe, tokenizer)
-    optimizer = make_optimizer(recipe, towers)
-    path, step = folder / "towers.pt", 0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        towers.load_state_dict(state["towers"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-    losses: list[float] = []
-    started = time.monotonic()
-    while step < recipe.steps and not deadline.is_over():
-        tokens, latents = batch_of(recipe, tokenizer, drawn, step)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * trapezoid_rate(step, recipe.steps, recipe.warmup, recipe.decay_share)
-        loss = towers.loss(tokens, tokenizer.pad_token_id, latents)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            towers.log_scale.clamp_(max=math.log(100))
-        losses.append(float(loss.detach()))
-        step += 1
-        if step % recipe.evaluate_every == 0 or step == recipe.steps:
-            found = retrieval(recipe, tokenizer, drawn, towers)
-            seconds = (time.monotonic() - started) / len(losses)
-            append_log(
-                folder / "log.jsonl",
-                stage=recipe.part,
-                step=step,
-                loss=round(float(np.mean(losses)), 4),
-                scale=round(float(towers.log_scale.detach().exp()), 2),
-                seconds_per_update=round(seconds, 4),
-                **found,
-            )
-            losses, started = [], time.monotonic()
-        if step % recipe.checkpoint_every == 0 or step == recipe.steps:
-            save_atomic({"towers": towers.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
-    if step < recipe.steps:
-        save_atomic({"towers": towers.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
-    return step >= recipe.steps
+
+    def __init__(self, recipe: ContrastiveRecipe, tokenizer: CLIPTokenizer, drawn: DrawnScenes) -> None:
+        self.recipe, self.tokenizer, self.drawn = recipe, tokenizer, drawn
+        self.model = Towers(recipe, tokenizer)
+        # Only matrices and kernels decay.
+        matrices = [weight for weight in self.model.parameters() if weight.ndim > 1]
+        others = [weight for weight in self.model.parameters() if weight.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizers = (torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98)),)
+
+    def loss(self, step: int) -> torch.Tensor:
+        """Compute the loss of an update's pairs."""
+        tokens, latents = batch_of(self.recipe, self.tokenizer, self.drawn, step)
+        return self.model.loss(tokens, self.tokenizer.pad_token_id, latents)
+
+    def measure(self) -> dict[str, float]:
+        """Measure retrieval on held-out scenes, and tell the scale of the cosines."""
+        found = retrieval(self.recipe, self.tokenizer, self.drawn, self.model)
+        return {"scale": round(float(self.model.log_scale.detach().exp()), 2), **found}

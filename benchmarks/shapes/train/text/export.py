@@ -17,8 +17,9 @@ from transformers import (
 
 from t2ictl.benchmarks.shapes.train.export import clean_configs
 from t2ictl.benchmarks.shapes.train.settings import Recipe
+from t2ictl.benchmarks.shapes.train.text.rounds import checkpoint_of
 from t2ictl.benchmarks.shapes.train.text.settings import ContrastiveRecipe, SpanRecipe
-from t2ictl.benchmarks.shapes.train.text.spans import build_t5
+from t2ictl.benchmarks.shapes.train.text.t5 import build_t5
 from t2ictl.benchmarks.shapes.train.text.tokenizer import build_t5_tokenizer
 from t2ictl.benchmarks.shapes.train.text.towers import Towers
 from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer, save_tokenizer
@@ -80,7 +81,7 @@ def trained(recipe: ContrastiveRecipe | SpanRecipe, folder: Path) -> CLIPTextMod
     Raises:
         BadSetting: the run has no checkpoint.
     """
-    path = folder / ("spans.pt" if isinstance(recipe, SpanRecipe) else "towers.pt")
+    path = checkpoint_of(recipe, folder)
     if not path.exists():
         raise BadSetting(f"{folder} has no checkpoint.", "Train first.")
     state = torch.load(path, weights_only=True)
@@ -89,7 +90,7 @@ def trained(recipe: ContrastiveRecipe | SpanRecipe, folder: Path) -> CLIPTextMod
         model.load_state_dict(state["model"])
         return encoder_of(model)
     towers = Towers(recipe, build_tokenizer(Recipe()))
-    towers.load_state_dict(state["towers"])
+    towers.load_state_dict(state["model"])
     return towers.text.eval()
 
 

@@ -94,7 +94,7 @@ def sample_things(generator: np.random.Generator) -> tuple[Thing, ...]:
         shapes, others = list(generator.permutation(SHAPES)), list(generator.permutation(EVERYDAY))
         free = [str(color) for color in generator.permutation(COLORS)]
         more = [str(color) for color in generator.permutation(ALL_COLORS)]
-        things = []
+        things: list[Thing] = []
         for index in range(count):
             is_shape = generator.random() < shape_share
             noun = str((shapes if is_shape else others).pop())

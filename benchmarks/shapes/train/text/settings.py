@@ -115,7 +115,7 @@ class SpanRecipe:
     max_distance: int = 24
     tokens: int = 2_048
     lengths: tuple[int, ...] = (24, 32, 48, 64, 128, 256)
-    length_shares: tuple[float, ...] = (0.4, 0.2, 0.2, 0.12, 0.05, 0.03)
+    length_shares: tuple[float, ...] = (0.3, 0.15, 0.15, 0.1, 0.15, 0.15)
     closed_share: float = 0.35
     corrupted: tuple[float, float] = (0.15, 0.4)
     mean_span: tuple[float, float] = (1.5, 3.0)
