@@ -131,7 +131,7 @@ def relations_of(one: Thing, other: Thing) -> tuple[str, ...]:
         Phrases that go before a noun; "next to" and "near" only for neighbors.
 
     Example:
-        >>> ring = Thing(noun="ring", color="red", column=2, row=3)
+        >>> ring = Thing(noun="ring", color="red", column=4, row=3)
         >>> relations_of(Thing(noun="dog", color="pink", column=0, row=3), ring)
         ('left of', 'to the left of')
     """

@@ -41,7 +41,7 @@ def choose_gaps(length: int, share: float, mean_span: float, generator: np.rando
 
     Example:
         >>> choose_gaps(10, 0.2, 2.0, np.random.default_rng(0))
-        [(8, 10)]
+        [(7, 9)]
     """
     hidden = min(max(1, round(length * share)), length - 1)
     count = min(max(1, round(hidden / mean_span)), length - hidden)
