@@ -16,9 +16,11 @@ from t2ictl.benchmarks import study
 from t2ictl.benchmarks.results.compare import compare_command, power_command
 from t2ictl.benchmarks.results.models import models_command
 from t2ictl.benchmarks.speed import command as speed
-from t2ictl.cli.app import EMBEDDED
+from t2ictl.shapes import installed_models
 
 __all__ = ["app"]
+
+EMBEDDED = ", ".join(installed_models())
 
 app = typer.Typer(
     name="bench",
@@ -34,7 +36,7 @@ Out = Annotated[Path, typer.Option(help="The folder of the run; an interrupted r
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Suite = Annotated[str | None, typer.Option(help="shapes, everyday, or a published set (`t2ictl bench sets`).")]
 Data = Annotated[str | None, typer.Option(help="Folder with the files of published sets.")]
-Model = Annotated[str | None, typer.Option(help=f"{EMBEDDED}, a diffusers folder, or a hub id.")]
+Model = Annotated[str | None, typer.Option(help=f"{EMBEDDED} (embedded), a diffusers folder, or a hub id.")]
 Arms = Annotated[str | None, typer.Option(help="With commas: plain, a control, random:<arm>, best-of-N[:<arm>].")]
 Kinds = Annotated[str | None, typer.Option(help="Categories of the suite, with commas; default: pair.")]
 Split = Annotated[str | None, typer.Option(help="tune (default) or report.")]

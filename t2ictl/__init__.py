@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from t2ictl.controls.base import Control, Plan, PlanContext
     from t2ictl.controls.layouts import Region
     from t2ictl.controls.registry import control_from_dict, control_to_dict, list_controls
-    from t2ictl.families import list_families, parse
+    from t2ictl.families import list_families, own_arguments, parse
     from t2ictl.families.folders import check_model
     from t2ictl.families.loading import load
     from t2ictl.generation import Generation, generate, replay
@@ -60,6 +60,7 @@ _HOME = {
     "list_controls": "controls.registry",
     "list_families": "families",
     "load": "families.loading",
+    "own_arguments": "families",
     "parse": "families",
     "read_settings": "settings.files",
     "release": "session.patches",
@@ -95,6 +96,7 @@ __all__ = [
     "list_controls",
     "list_families",
     "load",
+    "own_arguments",
     "parse",
     "read_settings",
     "release",

@@ -18,6 +18,7 @@ from t2ictl.benchmarks.runs.unit_run import UnitRun
 from t2ictl.benchmarks.runs.units import Unit
 from t2ictl.benchmarks.suites.base import Judgement, Suite, find_suite
 from t2ictl.errors import BadSetting
+from t2ictl.shapes import MODELS
 
 __all__ = ["Runtime", "UnitMaker", "opened"]
 
@@ -83,7 +84,8 @@ class UnitMaker:
             The rows, which are not written yet.
         """
         sampler = Sampler(pipe=self.pipe, steps=self.plan.steps, guidance=self.plan.guidance)
-        steps = UnitRun(unit=unit, arms=self.arms, sampler=sampler, judge=self.suite.judge or _not_judged)
+        model = self.plan.model if self.plan.model in MODELS else ""
+        steps = UnitRun(unit=unit, arms=self.arms, sampler=sampler, judge=self.suite.judge or _not_judged, model=model)
         rows = []
         for result in steps.results():
             for image in result.images:

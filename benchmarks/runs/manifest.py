@@ -20,7 +20,6 @@ from t2ictl.benchmarks.runs.arms import Arm
 from t2ictl.benchmarks.runs.plan import RunPlan
 from t2ictl.benchmarks.suites.base import Item, find_suite
 from t2ictl.errors import BadSetting
-from t2ictl.families import find_adapter
 from t2ictl.settings.files import versions
 
 __all__ = ["SCHEMA", "check_same", "limited_note", "make_manifest", "read_manifest", "source_files", "source_hash"]
@@ -56,7 +55,7 @@ def make_manifest(plan: RunPlan, arms: Sequence[Arm], items: Sequence[Item], pip
         "items": [{"id": item.id, "category": item.category, "prompt": item.prompt} for item in items],
         "scheduler": {"class": type(pipe.scheduler).__name__, **scheduler},
         "pipeline": type(pipe).__name__,
-        **({"arguments": arguments} if (arguments := find_adapter(pipe).own_arguments) else {}),
+        **({"arguments": arguments} if (arguments := t2ictl.own_arguments(pipe)) else {}),
         "device": pipe.device.type,
         "dtype": str((getattr(pipe, "unet", None) or pipe.transformer).dtype).removeprefix("torch."),
         "versions": versions(_PACKAGES),

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from t2ictl import Control, controlled
-from t2ictl.families import find_adapter
+from t2ictl import Control, controlled, own_arguments
 
 __all__ = ["Sample", "Sampler"]
 
@@ -120,7 +119,7 @@ class Sampler:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """Further arguments of each call, which the model wants otherwise than its pipeline."""
-        return find_adapter(self.pipe).own_arguments
+        return own_arguments(self.pipe)
 
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], controls: Sequence[Control], measure: Sequence[Control]

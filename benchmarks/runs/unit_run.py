@@ -20,7 +20,6 @@ from t2ictl.benchmarks.runs.sampling import Sample, Sampler
 from t2ictl.benchmarks.runs.units import Unit, direction_seed, noise_seed
 from t2ictl.benchmarks.suites.base import Judgement
 from t2ictl.errors import T2ictlError
-from t2ictl.families.loading import model_name
 
 __all__ = ["ArmResult", "MadeImage", "UnitRun", "choose_by_judge", "choose_by_loss"]
 
@@ -102,12 +101,14 @@ class UnitRun:
         arms: all arms, each after those that it needs.
         sampler: makes batches.
         judge: says what an image of a prompt shows.
+        model: name of the embedded model that makes the images; empty for any other.
     """
 
     unit: Unit
     arms: Sequence[Arm]
     sampler: Sampler
     judge: Judge
+    model: str = ""
     _candidates: list[Sample | Exception] = field(default_factory=list)
     _verdicts: dict[int, list[Judgement]] = field(default_factory=dict)
     _controlled: dict[str, Sample] = field(default_factory=dict)
@@ -261,7 +262,7 @@ class UnitRun:
         acting = arm.controls if arm.kind == "control" else ()
         settings |= {"request": request, "controls": [control_settings(each) for each in acting]}
         more = {"arguments": self.sampler.arguments} if self.sampler.arguments else {}
-        return settings | more | {"pipeline": {"model": model_name(self.sampler.pipe)}}
+        return settings | more | ({"pipeline": {"model": self.model}} if self.model else {})
 
     def _failed(self, arm: Arm, error: Exception) -> list[MadeImage]:
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_ERROR]

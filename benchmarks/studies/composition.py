@@ -20,7 +20,6 @@ from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.embedded import add_model, open_model
 from t2ictl.benchmarks.markdown import markdown_table
 from t2ictl.errors import ControlConflict
-from t2ictl.families import find_adapter
 
 __all__ = ["Verdict", "main", "pairs", "table"]
 
@@ -43,7 +42,7 @@ def _made(cls: type[Control], **settings: Any) -> Control:
 
 
 def _run(pipe: Any, controls: list[Control]) -> None:
-    call = {"num_inference_steps": 1, "output_type": "latent", **find_adapter(pipe).own_arguments}
+    call = {"num_inference_steps": 1, "output_type": "latent", **t2ictl.own_arguments(pipe)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with t2ictl.controlled(pipe, controls):
@@ -59,7 +58,7 @@ def pairs(pipe: Any) -> Iterator[tuple[str, str, Verdict]]:
     Yields:
         The two names in alphabetical order, and what is to be said.
     """
-    offers = find_adapter(pipe).offers
+    offers = next(each.offers for each in t2ictl.list_families().values() if each.matches(pipe))
     known = {name: cls for name, cls in t2ictl.list_controls().items() if cls.needs <= offers}
     for one, other in combinations_with_replacement(known, 2):
         yield one, other, _verdict(pipe, known[one], known[other])

@@ -22,7 +22,6 @@ from t2ictl.benchmarks.embedded import add_model, open_model
 from t2ictl.benchmarks.markdown import markdown_table
 from t2ictl.controls import Region, Window
 from t2ictl.errors import BadSetting, ControlIdle, T2ictlError
-from t2ictl.families import find_adapter
 
 __all__ = ["SITUATIONS", "Situation", "cells", "main", "table", "tried"]
 
@@ -138,7 +137,7 @@ def _run(pipe: Any, situation: Situation) -> Tensor:
     """The latents of the images, each from its own seed."""
     noise = [torch.Generator().manual_seed(number) for number in range(len(situation.prompts))]
     call: dict[str, Any] = {"num_inference_steps": situation.steps, "output_type": "latent"}
-    call |= {**find_adapter(pipe).own_arguments, **situation.call}
+    call |= {**t2ictl.own_arguments(pipe), **situation.call}
     found: Tensor = pipe(list(situation.prompts), generator=noise, **call).images
     return found
 

@@ -41,8 +41,10 @@ BAD_NAMES = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errn
 LONGEST_LINE = 1200
 
 Prompt = Annotated[str, typer.Argument(help="What the image shall show.")]
-EMBEDDED = f"{', '.join(installed_models())} (embedded)"
-Model = Annotated[str, typer.Option(help=f"{EMBEDDED}, a diffusers folder, a .safetensors file, or a hub id.")]
+EMBEDDED = ", ".join(installed_models())
+Model = Annotated[
+    str, typer.Option(help=f"{EMBEDDED} (embedded), a diffusers folder, a .safetensors file, or a hub id.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 Controls = Annotated[list[str], typer.Option("--control", "-c", help="A control; may be given several times.")]

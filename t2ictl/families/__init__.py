@@ -18,7 +18,7 @@ from t2ictl.families.stable_diffusion_3 import StableDiffusion3Adapter
 from t2ictl.families.stable_diffusion_xl import StableDiffusionXLAdapter
 from t2ictl.prompts.prompt import Prompt
 
-__all__ = ["ADAPTERS", "Adapter", "Encoded", "find_adapter", "list_families", "parse"]
+__all__ = ["ADAPTERS", "Adapter", "Encoded", "find_adapter", "list_families", "own_arguments", "parse"]
 
 ADAPTERS: tuple[type[Adapter], ...] = (
     StableDiffusionAdapter,
@@ -67,6 +67,26 @@ def find_adapter(pipe: Any) -> Adapter:
         f"{type(pipe).__name__} is not a pipeline that can be controlled.",
         f"Supported families: {', '.join(adapter.title for adapter in ADAPTERS)}.",
     )
+
+
+def own_arguments(pipe: Any) -> dict[str, Any]:
+    """Return arguments that a model wants in each call, and that its pipeline has otherwise by itself.
+
+    :func:`t2ictl.generate` passes them on; for a call of your own: ``pipe(prompt, **t2ictl.own_arguments(pipe))``.
+
+    Args:
+        pipe: a diffusers pipeline.
+
+    Returns:
+        Value by name: of Stable Diffusion 3 ``max_sequence_length``, where the tokenizer of T5 ends before the
+        pipeline's 256, as in the embedded ``shapes-dit``; nothing for any other model.
+
+    Example:
+        >>> import t2ictl
+        >>> own_arguments(t2ictl.load("shapes"))
+        {}
+    """
+    return find_adapter(pipe).own_arguments
 
 
 def parse(pipe: Any, text: str, *more: str, parser: str = "grammar") -> Prompt:

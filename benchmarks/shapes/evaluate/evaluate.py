@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+import t2ictl
 from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.embedded import add_model, as_measured, identity, open_model
 from t2ictl.benchmarks.shapes.evaluate.shares import percent, wilson
 from t2ictl.benchmarks.shapes.evaluate.words import Trial, words_table
-from t2ictl.families import find_adapter
 from t2ictl.shapes.captions import Expectation
 from t2ictl.shapes.embedded import DEFAULT, MODELS
 from t2ictl.shapes.prompts import KINDS, all_prompts, suite
@@ -75,7 +75,7 @@ def generate(pipe: Any, batch: Sequence[tuple[Expectation, int]], steps: int, gu
     """
     generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
     prompts = [item.prompt for item, _ in batch]
-    more = find_adapter(pipe).own_arguments
+    more = t2ictl.own_arguments(pipe)
     images = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, **more).images
     return list(images)
 

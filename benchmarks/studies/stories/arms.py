@@ -21,7 +21,6 @@ from t2ictl import Control, Scene, Subject, controlled
 from t2ictl.benchmarks.studies.stories.key_gather import KeyGather
 from t2ictl.benchmarks.studies.stories.suite import Story
 from t2ictl.errors import BadSetting
-from t2ictl.families import find_adapter
 from t2ictl.processors.isolation_reposition.control import IsolationReposition
 from t2ictl.settings.yaml_files import read_yaml
 
@@ -101,7 +100,7 @@ class ControlledArm:
         """Make the images."""
         call: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": noise(story)}
         with controlled(pipe, list(self.controls(story))):
-            images = pipe(list(story.prompts), **find_adapter(pipe).own_arguments, **call).images
+            images = pipe(list(story.prompts), **t2ictl.own_arguments(pipe), **call).images
         count = len(story.portraits)
         return StoryImages(portraits=tuple(images[:count]), scenes=tuple(images[count:]))
 
