@@ -127,7 +127,7 @@ class Question:
     answer: Callable[[Pair, int], int]
     classes: int = 6
     chance: float = 1 / 6
-    group: Callable[[Pair, int], int] = lambda pair, place: 0
+    group: Callable[[Pair, int], int] | None = None
     choices: Callable[[Pair, int], Sequence[int]] | None = None
 
     @property
@@ -195,7 +195,7 @@ def _colors(pair: Pair, place: int) -> Sequence[int]:
 
 
 def _items(question: Question, pairs: Sequence[Pair], rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Collect rows, answers and groups, one for each caption and object; answers outside the choices score nothing."""
+    """Collect rows, answers and groups, one for each caption and object."""
     read, answers, groups = [], [], []
     for index, pair in enumerate(pairs):
         for place in question.objects:
@@ -205,7 +205,7 @@ def _items(question: Question, pairs: Sequence[Pair], rows: Rows) -> tuple[np.nd
                 word = SHAPES[pair.shapes[place]] if question.row == "noun" else COLORS[pair.colors[place]]
                 read.append(rows.of_word(index, *pair.span(word)))
             answers.append(question.answer(pair, place))
-            groups.append(question.group(pair, place))
+            groups.append(0 if question.group is None else question.group(pair, place))
     return np.array(read, dtype=np.float64), np.array(answers), np.array(groups)
 
 

@@ -46,12 +46,10 @@ def choose_gaps(length: int, share: float, mean_span: float, generator: np.rando
     hidden = min(max(1, round(length * share)), length - 1)
     count = min(max(1, round(hidden / mean_span)), length - hidden)
     gaps = cut_into(hidden, count, generator)
-    # A text may begin with a gap or end with a word: one part more, of any length.
+    # Before, between and behind the gaps; only those between must hold a token.
     rest = length - hidden - (count - 1)
-    spaces = [part - 1 for part in cut_into(rest + 2, 2, generator)] if count == 1 else None
-    if spaces is None:
-        parts = cut_into(rest + count + 1, count + 1, generator)
-        spaces = [part - 1 + (0 < place < count) for place, part in enumerate(parts)]
+    parts = cut_into(rest + count + 1, count + 1, generator)
+    spaces = [part - 1 + (0 < place < count) for place, part in enumerate(parts)]
     found, here = [], 0
     for space, gap in zip(spaces, gaps, strict=False):
         found.append((here + space, here + space + gap))

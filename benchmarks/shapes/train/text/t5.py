@@ -10,7 +10,7 @@ from t2ictl.benchmarks.shapes.train.muon import Muon
 from t2ictl.benchmarks.shapes.train.text.settings import SpanRecipe
 
 #: Parts of names of matrices that are not between hidden layers.
-NOT_HIDDEN = ("shared", "relative", "lm_head")
+NOT_HIDDEN = ("shared", "lm_head")
 #: Deviation of the untrained embedding, which is also the output matrix; with T5's own 1.0 the
 #: loss stays for long at what single words say.
 EMBEDDING = 0.03
@@ -64,17 +64,22 @@ def build_optimizers(recipe: SpanRecipe, model: T5ForConditionalGeneration) -> t
     With AdamW alone the loss stayed for long at what single words say: a gap needs the words around it.
 
     Args:
-        recipe: the rate.
+        recipe: the rates.
         model: whose weights they own.
 
     Returns:
         Two optimizers.
     """
-    named = list(model.named_parameters())
-    is_hidden = [weight.ndim == 2 and not any(part in name for part in NOT_HIDDEN) for name, weight in named]
-    hidden = [weight for (_, weight), inside in zip(named, is_hidden, strict=True) if inside]
-    others = [weight for (_, weight), inside in zip(named, is_hidden, strict=True) if not inside]
+    hidden, places, others = [], [], []
+    for name, weight in model.named_parameters():
+        if "relative" in name:
+            places.append(weight)
+        elif weight.ndim == 2 and not any(part in name for part in NOT_HIDDEN):
+            hidden.append(weight)
+        else:
+            others.append(weight)
+    groups = [{"params": others}, {"params": places, "factor": recipe.place_factor}]
     return (
         Muon(hidden, lr=recipe.rate, weight_decay=recipe.weight_decay, dtype=torch.float32),
-        torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0),
     )
