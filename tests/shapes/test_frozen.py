@@ -213,6 +213,15 @@ def test_unet_starts_with_the_weights_of_the_package(tmp_path: Path) -> None:
     assert all(torch.equal(w, stored.get_parameter(name)) for name, w in model.named_parameters())
 
 
+def test_transformer_starts_with_the_weights_of_an_export(folders: dict[str, Path], tmp_path: Path) -> None:
+    encoders = load_encoders(folders["encoders"], 3)
+    average = build_learner(recipe_of("dit"), build_task(recipe_of("dit"), encoders)).average
+    average = {name: torch.randn_like(weight) for name, weight in average.items() if name.startswith("transformer.")}
+    build_pipeline(recipe_of("dit"), folders["encoders"], average).save_pretrained(tmp_path)
+    model = build_task(recipe_of("dit", start=str(tmp_path)), encoders).models["transformer"]
+    assert all(torch.equal(w, average[f"transformer.{name}"]) for name, w in model.named_parameters())
+
+
 def test_every_weight_has_exactly_one_optimizer(folders: dict[str, Path]) -> None:
     recipe = recipe_of("dit", optimizer="muon")
     learner = build_learner(recipe, build_task(recipe, load_encoders(folders["encoders"], 3)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from t2ictl.benchmarks.shapes.train.frozen.layout import Layout, LayoutHead, lay
 from t2ictl.benchmarks.shapes.train.frozen.settings import FrozenRecipe
 from t2ictl.benchmarks.shapes.train.learner import Measured
 from t2ictl.benchmarks.shapes.train.loop import stream
+from t2ictl.benchmarks.shapes.train.start import carry_over
 
 #: Linear layers of adaptive norms, by a part of their names.
 MODULATIONS = ("norm1.linear", "norm1_context.linear", "norm_out.linear")
@@ -49,14 +51,17 @@ def initialize(model: nn.Module) -> None:
 
 
 def build_transformer(recipe: FrozenRecipe, encoders: Encoders) -> SD3Transformer2DModel:
-    """Make an untrained transformer for latents of 4 channels and 16x16 cells.
+    """Make a transformer for latents of 16x16 cells, with the weights to start from where the recipe names a folder.
 
     Args:
-        recipe: layers, heads, their width, seed.
+        recipe: layers, heads, their width, seed and start.
         encoders: two CLIP and a T5 encoder, whose widths it takes.
 
     Returns:
         The stock class.
+
+    Raises:
+        BadSetting: the model to start from has other sizes.
     """
     clips, t5 = encoders.models[:2], encoders.models[2]
     width = recipe.heads * recipe.head_width
@@ -77,6 +82,9 @@ def build_transformer(recipe: FrozenRecipe, encoders: Encoders) -> SD3Transforme
             qk_norm="rms_norm",
         )
         initialize(model)
+    if recipe.start:
+        folder = str(Path(recipe.start) / "transformer")
+        carry_over(model, SD3Transformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False))
     return model
 
 
