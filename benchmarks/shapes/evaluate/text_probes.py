@@ -59,7 +59,7 @@ class Pair:
 
 
 def pairs_of(is_seen: bool, ways: int, seed: int = 0) -> list[Pair]:
-    """Say every combination of two objects that training has seen, or every one that it has not.
+    """List every combination of two objects that training has seen, or every one that it has not.
 
     Args:
         is_seen: whether to take the training split, or the two held-out ones.

@@ -28,19 +28,39 @@ class Pace(Protocol):
     """The numbers of a recipe that the loop reads; see ``settings.Recipe``."""
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Updates of the run."""
+        ...
+
     @property
-    def rate(self) -> float: ...
+    def rate(self) -> float:
+        """Highest learning rate."""
+        ...
+
     @property
-    def warmup(self) -> int: ...
+    def warmup(self) -> int:
+        """Updates of linear warm-up."""
+        ...
+
     @property
-    def decay_share(self) -> float: ...
+    def decay_share(self) -> float:
+        """Part of the updates, at the end, in which the rate falls to zero."""
+        ...
+
     @property
-    def ema_decay(self) -> float: ...
+    def ema_decay(self) -> float:
+        """Of the average, per update, once warmed up."""
+        ...
+
     @property
-    def checkpoint_every(self) -> int: ...
+    def checkpoint_every(self) -> int:
+        """Updates between two checkpoints."""
+        ...
+
     @property
-    def snapshot_every(self) -> int: ...
+    def snapshot_every(self) -> int:
+        """Updates between two kept averages."""
+        ...
 
 
 @dataclass(kw_only=True)

@@ -117,7 +117,7 @@ def build_task(
 
 
 def build_learner(recipe: FrozenRecipe, task: Task, team: Team = ALONE) -> Learner:
-    """Give a task its optimizers and its average.
+    """Equip a task with its optimizers and its average.
 
     Args:
         recipe: optimizer and rate.

@@ -133,7 +133,7 @@ def relations_of(one: Thing, other: Thing) -> tuple[str, ...]:
     Example:
         >>> ring = Thing(noun="ring", color="red", column=4, row=3)
         >>> relations_of(Thing(noun="dog", color="pink", column=0, row=3), ring)
-        ('left of', 'to the left of', 'next to', 'near', 'beside')
+        ('left of', 'to the left of')
     """
     dx, dy = one.column - other.column, one.row - other.row
     found: tuple[str, ...] = ()

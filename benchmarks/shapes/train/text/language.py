@@ -20,7 +20,7 @@ MORE_SENTENCES_SHARE = (0.3, 0.3, 0.25, 0.15)
 
 
 class Speaker:
-    """Says things about a few things; every method draws from the generator.
+    """Describes a few things; every method draws from the generator.
 
     Args:
         things: the facts.
@@ -54,7 +54,7 @@ class Speaker:
         return [word for word in words if word is not None and self.chance(share)]
 
     def marked(self, thing: Thing) -> str:
-        """Say the mark of a thing, or now and then that it has none."""
+        """State the mark of a thing, or now and then that it has none."""
         if thing.mark is not None:
             return f" with a {thing.mark.color} {thing.mark.kind}"
         if thing.noun in SHAPES and self.chance(0.08):
@@ -62,7 +62,7 @@ class Speaker:
         return ""
 
     def clause(self, thing: Thing) -> str:
-        """Say attributes in a relative clause."""
+        """State attributes in a relative clause."""
         words = self.adjectives(thing, 0.7) or [thing.color]
         link = self.pick("that", "which") + (" is " if thing.count == 1 else " are ")
         return f"{thing.name} {link}{' and '.join(words)}"
@@ -110,7 +110,7 @@ class Speaker:
         return self.things[int(one)], self.things[int(other)]
 
     def relation(self) -> str:
-        """Say how two things stand to each other."""
+        """State how two things stand to each other."""
         one, other = self.two()
         way = self.pick(*relations_of(one, other))
         if self.chance(0.3):
@@ -118,7 +118,7 @@ class Speaker:
         return f"{self.definite(one)} {self.verb(one)} {way} {self.definite(other)}"
 
     def contrast(self) -> str:
-        """Say one attribute of two things."""
+        """Contrast one attribute of two things."""
         one, other = self.two()
         be, other_be = ("is" if thing.count == 1 else "are" for thing in (one, other))
         first, second = self.definite(one, bare=True), self.definite(other, bare=True)
@@ -130,7 +130,7 @@ class Speaker:
         return self.pick(*options)
 
     def attribute(self) -> str:
-        """Say attributes of one thing, by its noun, a pronoun or its color."""
+        """State attributes of one thing, by its noun, a pronoun or its color."""
         thing = self.things[int(self.generator.integers(len(self.things)))]
         be = "is" if thing.count == 1 else "are"
         options = [f"the color of {self.definite(thing, bare=True)} is {thing.color}"]
@@ -152,7 +152,7 @@ class Speaker:
         return ("an " if thing.noun[0] in "aeiou" else "a ") + thing.noun
 
     def negation(self) -> str:
-        """Say what is not there or not so."""
+        """Deny what is not there or not so."""
         nouns = {thing.noun for thing in self.things}
         marks = {thing.mark.color for thing in self.things if thing.mark is not None}
         colors = {thing.color for thing in self.things} | marks
@@ -170,7 +170,7 @@ class Speaker:
         return self.pick(*options)
 
     def count(self) -> str:
-        """Say how many there are of something."""
+        """State how many there are of something."""
         total = sum(thing.count for thing in self.things)
         thing = self.things[int(self.generator.integers(len(self.things)))]
         be = "is" if thing.count == 1 else "are"
@@ -182,7 +182,7 @@ class Speaker:
         return self.pick(*options)
 
     def neighbor(self) -> str:
-        """Tell of two things one after the other, the second by its place beside "it" or "them"."""
+        """Introduce two things one after the other, the second by its place beside "it" or "them"."""
         one, other = self.two()
         way = self.pick(*relations_of(other, one))
         be = "is" if one.count == 1 else "are"
@@ -191,7 +191,7 @@ class Speaker:
         return f"here {be} {self.definite(one)}. {way} {pronoun} {self.verb(other)} {second}"
 
     def later_sentence(self) -> str:
-        """Say something more about what was introduced."""
+        """Add something about what was introduced."""
         ways: list[Callable[[], str]] = [self.attribute, self.attribute, self.negation, self.count]
         if len(self.things) > 1:
             ways += [self.relation, self.relation, self.relation, self.contrast, self.contrast, self.neighbor]
