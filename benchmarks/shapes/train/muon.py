@@ -33,7 +33,8 @@ def orthogonalize(matrix: torch.Tensor, steps: int = 5, dtype: torch.dtype = tor
     Args:
         matrix: two or more dimensions; all but the first are flattened.
         steps: iterations.
-        dtype: that of the iterations, whose result is rough anyway.
+        dtype: that of the iterations. In bfloat16 they run on ``X``; otherwise on ``A`` alone, which is smaller and
+            of which every factor is a polynomial, at a third of the cost for a long matrix.
 
     Returns:
         A tensor of the same shape, float32.
@@ -47,8 +48,8 @@ def orthogonalize(matrix: torch.Tensor, steps: int = 5, dtype: torch.dtype = tor
     is_tall = flat.shape[0] > flat.shape[1]
     x = (flat.T if is_tall else flat).to(dtype)
     x = x / (x.norm() + 1e-7)
-    if dtype == torch.float32 and x.shape[1] >= 2 * x.shape[0]:
-        x = _polynomial(x @ x.T, steps) @ x
+    if dtype != torch.bfloat16:
+        x = _product_of_factors(x @ x.T, steps) @ x
     else:
         a, b, c = QUINTIC
         for _ in range(steps):
@@ -58,19 +59,16 @@ def orthogonalize(matrix: torch.Tensor, steps: int = 5, dtype: torch.dtype = tor
     return (x.T if is_tall else x).reshape(matrix.shape)
 
 
-def _polynomial(square: torch.Tensor, steps: int) -> torch.Tensor:
-    """Collect all iterations in one factor: ``X`` stays out of the loop, which halves the work where it is wide.
-
-    Each factor ``K`` is symmetric and commutes with ``A``, so the next ``A`` is ``K A K``. In single precision only:
-    the products of bfloat16 would round differently.
-    """
+def _product_of_factors(square: torch.Tensor, steps: int) -> torch.Tensor:
+    """Multiply the factors ``P = a + b A + c A A`` of all iterations, with ``A <- P A P`` after each."""
     a, b, c = QUINTIC
-    total = torch.eye(len(square))
-    for _ in range(steps):
-        factor = torch.addmm(b * square, square, square, alpha=c)
+    product = torch.eye(len(square), dtype=square.dtype)
+    for step in range(steps):
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)
         factor.diagonal().add_(a)
-        total, square = factor @ total, factor @ square @ factor
-    return total
+        product = factor @ product if step else factor
+        square = factor @ square @ factor if step + 1 < steps else square
+    return product
 
 
 class Muon(torch.optim.Optimizer):
