@@ -7,12 +7,15 @@ import json
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import t2ictl
 from t2ictl.app.engine.models import LOOK_AGAIN, ModelManager, find_models
+from t2ictl.app.settings import Recipe
+from t2ictl.app.settings.draft import Draft
 from t2ictl.errors import BadSetting
 from t2ictl.shapes import installed_models
 from tests.tiny import sd
@@ -66,6 +69,14 @@ def test_embedded_models_come_first_and_a_transformer_is_not_used_yet() -> None:
     assert manager.use("shapes-clip").text_encoder.config.num_hidden_layers == 4 and manager.loaded == "shapes-clip"
     with pytest.raises(BadSetting, match="'shapes-dit .embedded.' cannot be used: StableDiffusion3Pipeline"):
         manager.use("shapes-dit")
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize(("model", "taken"), [("shapes-clip", "shapes-clip"), ("shapes-dit", "shapes")])
+def test_settings_of_an_image_choose_its_model_where_it_can_be_used(model: str, taken: str) -> None:
+    draft, editor = Draft(), SimpleNamespace(found=lambda: find_models([]))
+    draft.take(Recipe(request=t2ictl.Request(prompt="a red circle"), controls=(), model=model), editor)
+    assert draft.model == taken and draft.prompt == "a red circle"
 
 
 def test_folders_are_looked_through_again_after_a_while_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ def flow(
         The result: ``screen``, ``tokens``, ``leaks``, ``repairs``, ``record`` of word maps; ``save`` writes the report.
 
     Raises:
+        UnsupportedPipeline: on transformers.
         SpanNotFound: if an item is not in the prompt.
         BadSetting: for bad settings, before any image is made.
         Cancelled: if ``on_batch`` returned False; images made so far are in the folder.

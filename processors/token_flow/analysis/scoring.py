@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from t2ictl.errors import BadSetting
+from t2ictl.errors import BadSetting, UnsupportedPipeline
 from t2ictl.evaluation.judges import Judge, open_judge
 from t2ictl.families import find_adapter
+from t2ictl.families.base import Offer
 from t2ictl.generation import Request
 from t2ictl.processors.token_flow.analysis.estimates import Scores
 from t2ictl.processors.token_flow.analysis.images import Cell, ImageCache
@@ -24,6 +25,8 @@ from t2ictl.processors.token_flow.items import Item, bound_items
 from t2ictl.processors.token_flow.readings import read_all
 
 __all__ = ["Scoring"]
+
+NEEDS: frozenset[Offer] = frozenset({"encoders", "rows"})
 
 
 class Scoring:
@@ -41,6 +44,7 @@ class Scoring:
         on_batch: gets the number of images done and to do; returns False to stop.
 
     Raises:
+        UnsupportedPipeline: if rows cannot be put in the place of the prompt's, as on transformers.
         SpanNotFound: if an item is not in the prompt.
         BadSetting: for a judge that does not know what it will be asked, before any image is made.
     """
@@ -60,6 +64,12 @@ class Scoring:
     ) -> None:
         assert isinstance(request.prompt, str)
         adapter = find_adapter(pipe)
+        if missing := sorted(NEEDS - adapter.offers):
+            raise UnsupportedPipeline(
+                f"The analysis of token flow needs {' and '.join(missing)}, which pipelines of the family "
+                f"{adapter.family!r} do not offer.",
+                "docs/transformers.md lists which control acts on which family.",
+            )
         self.prompt = adapter.parse((request.prompt,), request.parser)
         self.items = bound_items(self.prompt, items, is_causal=adapter.text_is_causal)
         self.conditions = Conditions(self.prompt, lambda text: adapter.parse((text,), request.parser))

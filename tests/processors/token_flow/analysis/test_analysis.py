@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 import t2ictl
-from t2ictl.errors import BadSetting, Cancelled, NotRecorded, SpanNotFound
+from t2ictl.errors import BadSetting, Cancelled, NotRecorded, SpanNotFound, UnsupportedPipeline
 from t2ictl.processors import TokenFlow
 from t2ictl.processors.token_flow.items import Item
 from tests.processors.token_flow.flow_cases import PROMPT, SMALL, BrightnessJudge
 from tests.tiny import sd, sd2, sdxl
+from tests.tiny_transformers import sd3
 
 families = pytest.mark.parametrize("build", [sd, sd2, sdxl])
 
@@ -104,6 +105,11 @@ def test_bad_input_is_refused_before_any_image(settings: Any, error: type[Except
     wanted = {**SMALL, **settings}
     with pytest.raises(error, match=match):
         t2ictl.flow(pipe, wanted.pop("prompt", PROMPT), **wanted)
+
+
+def test_a_transformer_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedPipeline, match="needs encoders and rows, which pipelines of the family 'sd3'"):
+        t2ictl.flow(sd3(), PROMPT, **SMALL)
 
 
 @pytest.mark.parametrize("value", [2.0, float("nan")])
