@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
@@ -78,7 +80,7 @@ def build_optimizers(recipe: SpanRecipe, model: T5ForConditionalGeneration) -> t
             hidden.append(weight)
         else:
             others.append(weight)
-    groups = [{"params": others}, {"params": places, "factor": recipe.place_factor}]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": places, "factor": recipe.place_factor}]
     return (
         Muon(hidden, lr=recipe.rate, weight_decay=recipe.weight_decay, dtype=torch.float32),
         torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0),
