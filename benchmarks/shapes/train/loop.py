@@ -20,11 +20,16 @@ import numpy as np
 import torch
 
 #: One number a purpose, so that no two streams of randomness are the same.
-STREAM = {"scene": 1, "autoencoder": 2, "denoiser": 3, "weights": 4, "frozen": 5, "validation": 6} | {
+STREAM = {
+    "scene": 1,
+    "autoencoder": 2,
+    "denoiser": 3,
+    "weights": 4,
+    "frozen": 5,
+    "validation": 6,
     "clip": 21,
     "clip-2": 22,
     "t5": 23,
-    "language": 24,
 }
 
 

@@ -98,7 +98,7 @@ def update(trainee: Trainee, step: int, rate: float) -> float:
     Args:
         trainee: what learns.
         step: from 0.
-        rate: learning rate.
+        rate: learning rate; a group of an optimizer may have a ``factor`` to it.
 
     Returns:
         The loss before the update.
@@ -109,7 +109,7 @@ def update(trainee: Trainee, step: int, rate: float) -> float:
     torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
     for optimizer in trainee.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         optimizer.step()
     return float(loss.detach())
 

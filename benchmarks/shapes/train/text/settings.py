@@ -88,6 +88,7 @@ class SpanRecipe:
         mean_span: lowest and highest mean length of a gap, tokens.
         steps: updates.
         rate: highest learning rate.
+        place_factor: how much faster the biases of relative positions learn, which alone tell T5 where words are.
         warmup: updates of linear rise.
         decay_share: part of the updates, at the end, in which the rate falls to zero.
         weight_decay: of the matrices.
@@ -121,6 +122,7 @@ class SpanRecipe:
     mean_span: tuple[float, float] = (1.5, 3.0)
     steps: int = 1_500
     rate: float = 3e-3
+    place_factor: float = 20.0
     warmup: int = 100
     decay_share: float = 0.5
     weight_decay: float = 0.01

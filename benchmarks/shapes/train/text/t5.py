@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
@@ -10,7 +12,7 @@ from t2ictl.benchmarks.shapes.train.muon import Muon
 from t2ictl.benchmarks.shapes.train.text.settings import SpanRecipe
 
 #: Parts of names of matrices that are not between hidden layers.
-NOT_HIDDEN = ("shared", "relative", "lm_head")
+NOT_HIDDEN = ("shared", "lm_head")
 #: Deviation of the untrained embedding, which is also the output matrix; with T5's own 1.0 the
 #: loss stays for long at what single words say.
 EMBEDDING = 0.03
@@ -59,7 +61,7 @@ def build_t5(recipe: SpanRecipe, tokenizer: T5Tokenizer) -> T5ForConditionalGene
 
 
 def build_optimizers(recipe: SpanRecipe, model: T5ForConditionalGeneration) -> tuple[torch.optim.Optimizer, ...]:
-    """Hand the layers' matrices to Muon, and the rest to AdamW.
+    """Assign the layers' matrices to Muon, and the rest to AdamW.
 
     With AdamW alone the loss stayed for long at what single words say: a gap needs the words around it.
 
@@ -70,12 +72,16 @@ def build_optimizers(recipe: SpanRecipe, model: T5ForConditionalGeneration) -> t
     Returns:
         Two optimizers.
     """
-    hidden: list[torch.Tensor] = []
-    others: list[torch.Tensor] = []
+    hidden, places, others = [], [], []
     for name, weight in model.named_parameters():
-        is_hidden = weight.ndim == 2 and not any(part in name for part in NOT_HIDDEN)
-        (hidden if is_hidden else others).append(weight)
+        if "relative" in name:
+            places.append(weight)
+        elif weight.ndim == 2 and not any(part in name for part in NOT_HIDDEN):
+            hidden.append(weight)
+        else:
+            others.append(weight)
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": places, "factor": recipe.place_factor}]
     return (
         Muon(hidden, lr=recipe.rate, weight_decay=recipe.weight_decay, dtype=torch.float32),
-        torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0),
     )
