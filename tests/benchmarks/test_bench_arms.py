@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -208,6 +208,7 @@ class Faked:
     """A sampler whose images say which candidate they are."""
 
     steps, guidance = 2, 4.0
+    arguments: ClassVar[dict[str, object]] = {}
 
     def __init__(self) -> None:
         self.made: list[int] = []
