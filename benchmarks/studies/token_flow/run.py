@@ -1,4 +1,4 @@
-"""Run the study of token flow on the embedded model: ``t2ictl bench study token-flow --out DIR``.
+"""Run the study of token flow on an embedded model: ``t2ictl bench study token-flow --out DIR``.
 
 Images are kept in the folder, so the same command goes on after a crash; ``--shard 1/2`` and ``2/2`` share
 the prompts out. ``--table`` prints what is there.
@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = ArgumentParser(prog="t2ictl bench study token-flow", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--model", default="shapes", help="an embedded model with a U-Net, or a diffusers folder")
     parser.add_argument("--part", choices=PARTS, action="append", help="parts; default: all")
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--prompts", type=int, default=100, help="most prompts of a part")
@@ -133,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     number, of = (int(each) for each in options.shard.split("/"))
     if not 1 <= number <= of:
         raise BadSetting(f"The shard {options.shard!r} is none.", "For example 1/2.")
-    pipe = t2ictl.load("shapes", device="cpu")
+    pipe = t2ictl.load(options.model, device="cpu")
     options.out.mkdir(parents=True, exist_ok=True)
     for part in options.part or PARTS:
         seeds, confirm = _seeds(part, options.seeds, options.confirm)

@@ -20,8 +20,10 @@ from t2ictl.generation import Request
 from t2ictl.processors.token_flow.analysis.estimates import Scores
 from t2ictl.processors.token_flow.analysis.images import Cell, ImageCache
 from t2ictl.processors.token_flow.conditions import Conditions, Intervention, compose
+from t2ictl.processors.token_flow.control import TokenFlow
 from t2ictl.processors.token_flow.items import Item, bound_items
 from t2ictl.processors.token_flow.readings import read_all
+from t2ictl.session.checks import check_needs
 
 __all__ = ["Scoring"]
 
@@ -43,6 +45,7 @@ class Scoring:
     Raises:
         SpanNotFound: if an item is not in the prompt.
         BadSetting: for a judge that does not know what it will be asked, before any image is made.
+        UnsupportedPipeline: if words cannot be hidden from the text encoders of this family, and rows rewritten.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Scoring:
     ) -> None:
         assert isinstance(request.prompt, str)
         adapter = find_adapter(pipe)
+        check_needs([TokenFlow()], adapter)
         self.prompt = adapter.parse((request.prompt,), request.parser)
         self.items = bound_items(self.prompt, items, is_causal=adapter.text_is_causal)
         self.conditions = Conditions(self.prompt, lambda text: adapter.parse((text,), request.parser))
