@@ -17,6 +17,7 @@ STUDIES = {
     "stories": ("stories.run", "Tell stories with several arms, and print their tables."),
     "similarity": ("stories.similarity", "Compare the subjects of a story with an image model."),
     "token-flow": ("token_flow.run", "Run the study of token flow on the embedded model."),
+    "text-encoders": ("token_flow.encoders", "Measure what words have read of each other in each text encoder."),
     "localisation": ("token_flow.localisation", "Compare how well attention maps point, beside DAAM's."),
     "word-maps": ("word_maps.maps", "Measure how well attention maps point at their objects."),
     "rounding": ("rounding", "Compare images made in batches with the same made alone."),

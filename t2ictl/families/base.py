@@ -257,9 +257,20 @@ class Adapter(ABC):
             if depth < 1:
                 reading.enter_context(truncated_encoder(encoders, depth))
             result = encode_prompt(
-                prompt=list(texts), num_images_per_prompt=1, do_classifier_free_guidance=False, **kept
+                **self.prompt_arguments(texts), num_images_per_prompt=1, do_classifier_free_guidance=False, **kept
             )
         return self.text_states(result)
+
+    def prompt_arguments(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments by which ``encode_prompt`` is given texts, the same for all text encoders.
+
+        Args:
+            texts: the texts.
+
+        Returns:
+            Value by name.
+        """
+        return {"prompt": list(texts)}
 
     @property
     def can_encode(self) -> bool:

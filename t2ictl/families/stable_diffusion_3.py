@@ -77,6 +77,10 @@ class StableDiffusion3Adapter(TransformerAdapter):
         """T5 has what CLIP leaves."""
         return {"max_sequence_length": tokens - int(self.pipe.tokenizer_max_length)}
 
+    def prompt_arguments(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Texts for all encoders: those of the second and third have no default."""
+        return {"prompt": list(texts), "prompt_2": None, "prompt_3": None}
+
     def text_states(self, result: tuple[Any, ...]) -> PromptEmbeds:
         """Read rows and pooled states."""
         return PromptEmbeds(embeds=result[0], pooled=result[2])

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import t2ictl
-from t2ictl.benchmarks.studies.token_flow import run
+from t2ictl.benchmarks.studies.token_flow import encoders, run
 from t2ictl.benchmarks.studies.token_flow.cases import PARTS, Part, cases
 from t2ictl.benchmarks.studies.token_flow.planted import planted_leak
 from t2ictl.benchmarks.studies.token_flow.table import print_tables, read_part
 from t2ictl.errors import BadSetting
 from t2ictl.processors import TokenFlow
 from t2ictl.shapes.captions import expect
+from tests.shapes.stand_ins import clip_pipe, joint_pipe
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +155,30 @@ def test_table_of_leaks_has_the_known_values(tmp_path: Path, capsys: pytest.Capt
     masked = next(each for each in said.splitlines() if each.startswith("| masked"))
     values = [cell.strip().split(" ")[0] for cell in masked.strip("|").split("|")]
     assert values == ["masked", "25.0", "+75.0", "100.0", "+0.0"]
+
+
+def test_another_model_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipes = {"folder": clip_pipe()}
+    monkeypatch.setattr(run.t2ictl, "load", lambda name, device: pipes[name])
+    monkeypatch.setattr(run, "STEPS", 1)
+    options = ["--out", str(tmp_path), "--model", "folder", "--part", "planted", "--prompts", "1", "--seeds", "1"]
+    assert run.main([*options, "--confirm", "1"]) == 0
+    rows, _ = read_part(tmp_path, "planted")
+    assert set(rows[0]["p"]) == {"full", "cut"}
+
+
+def test_the_words_of_each_text_encoder_are_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(encoders.t2ictl, "load", lambda name, device: joint_pipe())
+    assert encoders.main(["--prompts", "1"]) == 0
+    text = capsys.readouterr().out
+    clip, t5 = text.split("### ")[1:]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in clip.splitlines() if line.startswith("| ")]
+    for number, (role, *cells) in enumerate(lines[1 : 1 + len(encoders.ROLES)]):
+        assert role == encoders.ROLES[number] and cells[number] == ""
+        assert set(cells[number + 1 :]) <= {"-"} and "-" not in cells[:number]
+    assert t5.startswith("text_encoder_3: moved (directly), 1 pairs")
+    assert "-" not in t5.partition("| encoder |")[0].replace("|---", "")
+    assert "| text_encoder + text_encoder_2 | first | - | - | - | - |" in text
+    assert "| text_encoder_3 | first | 0." in text

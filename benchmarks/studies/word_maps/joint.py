@@ -55,7 +55,7 @@ def print_tables(pipe: Any, options: argparse.Namespace) -> None:
 
     Args:
         pipe: a pipeline of SD 3.
-        options: ``objects``, ``scenes``, ``noise`` and ``seed``.
+        options: ``objects``, ``scenes``, ``generated``, ``noise`` and ``seed``.
     """
     scores = drawn_scores(pipe, options)
     levels = [f"s = {noise:g}" for noise in options.noise]
@@ -75,6 +75,8 @@ def print_tables(pipe: Any, options: argparse.Namespace) -> None:
     print_table(head, _rows(scores, options.noise, blocks, [BOTH], named="block"))
     print()
     print_table(("attention to text, percent", *levels), _mass_rows(scores, options.noise, single))
+    if not options.generated:
+        return
     print()
     print_table(("generated", "reading", "word", "n", "pointing", "overlap"), _generated_rows(pipe, options))
 
@@ -106,7 +108,7 @@ def _generated_rows(pipe: Any, options: argparse.Namespace) -> Iterator[tuple[ob
     usual = {"default layers": Recording(per_step=False)}
     for kind in KINDS:
         found = score_generated(
-            pipe, kind, options.scenes, options.seed, every | usual, max_sequence_length=TEXT_LENGTH
+            pipe, kind, options.generated, options.seed, every | usual, max_sequence_length=TEXT_LENGTH
         )
         for way in (*every, *usual):
             for word in WORDS:

@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = ArgumentParser(prog="t2ictl bench study word-maps", description=__doc__)
     parser.add_argument("--model", default="shapes", help="an embedded model, or a diffusers folder")
-    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--scenes", type=int, default=100, help="drawn images")
+    parser.add_argument("--generated", type=int, default=None, help="generated images of each kind; default: as many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--time", type=int, default=500, help="of a U-Net: step of the training schedule, 0 to 999")
     parser.add_argument(
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--objects", type=int, choices=(1, 2, 3), default=2, help="of a flow model: of a drawn scene")
     options = parser.parse_args(arguments)
+    options.generated = options.scenes if options.generated is None else options.generated
     torch.set_num_threads(1)
     pipe = t2ictl.load(options.model, device="cpu")
     pipe.set_progress_bar_config(disable=True)

@@ -140,16 +140,17 @@ def print_tables(pipe: StableDiffusionPipeline, options: argparse.Namespace) -> 
 
     Args:
         pipe: the plain pipeline.
-        options: ``scenes``, ``time`` and ``seed``.
+        options: ``scenes``, ``generated``, ``time`` and ``seed``.
     """
-    print_table(("generated", "word", "n", "pointing", "on paint", "overlap"), _generated_rows(pipe, options))
-    print()
+    if options.generated:
+        print_table(("generated", "word", "n", "pointing", "on paint", "overlap"), _generated_rows(pipe, options))
+        print()
     print_table(("drawn", "map", "word", "n", "pointing", "on paint", "overlap"), _drawn_rows(pipe, options))
 
 
 def _generated_rows(pipe: StableDiffusionPipeline, options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     for kind in KINDS:
-        found = _means(score_generated(pipe, kind, options.scenes, options.seed, {"": True}))
+        found = _means(score_generated(pipe, kind, options.generated, options.seed, {"": True}))
         for (_, word), means in found.items():
             yield kind, word, *_cells(means)
 
