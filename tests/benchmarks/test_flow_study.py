@@ -159,7 +159,7 @@ def test_table_of_leaks_has_the_known_values(tmp_path: Path, capsys: pytest.Capt
 
 def test_another_model_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipes = {"folder": clip_pipe()}
-    monkeypatch.setattr(run.t2ictl, "load", lambda name, device: pipes[name])
+    monkeypatch.setattr(run, "open_model", lambda name: pipes[name])
     monkeypatch.setattr(run, "STEPS", 1)
     options = ["--out", str(tmp_path), "--model", "folder", "--part", "planted", "--prompts", "1", "--seeds", "1"]
     assert run.main([*options, "--confirm", "1"]) == 0

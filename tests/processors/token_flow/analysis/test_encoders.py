@@ -87,7 +87,7 @@ def test_texts_are_encoded_as_the_pipeline_encodes_them() -> None:
 
 
 def test_images_of_conditions_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedPipeline, match="TokenFlow needs encoders, which pipelines of the family"):
+    with pytest.raises(UnsupportedPipeline, match="token flow needs .*, which pipelines of the family"):
         t2ictl.flow(_sd3(), PROMPT, ITEMS)
 
 
