@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from t2ictl.benchmarks.shapes.train.frozen.attention import ExplicitJointAttention, repeat_bias
+from t2ictl.benchmarks.shapes.train.frozen.attention import ExplicitJointAttention
 from t2ictl.benchmarks.shapes.train.frozen.batches import Batch
-from t2ictl.benchmarks.shapes.train.frozen.encoders import Encoders, Text
+from t2ictl.benchmarks.shapes.train.frozen.encoders import Encoders, Text, last_key_bias
 from t2ictl.benchmarks.shapes.train.frozen.layout import Layout, LayoutHead, layout_loss
 from t2ictl.benchmarks.shapes.train.frozen.settings import FrozenRecipe
 from t2ictl.benchmarks.shapes.train.learner import Measured
 from t2ictl.benchmarks.shapes.train.loop import stream
+from t2ictl.benchmarks.shapes.train.start import carry_over
 
 #: Linear layers of adaptive norms, by a part of their names.
 MODULATIONS = ("norm1.linear", "norm1_context.linear", "norm_out.linear")
@@ -49,14 +51,17 @@ def initialize(model: nn.Module) -> None:
 
 
 def build_transformer(recipe: FrozenRecipe, encoders: Encoders) -> SD3Transformer2DModel:
-    """Make an untrained transformer for latents of 4 channels and 16x16 cells.
+    """Make the transformer for latents of 4 channels and 16x16 cells, untrained or with weights to start from.
 
     Args:
-        recipe: layers, heads, their width, seed.
+        recipe: layers, heads, their width, seed and start.
         encoders: two CLIP and a T5 encoder, whose widths it takes.
 
     Returns:
         The stock class.
+
+    Raises:
+        BadSetting: the model to start from has other sizes.
     """
     clips, t5 = encoders.models[:2], encoders.models[2]
     width = recipe.heads * recipe.head_width
@@ -77,6 +82,9 @@ def build_transformer(recipe: FrozenRecipe, encoders: Encoders) -> SD3Transforme
             qk_norm="rms_norm",
         )
         initialize(model)
+    if recipe.start:
+        folder = str(Path(recipe.start) / "transformer")
+        carry_over(model, SD3Transformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False))
     return model
 
 
@@ -172,7 +180,7 @@ class FlowTask:
             noise: of the same shape.
             times_B: noise levels, 0 to 1.
             text: of the captions.
-            bias: on scores of joint attention, see :func:`repeat_bias`.
+            bias: on scores of joint attention, see :func:`last_key_bias`.
 
         Returns:
             Mean over the elements of each image, shape ``(B,)``.
@@ -209,10 +217,8 @@ class FlowTask:
             A scalar, and its parts by name.
         """
         recipe, times = self.recipe, flow_times(batch.points)
-        keys = text.rows_BTW.shape[1]
-        pixels = (batch.latents.shape[-1] // 2) * (batch.latents.shape[-2] // 2)
-        repeats = recipe.long_rows - keys // 2 + 1
-        bias = repeat_bias(repeats, batch.is_long & text.is_padded_B, pixels + keys)
+        patches = (batch.latents.shape[-1] // 2) * (batch.latents.shape[-2] // 2)
+        bias = last_key_bias(text.bias_B, patches + text.rows_BTW.shape[1])
         self._rows.clear()
         flow = self.errors(self.model, batch.latents, batch.noise, times, text, bias).mean()
         measured = {"loss": float(flow.detach())}

@@ -63,7 +63,7 @@ def _coverage(shape: str, items: Sequence[Placed], rows: int, columns: int) -> n
 
 
 def layout_of(scenes: Sequence[Scene]) -> Layout:
-    """Say what lies in each patch of scenes.
+    """Find what lies in each patch of scenes.
 
     Args:
         scenes: ``N`` scenes of one size, a multiple of 8 pixels.
