@@ -50,6 +50,9 @@ def write_encoders(
             num_layers=layers[2],
             num_heads=4,
             feed_forward_proj="gated-gelu",
+            # Farther than the 24 rows of training all distances are one, so that longer rows are no news.
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=24,
         )
         T5EncoderModel(t5).save_pretrained(folder / "text_encoder_3")
         reader.save_pretrained(folder / "tokenizer_3")

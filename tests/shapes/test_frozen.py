@@ -93,7 +93,7 @@ def test_transformer_reads_what_the_stock_pipeline_encodes(folders: dict[str, Pa
     assert torch.allclose(text.rows_BTW[0], empty_rows[0], atol=1e-6)
     assert torch.allclose(text.pooled_BP[0], empty_pooled[0], atol=1e-6)
     assert rows.shape == (3, 48, 32)
-    assert text.is_padded_B.tolist() == [True, True, True]
+    assert not text.bias_B.any()
 
 
 @torch.no_grad()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
-from t2ictl.benchmarks.shapes.train.frozen.attention import ExplicitJointAttention, repeat_bias
+from t2ictl.benchmarks.shapes.train.frozen.attention import ExplicitJointAttention
 from t2ictl.benchmarks.shapes.train.frozen.batches import Batch
 from t2ictl.benchmarks.shapes.train.frozen.dit import FlowTask, flow_times
-from t2ictl.benchmarks.shapes.train.frozen.encoders import Encoders, load_encoders
+from t2ictl.benchmarks.shapes.train.frozen.encoders import Encoders, Text, last_key_bias, load_encoders
 from t2ictl.benchmarks.shapes.train.frozen.layout import CLASSES, layout_loss, layout_of
 from t2ictl.benchmarks.shapes.train.frozen.settings import FrozenRecipe
 from t2ictl.shapes.world import COLORS, SHAPES, Look, Mark, Placed, Scene
@@ -75,34 +76,49 @@ def test_a_bias_on_the_last_row_is_that_row_many_times() -> None:
     plain = model(**inputs, encoder_hidden_states=rows).sample
     longer = torch.cat([rows, rows[:, -1:].expand(-1, 232, -1)], dim=1)
     repeated = model(**inputs, encoder_hidden_states=longer).sample
-    bias = repeat_bias(233, torch.tensor([True, False]), 64 + 6)
+    bias = last_key_bias(torch.tensor([math.log(233), 0]), 64 + 6)
     biased = model(**inputs, encoder_hidden_states=rows, joint_attention_kwargs={"attention_mask": bias}).sample
     assert torch.allclose(biased[0], repeated[0], atol=1e-5)
     assert torch.allclose(biased[1], plain[1], atol=1e-5)
     assert (repeated - plain).abs().max() > 1e-3
 
 
-def test_task_repeats_padding_of_long_rows_only(encoders: Encoders) -> None:
-    task, batch, text = _task_and_batch(encoders)
-    seen = []
-    whole = task.errors
+@torch.no_grad()
+def test_long_text_is_nearly_what_the_encoder_makes_of_longer_rows(encoders: Encoders) -> None:
+    captions = ["a red circle", "", "a small striped blue triangle, a dotted cyan ring and a large green cross"]
+    short, long = encoders.encode(captions), encoders.encode(captions, torch.tensor([True] * 3))
+    tokens = encoders.tokenizers[2](captions, padding="max_length", max_length=256, return_tensors="pt").input_ids
+    whole = encoders.models[2](tokens)[0]
+    errors = [(text.rows_BTW[:, 24:] - whole[:, :24]).norm() / whole[:, :24].norm() for text in (short, long)]
+    assert errors[1] < 0.05
+    assert errors[1] < 0.2 * errors[0]
+    assert torch.equal(long.rows_BTW[:, :24], short.rows_BTW[:, :24])
+    assert torch.equal(long.pooled_BP, short.pooled_BP)
 
-    def listening(*inputs):  # type: ignore[no-untyped-def]
+
+def test_task_repeats_padding_of_long_rows_only(encoders: Encoders, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, batch, _ = _task_and_batch(encoders)
+    is_long = torch.tensor([False, True, True])
+    text = encoders.encode(["a red circle", "a red circle", " ".join(["star"] * 23)], is_long)
+    assert torch.equal(text.bias_B, torch.tensor([0, math.log(233), 0]))
+    seen: list[torch.Tensor] = []
+
+    def errors(*inputs: Any) -> torch.Tensor:
         seen.append(inputs[-1])
-        return whole(*inputs)
+        return torch.zeros(3)
 
-    task.errors = listening  # type: ignore[method-assign]
+    monkeypatch.setattr(task, "errors", errors)
+    monkeypatch.setattr(task, "recipe", replace(RECIPE, layout_weight=0))
     task.loss(batch, text)
     expected = torch.zeros(3, 1, 1, 64 + 48)
     expected[1, ..., -1] = math.log(233)
     assert torch.equal(seen[0], expected)
 
 
-def _task_and_batch(encoders: Encoders):  # type: ignore[no-untyped-def]
-    """Three scenes, of which the second and the third are read long and the third has no padding."""
+def _task_and_batch(encoders: Encoders) -> tuple[FlowTask, Batch, Text]:
+    """Three scenes and their captions."""
     scenes = [scene_of("a red circle"), scene_of("a blue star", "a green ring"), Scene(objects=())]
     text = encoders.encode(["a red circle", "a blue star and a green ring", ""])
-    text.is_padded_B[2] = False
     generator = torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(3, 4, 16, 16, generator=generator) for _ in range(2))
     batch = Batch(
@@ -110,7 +126,7 @@ def _task_and_batch(encoders: Encoders):  # type: ignore[no-untyped-def]
         latents=latents,
         noise=noise,
         points=torch.tensor([0.2, 0.5, 0.9]).double(),
-        is_long=torch.tensor([False, True, True]),
+        is_long=torch.zeros(3, dtype=torch.bool),
         captions=("", "", ""),
     )
     return FlowTask(RECIPE, encoders, layout_of(scenes)), batch, text

@@ -1,36 +1,13 @@
-"""Joint attention of the transformer in training: explicit, and with one key that stands for many.
+"""Joint attention of the transformer in training: explicit, and with a bias on keys.
 
 Legend: ``B`` batch row, ``H`` head, ``Q`` position, ``K`` key, ``D`` head width, image rows first, text rows behind.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-
-
-def repeat_bias(repeats: int, is_long_B: torch.Tensor, keys: int) -> torch.Tensor:
-    """Make the bias under which the last key counts as often as if it were there several times.
-
-    ``repeats`` identical keys have together the weight ``repeats * exp(score) = exp(score + log(repeats))``.
-
-    Args:
-        repeats: how often.
-        is_long_B: in which rows of the batch.
-        keys: how many there are.
-
-    Returns:
-        A bias on scores, shape ``(B, 1, 1, K)``, zero but for the last key of the chosen rows.
-
-    Example:
-        >>> repeat_bias(3, torch.tensor([True]), 2).exp().flatten().tolist()
-        [1.0, 3.0]
-    """
-    bias = torch.zeros(len(is_long_B), 1, 1, keys)
-    bias[is_long_B, :, :, -1] = math.log(repeats)
-    return bias
 
 
 class ExplicitJointAttention:

@@ -14,9 +14,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from t2ictl.benchmarks.shapes.train.frozen.attention import ExplicitJointAttention, repeat_bias
+from t2ictl.benchmarks.shapes.train.frozen.attention import ExplicitJointAttention
 from t2ictl.benchmarks.shapes.train.frozen.batches import Batch
-from t2ictl.benchmarks.shapes.train.frozen.encoders import Encoders, Text
+from t2ictl.benchmarks.shapes.train.frozen.encoders import Encoders, Text, last_key_bias
 from t2ictl.benchmarks.shapes.train.frozen.layout import Layout, LayoutHead, layout_loss
 from t2ictl.benchmarks.shapes.train.frozen.settings import FrozenRecipe
 from t2ictl.benchmarks.shapes.train.learner import Measured
@@ -51,7 +51,7 @@ def initialize(model: nn.Module) -> None:
 
 
 def build_transformer(recipe: FrozenRecipe, encoders: Encoders) -> SD3Transformer2DModel:
-    """Make a transformer for latents of 16x16 cells, with the weights to start from where the recipe names a folder.
+    """Make the transformer for latents of 4 channels and 16x16 cells, untrained or with weights to start from.
 
     Args:
         recipe: layers, heads, their width, seed and start.
@@ -180,7 +180,7 @@ class FlowTask:
             noise: of the same shape.
             times_B: noise levels, 0 to 1.
             text: of the captions.
-            bias: on scores of joint attention, see :func:`repeat_bias`.
+            bias: on scores of joint attention, see :func:`last_key_bias`.
 
         Returns:
             Mean over the elements of each image, shape ``(B,)``.
@@ -217,10 +217,8 @@ class FlowTask:
             A scalar, and its parts by name.
         """
         recipe, times = self.recipe, flow_times(batch.points)
-        keys = text.rows_BTW.shape[1]
-        pixels = (batch.latents.shape[-1] // 2) * (batch.latents.shape[-2] // 2)
-        repeats = recipe.long_rows - keys // 2 + 1
-        bias = repeat_bias(repeats, batch.is_long & text.is_padded_B, pixels + keys)
+        patches = (batch.latents.shape[-1] // 2) * (batch.latents.shape[-2] // 2)
+        bias = last_key_bias(text.bias_B, patches + text.rows_BTW.shape[1])
         self._rows.clear()
         flow = self.errors(self.model, batch.latents, batch.noise, times, text, bias).mean()
         measured = {"loss": float(flow.detach())}

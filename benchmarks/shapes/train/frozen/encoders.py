@@ -5,6 +5,7 @@ Legend: ``B`` captions, ``T`` text rows, ``W`` their width, ``P`` width of the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,6 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
-
-from t2ictl.benchmarks.shapes.train.team import Team
 
 #: Subfolders of the encoders and of their tokenizers, in the order of the pipeline.
 NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -27,19 +26,36 @@ class Text:
     Args:
         rows_BTW: text rows.
         pooled_BP: pooled states; no columns where the denoiser takes none.
-        is_padded_B: whether the last row is one of padding, which a longer text row would only repeat.
+        bias_B: logarithm of how many equal rows of padding the last row stands for; 0 where it is alone.
     """
 
     rows_BTW: torch.Tensor
     pooled_BP: torch.Tensor
-    is_padded_B: torch.Tensor
+    bias_B: torch.Tensor
 
     def __getitem__(self, rows: slice) -> Text:
-        return Text(rows_BTW=self.rows_BTW[rows], pooled_BP=self.pooled_BP[rows], is_padded_B=self.is_padded_B[rows])
+        return Text(rows_BTW=self.rows_BTW[rows], pooled_BP=self.pooled_BP[rows], bias_B=self.bias_B[rows])
 
-    def part(self, team: Team) -> Text:
-        """Return the rows of one member of a team."""
-        return self[slice(team.rank, None, team.size)]
+
+def last_key_bias(bias_B: torch.Tensor, keys: int) -> torch.Tensor:
+    """Make the bias under which the last key of attention stands for many equal ones.
+
+    ``n`` equal keys have together the weight ``n exp(score) = exp(score + log n)``.
+
+    Args:
+        bias_B: ``log n``.
+        keys: how many keys there are, the last one included.
+
+    Returns:
+        A bias on scores, shape ``(B, 1, 1, keys)``, zero but for the last key.
+
+    Example:
+        >>> last_key_bias(torch.tensor([3.0]).log(), 2).exp().flatten().tolist()
+        [1.0, 3.0]
+    """
+    bias = torch.zeros(len(bias_B), 1, 1, keys)
+    bias[..., -1] = bias_B[:, None, None]
+    return bias
 
 
 def _tokens(tokenizer: Any, captions: Sequence[str], length: int) -> torch.Tensor:
@@ -68,11 +84,14 @@ class Encoders:
         return [index for index, each in enumerate(zip(*lengths, strict=True)) if max(each) > self.length]
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> Text:
+    def encode(self, captions: Sequence[str], is_long_B: torch.Tensor | None = None, long_rows: int = 256) -> Text:
         """Encode captions as the stock pipeline does.
 
         Args:
             captions: ``B`` texts.
+            is_long_B: which of them T5 reads as if padded to ``long_rows``: a last row of padding stands for all that
+                would follow, as a key of T5's attention and of the denoiser's.
+            long_rows: T5 rows that the stock pipeline makes when it is not told otherwise.
 
         Returns:
             For one CLIP its last rows, as ``StableDiffusionPipeline``. For three encoders, as
@@ -82,15 +101,18 @@ class Encoders:
         tokens = [_tokens(tokenizer, captions, self.length) for tokenizer in self.tokenizers]
         if len(self.models) == 1:
             rows = self.models[0].text_model(tokens[0]).last_hidden_state
-            return Text(rows_BTW=rows, pooled_BP=rows[:, 0, :0], is_padded_B=torch.zeros(len(rows), dtype=torch.bool))
+            return Text(rows_BTW=rows, pooled_BP=rows[:, 0, :0], bias_B=torch.zeros(len(rows)))
         clips = [model(ids, output_hidden_states=True) for model, ids in zip(self.models[:2], tokens, strict=False)]
-        t5_rows = self.models[2](tokens[2])[0]
+        is_padded_B = tokens[2][:, -1] == self.tokenizers[2].pad_token_id
+        is_repeated_B = torch.zeros_like(is_padded_B) if is_long_B is None else is_padded_B & is_long_B
+        bias_B = is_repeated_B * math.log(long_rows - self.length + 1)
+        t5_rows = self.models[2](tokens[2], attention_mask=last_key_bias(bias_B, self.length))[0]
         clip_rows = torch.cat([each.hidden_states[-2] for each in clips], dim=-1)
         clip_rows = torch.nn.functional.pad(clip_rows, (0, t5_rows.shape[-1] - clip_rows.shape[-1]))
         return Text(
             rows_BTW=torch.cat([clip_rows, t5_rows], dim=1),
             pooled_BP=torch.cat([each.text_embeds for each in clips], dim=-1),
-            is_padded_B=tokens[2][:, -1] == self.tokenizers[2].pad_token_id,
+            bias_B=bias_B,
         )
 
 

@@ -34,7 +34,7 @@ class FrozenRecipe:
         ghost_share: part of the captions that names an object that is not in the image.
         swap_share: part of the captions of several objects with two attributes exchanged.
         fine_share: of the U-Net: part of the training times in the last 300 steps of denoising.
-        long_share: of the transformer: part of the captions that is read as one of ``long_rows`` T5 rows.
+        long_share: of the transformer: part of the captions that is read as if padded to ``long_rows`` T5 rows.
         long_rows: T5 rows that the stock pipeline makes when it is not told otherwise.
         layout_weight: of the transformer: weight of the auxiliary head that reads the layout; 0 leaves it out.
         layout_block: block, from 0, whose image rows that head reads.

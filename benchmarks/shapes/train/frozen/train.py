@@ -61,8 +61,8 @@ class HeldOut:
             Mean over scenes, uniform times and latent elements.
         """
         name = next(iter(learner.models))
-        state = {key.removeprefix(f"{name}."): value for key, value in learner.average.items()}
-        shadow.load_state_dict({key: value for key, value in state.items() if key in shadow.state_dict()}, strict=False)
+        for key, weight in shadow.named_parameters():
+            weight.copy_(learner.average[f"{name}.{key}"])
         total = torch.zeros(1)
         for start in range(0, len(self.points), CHUNK):
             rows = slice(start + team.rank, start + CHUNK, team.size)
@@ -92,7 +92,7 @@ def draw_held_out(world: Recipe, count: int, encoders: Encoders) -> HeldOut:
     text = Text(
         rows_BTW=torch.cat([part.rows_BTW for part in parts]),
         pooled_BP=torch.cat([part.pooled_BP for part in parts]),
-        is_padded_B=torch.cat([part.is_padded_B for part in parts]),
+        bias_B=torch.cat([part.bias_B for part in parts]),
     )
     return HeldOut(latents=latents, noise=noise, points=spread_points(count, generator), text=text)
 
@@ -117,7 +117,7 @@ def build_task(
 
 
 def build_learner(recipe: FrozenRecipe, task: Task, team: Team = ALONE) -> Learner:
-    """Equip a task with its optimizers and its average.
+    """Make the optimizers and the average of a task.
 
     Args:
         recipe: optimizer and rate.
@@ -185,7 +185,7 @@ def train_frozen(run: Run, drawn: DrawnScenes, layout: Layout | None, team: Team
 
     def update(step: int) -> Measured:
         batch = make_batch(recipe, step, drawn, encoders).part(team)
-        loss, measured = task.loss(batch, encoders.encode(batch.captions))
+        loss, measured = task.loss(batch, encoders.encode(batch.captions, batch.is_long, recipe.long_rows))
         advance(learner, loss, recipe, team)
         if learner.step % recipe.validate_every == 0 or learner.step == recipe.steps:
             error = round(held_out.error(task, learner, shadow, team), 5)
