@@ -59,8 +59,7 @@ def flow(
         pipe: a diffusers pipeline.
         prompt: the prompt.
         items: words or :class:`Item` settings; empty for all objects that the parser finds.
-        judge: tells what is to be seen: a name as for :func:`t2ictl.evaluation.judges.open_judge`, or a judge; None: no
-            images are judged, and only the screen and the word maps are made.
+        judge: a name as for :func:`t2ictl.evaluation.judges.open_judge`, or a judge; None: only screen and word maps.
         seeds: images of each condition. No-leak claims need many: the upper bound of 0 in 8 is 32 %, of 0 in 20 16 %.
         confirm: further seeds on which a repair must hold; 0: none is sought.
         operators: how tokens are removed: ``"clean_pad"`` (the paper's), ``"released"`` (pooled states too),
