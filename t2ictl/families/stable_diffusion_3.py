@@ -62,8 +62,8 @@ class StableDiffusion3Adapter(TransformerAdapter):
     def own_arguments(self) -> dict[str, Any]:
         """The length of T5's row, where the tokenizer ends before the pipeline's own: a model of short rows.
 
-        The transformer has no mask: it reads every further position, and such a model has never seen one. Tokenizers
-        of released models end at 512.
+        The transformer has no mask: it reads every position of padding, and such a model is made for few of them.
+        Tokenizers of released models end at 512.
         """
         own = default_argument(self.pipe, "max_sequence_length")
         limit = int(self.tokenizers[-1].model_max_length) if len(self.tokenizers) > 2 else None
