@@ -165,6 +165,7 @@ def flash_attention() -> Iterator[None]:
     def flash(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, scale: Any = None, **others: Any
     ) -> Tensor:
+        """Take the place of torch's function."""
         heads = (query, key, value)
         if has_torch_function(heads):  # as the function whose place it takes: a mode may be there to see the call
             seen: Tensor = handle_torch_function(flash, heads, *heads, attn_mask, scale=scale, **others)

@@ -17,7 +17,7 @@ from t2ictl.benchmarks.studies.token_flow.table import print_tables, read_part
 from t2ictl.errors import BadSetting
 from t2ictl.processors import TokenFlow
 from t2ictl.shapes.captions import expect
-from tests.shapes.stand_ins import clip_pipe, joint_pipe
+from tests.stand_ins import clip_pipe, joint_pipe
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_another_model_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_words_of_each_text_encoder_are_compared(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(encoders.t2ictl, "load", lambda name, device: joint_pipe())
+    monkeypatch.setattr(encoders, "open_model", lambda name: joint_pipe())
     assert encoders.main(["--prompts", "1"]) == 0
     text = capsys.readouterr().out
     clip, t5 = text.split("### ")[1:]

@@ -23,7 +23,7 @@ from t2ictl.shapes.captions import expectation_of
 from t2ictl.shapes.sampling import sample_scene
 from t2ictl.shapes.world import Scene
 from tests.shapes.scenes import scene_of
-from tests.shapes.stand_ins import clip_pipe, joint_pipe
+from tests.stand_ins import clip_pipe, joint_pipe
 
 PLACES, TEXT, HEADS, WIDTH = 6, 5, 3, 4
 TOKENS = range(PLACES, PLACES + TEXT)
@@ -199,7 +199,7 @@ def test_the_command_prints_tables(
 ) -> None:
     pipe = build()
     monkeypatch.setattr(generated, "STEPS", 2)
-    monkeypatch.setattr(maps.t2ictl, "load", lambda name, device: pipe)
+    monkeypatch.setattr(maps, "open_model", lambda name: pipe)
     kept = dict(pipe.unet.attn_processors) if hasattr(pipe, "unet") else None
     assert maps.main(["--scenes", "2", "--noise", "0.8", "0.4"]) == 0
     if kept:
@@ -209,7 +209,6 @@ def test_the_command_prints_tables(
 
 
 def test_other_pipelines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = SimpleNamespace(set_progress_bar_config=lambda **unused: None)
-    monkeypatch.setattr(maps.t2ictl, "load", lambda name, device: other)
+    monkeypatch.setattr(maps, "open_model", lambda name: SimpleNamespace())
     with pytest.raises(BadSetting, match="is not measured here"):
         maps.main([])

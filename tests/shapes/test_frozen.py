@@ -22,7 +22,7 @@ from t2ictl.benchmarks.shapes.train.scenes import draw_scenes
 from t2ictl.benchmarks.shapes.train.settings import Recipe
 from t2ictl.errors import BadSetting
 from t2ictl.shapes import model_path
-from tests.shapes.encoders import write_encoders
+from tests.stand_ins import write_encoders
 
 WORLD = Recipe(images=12)
 SMALL: dict[str, Any] = {

@@ -19,8 +19,8 @@ from t2ictl.benchmarks.shapes.train.frozen.encoders import Encoders, Text, last_
 from t2ictl.benchmarks.shapes.train.frozen.layout import CLASSES, layout_loss, layout_of
 from t2ictl.benchmarks.shapes.train.frozen.settings import FrozenRecipe
 from t2ictl.shapes.world import COLORS, SHAPES, Look, Mark, Placed, Scene
-from tests.shapes.encoders import write_encoders
 from tests.shapes.scenes import scene_of
+from tests.stand_ins import write_encoders
 
 RECIPE = FrozenRecipe(model="dit", layers=2, heads=2, head_width=16, layout_block=1, layout_weight=0.5)
 

@@ -10,10 +10,11 @@ import torch
 
 from t2ictl.benchmarks.shapes.train.data import training_scene
 from t2ictl.benchmarks.shapes.train.loop import Deadline
+from t2ictl.benchmarks.shapes.train.record import read_recipe_of
 from t2ictl.benchmarks.shapes.train.scenes import DrawnScenes
 from t2ictl.benchmarks.shapes.train.settings import Recipe
 from t2ictl.benchmarks.shapes.train.text import rounds
-from t2ictl.benchmarks.shapes.train.text.__main__ import keep_recipe, main
+from t2ictl.benchmarks.shapes.train.text.__main__ import main
 from t2ictl.benchmarks.shapes.train.text.contrastive import Contrastive, batch_of
 from t2ictl.benchmarks.shapes.train.text.export import export_part
 from t2ictl.benchmarks.shapes.train.text.settings import CLIP, CLIP_2, T5
@@ -104,6 +105,7 @@ def test_export_names_folders_as_a_pipeline_does(drawn: DrawnScenes, tmp_path: P
         assert model.dtype == torch.float32
         assert all(torch.equal(weight, weight.bfloat16().float()) for weight in model.parameters())
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model" / f"tokenizer{suffix}")
+        assert tokenizer.model_max_length == 24
         assert tokenizer.convert_tokens_to_ids(tokenizer.tokenize("triangle")) != [tokenizer.unk_token_id]
         config = (tmp_path / "model" / f"text_encoder{suffix}" / "config.json").read_text(encoding="utf-8")
         assert str(tmp_path) not in config
@@ -130,10 +132,11 @@ def test_widths_fit_one_row_of_a_pipeline() -> None:
 
 
 def test_only_the_number_of_updates_may_change(tmp_path: Path) -> None:
-    keep_recipe(TINY_CLIP, tmp_path)
-    keep_recipe(dataclasses.replace(TINY_CLIP, steps=30), tmp_path)
-    with pytest.raises(BadSetting, match="batch"):
-        keep_recipe(dataclasses.replace(TINY_CLIP, batch=13), tmp_path)
+    for recipe in (TINY_CLIP, dataclasses.replace(TINY_CLIP, steps=30)):
+        assert read_recipe_of(type(recipe), tmp_path, dataclasses.asdict(recipe), ("steps",)) == recipe
+    for change in ({"batch": 13}, {"channels": (8, 16)}):
+        with pytest.raises(BadSetting, match=next(iter(change))):
+            read_recipe_of(type(TINY_CLIP), tmp_path, {**dataclasses.asdict(TINY_CLIP), **change}, ("steps",))
 
 
 def test_nothing_is_exported_before_there_is_a_checkpoint(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ CLASSES: dict[str, Any] = {
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
     "T5EncoderModel": T5EncoderModel,
 }
-#: Padded length for T5, which has no length of its own.
+#: Padded length for a T5 whose tokenizer does not end earlier, as that of an embedded model.
 T5_LENGTH = 64
 BATCH = 64
 
@@ -59,7 +59,7 @@ Encode = Callable[[Sequence[str]], Rows]
 def _encode(model: Any, tokenizer: Any, texts: Sequence[str]) -> Rows:
     """Encode texts as the stock pipelines do, without an attention mask."""
     is_t5 = isinstance(model, T5EncoderModel)
-    length = T5_LENGTH if is_t5 else tokenizer.model_max_length
+    length = min(T5_LENGTH, tokenizer.model_max_length) if is_t5 else tokenizer.model_max_length
     states, offsets, pooled = [], [], []
     for start in range(0, len(texts), BATCH):
         chunk = list(texts[start : start + BATCH])

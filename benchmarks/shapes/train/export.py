@@ -116,6 +116,22 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     write(partial)
     clean_configs(partial)
+    move_to_place(partial, target)
+
+
+def move_to_place(partial: Path, target: Path) -> None:
+    """Move a whole folder to its place; one that is there goes away.
+
+    Args:
+        partial: beside the target.
+        target: where to.
+
+    Example:
+        >>> import tempfile
+        >>> here = Path(tempfile.mkdtemp()); (here / "a").mkdir(); (here / "b").mkdir()
+        >>> move_to_place(here / "a", here / "b"); [path.name for path in here.iterdir()]
+        ['b']
+    """
     if target.exists():
         old = target.with_name(f"{target.name}.{os.getpid()}.old")
         target.rename(old)

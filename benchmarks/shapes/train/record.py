@@ -35,6 +35,8 @@ def read_recipe_of(kind: type[Kind], folder: Path, changes: dict[str, Any], free
     """
     path = folder / "recipe.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    # As the record has them: a tuple comes back as a list.
+    changes = json.loads(json.dumps(changes))
     for name, value in changes.items():
         if name not in free and name in stored and stored[name] != value:
             raise BadSetting(f"{name} of the run in {folder} is {stored[name]}, not {value}.", "Use another --out.")

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusion3Pipeline
 
 import t2ictl
 from t2ictl.benchmarks.arguments import ArgumentParser
+from t2ictl.benchmarks.embedded import add_model, open_model
 from t2ictl.benchmarks.markdown import print_table
 from t2ictl.benchmarks.studies.token_flow.cases import cases
 from t2ictl.processors.token_flow.analysis.encoders import screen_encoders
@@ -53,7 +53,7 @@ def word_effects(pipe: Any, split: HeldOut, prompts: int) -> Effects:
         words = asked.prompt.split()
         queries = [word if word not in words[:place] else f"{word}#2" for place, word in enumerate(words)]
         roles = dict(zip(queries, ROLES, strict=True)) | {ENDS: ENDS}
-        for segment, cells in screen_encoders(pipe, asked.prompt, queries, **_how(pipe)).items():
+        for segment, cells in screen_encoders(pipe, asked.prompt, queries, **t2ictl.own_arguments(pipe)).items():
             for cell in cells:
                 if cell.target in roles:
                     found[segment][roles[cell.target], roles[cell.source]].append(cell)
@@ -75,18 +75,11 @@ def phrase_effects(pipe: Any, split: HeldOut, prompts: int) -> Effects:
     for case in cases("pairs", split, prompts):
         second, first = case.items
         roles = {second.words: "second", first.words: "first"}
-        for segment, cells in screen_encoders(pipe, case.prompt, case.items, **_how(pipe)).items():
+        for segment, cells in screen_encoders(pipe, case.prompt, case.items, **t2ictl.own_arguments(pipe)).items():
             for cell in cells:
                 if cell.target in roles:
                     found[segment][roles[cell.target], roles[cell.source]].append(cell)
     return found
-
-
-def _how(pipe: Any) -> dict[str, Any]:
-    """T5's rows are as long as its tokenizer makes them: the embedded model has seen no longer ones."""
-    if not isinstance(pipe, StableDiffusion3Pipeline):
-        return {}
-    return {"max_sequence_length": min(256, int(pipe.tokenizer_3.model_max_length))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,12 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status 0.
     """
     parser = ArgumentParser(prog="t2ictl bench study text-encoders", description=__doc__)
-    parser.add_argument("--model", default="shapes", help="an embedded model, or a diffusers folder")
+    add_model(parser, steps=False)
     parser.add_argument("--split", choices=("tune", "report"), default="tune")
     parser.add_argument("--prompts", type=int, default=50, help="pairs")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    pipe = t2ictl.load(options.model, device="cpu")
+    pipe = open_model(options.model)
     for segment, cells in word_effects(pipe, options.split, options.prompts).items():
         print(f"### {segment}: moved (directly), {options.prompts} pairs\n")
         print_table(("of \\ when hidden", *ROLES), _matrix(cells))

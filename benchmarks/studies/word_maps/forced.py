@@ -13,17 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from t2ictl import parse
+from t2ictl import own_arguments, parse
 from t2ictl.benchmarks.shapes.train.data import to_pixels
 from t2ictl.benchmarks.studies.word_maps.readings import JointCall, KernelListener, read_maps, read_mass
 from t2ictl.benchmarks.studies.word_maps.scoring import Score, inside_cells, object_cells, score_map
 from t2ictl.shapes.captions import expectation_of
 from t2ictl.shapes.world import Scene
 
-__all__ = ["BOTH", "MEAN", "TEXT_LENGTH", "Heard", "Key", "Scores", "listen", "score_forced"]
+__all__ = ["BOTH", "MEAN", "Heard", "Key", "Scores", "listen", "score_forced"]
 
-#: Rows of T5, as in training.
-TEXT_LENGTH = 24
 #: The segments of a text row, and their mean; all blocks together.
 SEGMENTS, BOTH, MEAN = ("CLIP", "T5"), "both", "mean"
 
@@ -88,7 +86,7 @@ def listen(pipe: Any, prompts: Sequence[str], x_BCYX: Tensor, noise: float) -> H
         Maps and shares, mean over heads.
     """
     embeds, _, pooled, _ = pipe.encode_prompt(
-        list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
+        list(prompts), None, None, do_classifier_free_guidance=False, **own_arguments(pipe)
     )
     words_BK = torch.zeros(embeds.shape[:2], dtype=torch.bool)
     for row, prompt in enumerate(prompts):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from t2ictl import Recording, controlled
+from t2ictl import Recording, controlled, own_arguments
 from t2ictl.benchmarks.shapes.evaluate.evaluate import GUIDANCE, STEPS, trials
 from t2ictl.benchmarks.studies.word_maps.scoring import Score, found_cells, score_map
 from t2ictl.shapes.prompts import Kind
@@ -24,7 +24,7 @@ BATCH = 10
 
 
 def score_generated(
-    pipe: Any, kind: Kind, count: int, seed: int, records: Mapping[str, Recording | bool], **call: Any
+    pipe: Any, kind: Kind, count: int, seed: int, records: Mapping[str, Recording | bool]
 ) -> dict[tuple[str, str], list[Score]]:
     """Score the recorded maps of nouns and colors on generated images that are right: means over all steps.
 
@@ -34,7 +34,6 @@ def score_generated(
         count: images; those that the judge does not find right are left out.
         seed: of the prompts and the images.
         records: ways to record by name; the same images are made for each.
-        call: further arguments of the pipeline.
 
     Returns:
         For each way and kind of word the scores, one a word.
@@ -48,7 +47,7 @@ def score_generated(
             noise = [torch.Generator().manual_seed(own) for _, own in batch]
             with controlled(pipe, [], record=record) as session:
                 images = pipe(
-                    prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=noise, **call
+                    prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=noise, **own_arguments(pipe)
                 ).images
             for row, ((asked, _), image) in enumerate(zip(batch, images, strict=True)):
                 verdict = judge_expectation(image, asked)

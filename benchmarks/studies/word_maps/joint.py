@@ -13,7 +13,7 @@ import numpy as np
 
 from t2ictl import Recording
 from t2ictl.benchmarks.markdown import print_table
-from t2ictl.benchmarks.studies.word_maps.forced import BOTH, MEAN, SEGMENTS, TEXT_LENGTH, Key, Scores, score_forced
+from t2ictl.benchmarks.studies.word_maps.forced import BOTH, MEAN, SEGMENTS, Key, Scores, score_forced
 from t2ictl.benchmarks.studies.word_maps.generated import KINDS, score_generated
 from t2ictl.benchmarks.studies.word_maps.readings import READINGS
 from t2ictl.benchmarks.studies.word_maps.scoring import shown
@@ -107,9 +107,7 @@ def _generated_rows(pipe: Any, options: argparse.Namespace) -> Iterator[tuple[ob
     every: dict[str, Recording] = {kind: Recording(layers=("joint",), kind=kind, per_step=False) for kind in RECORDED}
     usual = {"default layers": Recording(per_step=False)}
     for kind in KINDS:
-        found = score_generated(
-            pipe, kind, options.generated, options.seed, every | usual, max_sequence_length=TEXT_LENGTH
-        )
+        found = score_generated(pipe, kind, options.generated, options.seed, every | usual)
         for way in (*every, *usual):
             for word in WORDS:
                 own = found.get((way, word), [])

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 
-import t2ictl
 from t2ictl.benchmarks.arguments import ArgumentParser
+from t2ictl.benchmarks.embedded import add_model, open_model
 from t2ictl.benchmarks.studies.word_maps import joint, unet
 from t2ictl.errors import BadSetting
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         Exit status 0.
     """
     parser = ArgumentParser(prog="t2ictl bench study word-maps", description=__doc__)
-    parser.add_argument("--model", default="shapes", help="an embedded model, or a diffusers folder")
+    add_model(parser, steps=False)
     parser.add_argument("--scenes", type=int, default=100, help="drawn images")
     parser.add_argument("--generated", type=int, default=None, help="generated images of each kind; default: as many")
     parser.add_argument("--seed", type=int, default=0)
@@ -41,8 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.generated = options.scenes if options.generated is None else options.generated
     torch.set_num_threads(1)
-    pipe = t2ictl.load(options.model, device="cpu")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_model(options.model)
     if isinstance(pipe, StableDiffusion3Pipeline):
         joint.print_tables(pipe, options)
     elif isinstance(pipe, StableDiffusionPipeline):

@@ -13,20 +13,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from t2ictl.errors import BadSetting, UnsupportedPipeline
+from t2ictl.errors import BadSetting
 from t2ictl.evaluation.judges import Judge, open_judge
 from t2ictl.families import find_adapter
-from t2ictl.families.base import Offer
 from t2ictl.generation import Request
 from t2ictl.processors.token_flow.analysis.estimates import Scores
 from t2ictl.processors.token_flow.analysis.images import Cell, ImageCache
 from t2ictl.processors.token_flow.conditions import Conditions, Intervention, compose
+from t2ictl.processors.token_flow.control import TokenFlow
 from t2ictl.processors.token_flow.items import Item, bound_items
 from t2ictl.processors.token_flow.readings import read_all
+from t2ictl.session.checks import check_needs
 
 __all__ = ["Scoring"]
-
-NEEDS: frozenset[Offer] = frozenset({"encoders", "rows"})
 
 
 class Scoring:
@@ -64,12 +63,7 @@ class Scoring:
     ) -> None:
         assert isinstance(request.prompt, str)
         adapter = find_adapter(pipe)
-        if missing := sorted(NEEDS - adapter.offers):
-            raise UnsupportedPipeline(
-                f"The analysis of token flow needs {' and '.join(missing)}, which pipelines of the family "
-                f"{adapter.family!r} do not offer.",
-                "docs/transformers.md lists which control acts on which family.",
-            )
+        check_needs([TokenFlow()], adapter)
         self.prompt = adapter.parse((request.prompt,), request.parser)
         self.items = bound_items(self.prompt, items, is_causal=adapter.text_is_causal)
         self.conditions = Conditions(self.prompt, lambda text: adapter.parse((text,), request.parser))

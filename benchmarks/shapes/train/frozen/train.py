@@ -184,6 +184,7 @@ def train_frozen(run: Run, drawn: DrawnScenes, layout: Layout | None, team: Team
     held_out = draw_held_out(run.world, recipe.validation_scenes, encoders)
 
     def update(step: int) -> Measured:
+        """Learn from one batch, and validate where it is due."""
         batch = make_batch(recipe, step, drawn, encoders).part(team)
         loss, measured = task.loss(batch, encoders.encode(batch.captions, batch.is_long, recipe.long_rows))
         advance(learner, loss, recipe, team)

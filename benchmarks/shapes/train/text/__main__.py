@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from t2ictl.benchmarks.arguments import ArgumentParser
 from t2ictl.benchmarks.shapes.train.loop import Deadline
+from t2ictl.benchmarks.shapes.train.record import read_recipe_of
 from t2ictl.benchmarks.shapes.train.scenes import draw_scenes
 from t2ictl.benchmarks.shapes.train.settings import Recipe
 from t2ictl.benchmarks.shapes.train.text.contrastive import Contrastive
@@ -20,28 +20,8 @@ from t2ictl.benchmarks.shapes.train.text.settings import CLIP, CLIP_2, T5, Contr
 from t2ictl.benchmarks.shapes.train.text.spans import Spans
 from t2ictl.benchmarks.shapes.train.text.tokenizer import build_t5_tokenizer
 from t2ictl.benchmarks.shapes.train.vocabulary import build_tokenizer
-from t2ictl.errors import BadSetting
 
 RECIPES: dict[str, Any] = {"clip": CLIP, "clip-2": CLIP_2, "t5": T5}
-
-
-def keep_recipe(recipe: Any, folder: Path) -> None:
-    """Write the recipe of a run, or compare it with the one on record; only ``steps`` may change.
-
-    Args:
-        recipe: a frozen dataclass.
-        folder: of the run.
-
-    Raises:
-        BadSetting: another number differs from the one on record.
-    """
-    path = folder / "recipe.json"
-    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else asked
-    for name, value in asked.items():
-        if name != "steps" and stored.get(name) != value:
-            raise BadSetting(f"{name} of the run in {folder} is {stored.get(name)}, not {value}.", "Use another --out.")
-    path.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
 
 
 def run(recipe: ContrastiveRecipe | SpanRecipe, folder: Path, scenes: Path, deadline: Deadline) -> bool:
@@ -80,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = RECIPES[options.part]
     if options.steps is not None:
         recipe = dataclasses.replace(recipe, steps=options.steps)
-    keep_recipe(recipe, options.out)
+    recipe = read_recipe_of(type(recipe), options.out, dataclasses.asdict(recipe), ("steps",))
     is_complete = options.minutes == 0 or run(recipe, options.out, options.scenes, Deadline(minutes=options.minutes))
     if is_complete and options.export is not None:
         export_part(recipe, options.out, options.export)

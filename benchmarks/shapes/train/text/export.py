@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -15,10 +14,10 @@ from transformers import (
     T5Tokenizer,
 )
 
-from t2ictl.benchmarks.shapes.train.export import clean_configs
+from t2ictl.benchmarks.shapes.train.export import clean_configs, move_to_place
 from t2ictl.benchmarks.shapes.train.settings import Recipe
 from t2ictl.benchmarks.shapes.train.text.rounds import checkpoint_of
-from t2ictl.benchmarks.shapes.train.text.settings import ContrastiveRecipe, SpanRecipe
+from t2ictl.benchmarks.shapes.train.text.settings import CLIP, ContrastiveRecipe, SpanRecipe
 from t2ictl.benchmarks.shapes.train.text.t5 import build_t5
 from t2ictl.benchmarks.shapes.train.text.tokenizer import build_t5_tokenizer
 from t2ictl.benchmarks.shapes.train.text.towers import Towers
@@ -93,29 +92,6 @@ def trained(recipe: ContrastiveRecipe | SpanRecipe, folder: Path) -> CLIPTextMod
     return towers.text.eval()
 
 
-def replace_folder(partial: Path, target: Path) -> None:
-    """Move a whole folder to its place; one that is there goes away.
-
-    Args:
-        partial: beside the target.
-        target: where to.
-
-    Example:
-        >>> import tempfile
-        >>> here = Path(tempfile.mkdtemp()); (here / "a").mkdir(); (here / "b").mkdir()
-        >>> replace_folder(here / "a", here / "b"); [path.name for path in here.iterdir()]
-        ['b']
-    """
-    if target.exists():
-        old = target.with_name(f"{target.name}.{os.getpid()}.old")
-        target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(target)
-
-
 def export_part(recipe: ContrastiveRecipe | SpanRecipe, folder: Path, target: Path) -> None:
     """Write encoder and tokenizer of a run, each first beside its place and then in one move.
 
@@ -130,12 +106,13 @@ def export_part(recipe: ContrastiveRecipe | SpanRecipe, folder: Path, target: Pa
     model.save_pretrained(partial / f"text_encoder{suffix}", safe_serialization=True)
     tokenizer: CLIPTokenizer | T5Tokenizer
     if isinstance(recipe, SpanRecipe):
-        tokenizer = build_t5_tokenizer()
+        # As long as the rows of the CLIPs beside it: the length for which denoisers are made.
+        tokenizer = build_t5_tokenizer(CLIP.length)
         tokenizer.save_pretrained(partial / f"tokenizer{suffix}")
     else:
         tokenizer = build_tokenizer(Recipe())
         save_tokenizer(tokenizer, partial / f"tokenizer{suffix}")
     clean_configs(partial)
     for path in sorted(partial.iterdir()):
-        replace_folder(path, target / path.name)
+        move_to_place(path, target / path.name)
     partial.rmdir()

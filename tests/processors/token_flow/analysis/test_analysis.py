@@ -108,7 +108,7 @@ def test_bad_input_is_refused_before_any_image(settings: Any, error: type[Except
 
 
 def test_a_transformer_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedPipeline, match="needs encoders and rows, which pipelines of the family 'sd3'"):
+    with pytest.raises(UnsupportedPipeline, match="TokenFlow needs encoders.* which pipelines of the family 'sd3'"):
         t2ictl.flow(sd3(), PROMPT, **SMALL)
 
 

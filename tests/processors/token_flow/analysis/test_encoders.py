@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import t2ictl
 from t2ictl.errors import UnsupportedPipeline
 from t2ictl.families import find_adapter
 from t2ictl.processors.token_flow.analysis.encoders import screen_encoders
@@ -84,11 +83,6 @@ def test_texts_are_encoded_as_the_pipeline_encodes_them() -> None:
     for own, text in zip(rows.embeds, (PROMPT, "a cat"), strict=True):
         made = pipe.encode_prompt(text, None, None, do_classifier_free_guidance=False, max_sequence_length=24)
         torch.testing.assert_close(own, made[0][0])
-
-
-def test_images_of_conditions_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedPipeline, match="token flow needs .*, which pipelines of the family"):
-        t2ictl.flow(_sd3(), PROMPT, ITEMS)
 
 
 def test_other_families_are_refused_by_name() -> None:
