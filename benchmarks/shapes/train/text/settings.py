@@ -120,7 +120,7 @@ class SpanRecipe:
     closed_share: float = 0.35
     corrupted: tuple[float, float] = (0.15, 0.4)
     mean_span: tuple[float, float] = (1.5, 3.0)
-    steps: int = 1_500
+    steps: int = 2_300
     rate: float = 3e-3
     place_factor: float = 20.0
     warmup: int = 100
