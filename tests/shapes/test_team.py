@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -52,3 +57,40 @@ def test_members_share_the_rows_of_a_batch() -> None:
 def test_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(BadSetting, match="batch of 3"):
         Team(rank=0, size=2).part(torch.arange(3))
+
+
+#: A script whose processes ignore interrupts, as in the background of a shell script.
+IN_THE_BACKGROUND = """
+import signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from t2ictl.benchmarks.shapes.train.team import run_team
+from tests.shapes.test_team import stay
+if __name__ == "__main__":
+    run_team(2, stay, Path(sys.argv[1]))
+"""
+
+
+def stay(folder: Path, team: Team) -> None:
+    """Write down which process this is, and do not end."""
+    (folder / f"partial-{team.rank}").write_text(str(os.getpid()))
+    (folder / f"partial-{team.rank}").rename(folder / f"member-{team.rank}")
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_members_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", IN_THE_BACKGROUND, str(tmp_path)])
+    try:
+        paths = [tmp_path / "member-0", tmp_path / "member-1"]
+        while not all(path.exists() for path in paths):
+            assert parent.poll() is None
+            time.sleep(0.2)
+        members = [psutil.Process(int(path.read_text())) for path in paths]
+    finally:
+        parent.kill()
+        parent.wait()
+    _, left = psutil.wait_procs(members, timeout=60)
+    for member in left:
+        member.kill()
+    assert not left

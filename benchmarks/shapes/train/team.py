@@ -7,7 +7,10 @@ and with two members differ by rounding alone.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +88,22 @@ class Team:
 ALONE = Team()
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it ends.
+
+    Torch asks the system for an interrupt then, which does not reach a process that ignores interrupts, as those
+    started in the background by a script do. Members without a parent would go on writing into a run that is
+    already continued.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _member(rank: int, size: int, meeting: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Join the others and work."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     try:
