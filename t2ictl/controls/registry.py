@@ -228,6 +228,7 @@ def _without(data: Mapping[str, Any], paths: frozenset[str], under: str = "") ->
         if under + name in paths:
             continue
         inner = _without(value, paths, f"{under}{name}.") if isinstance(value, Mapping) else value
-        if inner or not isinstance(value, Mapping) or not value:
+        # Only of mappings is it asked whether they are empty: an array has no answer to that.
+        if not isinstance(value, Mapping) or inner or not value:
             kept[name] = inner
     return kept

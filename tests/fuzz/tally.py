@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
-__all__ = ["Tally"]
+__all__ = ["IS_SEARCH", "Tally"]
+
+#: Whether the many examples are others each time: a search for faults. Else they are always the same, so that a change
+#: is not judged by a fault that was there before.
+IS_SEARCH = bool(os.environ.get("T2ICTL_FUZZ_SEARCH"))
 
 
 class Tally:

@@ -23,6 +23,8 @@ from t2ictl.evaluation.statistics.resampling import Array
 
 #: Probability of finding the difference that is called detectable.
 POWER = 0.8
+#: Of prompts, of seeds, and of comparisons.
+MOST = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +32,9 @@ class Design:
     """What would be run.
 
     Args:
-        prompts: of one category, at least 2.
-        seeds: images a prompt and arm, at least 1.
-        comparisons: how many tests are corrected for; Holm's first step divides the level by this.
+        prompts: of one category, 2 to a million.
+        seeds: images a prompt and arm, 1 to a million.
+        comparisons: how many tests are corrected for, 1 to a million; Holm's first step divides the level by this.
 
     Example:
         >>> Design(prompts=400, seeds=4).comparisons
@@ -44,10 +46,11 @@ class Design:
     comparisons: int = 1
 
     def __post_init__(self) -> None:
-        if self.prompts < 2 or self.seeds < 1 or self.comparisons < 1:
+        counts = (self.prompts, self.seeds, self.comparisons)
+        if self.prompts < 2 or min(counts) < 1 or max(counts) > MOST:
             raise BadSetting(
                 f"{self.prompts} prompts with {self.seeds} seeds and {self.comparisons} comparisons cannot be planned.",
-                "Use at least 2 prompts, 1 seed and 1 comparison.",
+                "Use at least 2 prompts, 1 seed and 1 comparison, and at most a million of each.",
             )
 
 
